@@ -1,0 +1,217 @@
+//! What the operator writes into a pod and the worker reads: one versioned document, one variant per role.
+//!
+//! It is mounted as [`crate::names::ROLE_CONFIG_PATH`]. Data are named by URI (`pvc://claim/path`, `file:///path`), never by
+//! mount path: the worker learns where a claim is mounted from `--volume claim=/path`, so the same document is valid in a
+//! container and in the sandbox, where volumes are ordinary directories.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    algorithm::Algorithm,
+    conversion::{Conversion, Template},
+    evaluation::Guard,
+    reward::Reward,
+};
+
+/// The version of this document; a worker refuses any other.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The document.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RoleConfig {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The object the pod works for, for logs and metrics.
+    pub owner: Owner,
+    /// What the pod does.
+    pub role: Role,
+}
+
+/// The object a pod works for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Owner {
+    /// Kind, for example `TrainingJob`.
+    pub kind: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+}
+
+/// What a pod does.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Role {
+    /// Converts source rows into canonical rows.
+    Prepare(Prepare),
+    /// Trains with rollouts in the same process (colocated).
+    Train(Box<Train>),
+    /// Serves a model as policy and critic.
+    Serve(Serve),
+    /// Checks the digests of a checkpoint.
+    Verify(Verify),
+}
+
+impl Role {
+    /// The role's name as labels, logs and metrics show it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Prepare(_) => "prepare",
+            Self::Train(_) => "train",
+            Self::Serve(_) => "serve",
+            Self::Verify(_) => "verify",
+        }
+    }
+}
+
+/// A model on disk.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ModelSource {
+    /// Directory in Hugging Face layout: `pvc://claim/path` or `file:///path`.
+    pub uri: String,
+    /// `sha256:<hex>` of its manifest; loading refuses any other. None for directories that Flotilla did not write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Draw the weights from this seed in place of reading them (config and tokenizer only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random_seed: Option<u64>,
+}
+
+/// Role `prepare`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Prepare {
+    /// File or directory of the source rows: parquet or JSONL.
+    pub source_uri: String,
+    /// Directory that receives the canonical rows.
+    pub output_uri: String,
+    /// How rows are converted.
+    pub conversion: Conversion,
+}
+
+/// A prepared dataset in a run.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PreparedDataset {
+    /// Name in the job: the Dataset's name, or the name of the evaluation set.
+    pub name: String,
+    /// Directory of canonical rows.
+    pub uri: String,
+    /// `sha256:<hex>`; reading refuses any other.
+    pub digest: String,
+    /// Use only the first rows (0: all).
+    #[serde(default)]
+    pub max_rows: u32,
+}
+
+/// Role `train`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Train {
+    /// The model the run begins with; for GRPO also the frozen reference.
+    pub model: ModelSource,
+    /// Training rows; several sets are concatenated in this order.
+    pub datasets: Vec<PreparedDataset>,
+    /// Exactly one member is set.
+    pub algorithm: Algorithm,
+    /// Terms of the reward (GRPO).
+    #[serde(default)]
+    pub rewards: Vec<Reward>,
+    /// Held-out sets.
+    #[serde(default)]
+    pub evaluation_sets: Vec<PreparedDataset>,
+    /// Evaluate after each so many steps (0: only before the first and after the last).
+    #[serde(default)]
+    pub evaluate_every: u32,
+    /// Stop before a second ability is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Guard>,
+    /// Seed of every draw of the run.
+    pub seed: u64,
+    /// Directory of this run: checkpoints, metrics, plot. A stable checkpoint in it is resumed.
+    pub output_uri: String,
+    /// Write a checkpoint after each so many steps (0: only the last).
+    pub checkpoint_every: u32,
+    /// Checkpoints kept on disk.
+    pub keep_last: u32,
+    /// Threads that share a batch on the CPU; the result does not depend on timing.
+    pub threads: u32,
+}
+
+/// Role `serve`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Serve {
+    /// The model.
+    pub model: ModelSource,
+    /// Name under which `/v1/models` lists it.
+    pub served_model_name: String,
+    /// Which of `chat/completions` (policy) and `critic/*` (critic) are offered.
+    pub purpose: Purpose,
+    /// How a comparison becomes the user's text; `critic-short` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub critic_template: Option<Template>,
+    /// Longest prompt plus completion, in tokens.
+    pub max_model_len: u32,
+    /// Requests that may wait; one more is answered 429.
+    pub max_queue: u32,
+}
+
+/// What a served model is for.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum Purpose {
+    /// Answers users.
+    Policy,
+    /// Compares responses.
+    Critic,
+    /// One process, one copy of the weights, both.
+    #[default]
+    Both,
+}
+
+/// Role `verify`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Verify {
+    /// The checkpoint and the digest it must have.
+    pub model: ModelSource,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_config_survives_json() {
+        let config = RoleConfig {
+            schema_version: SCHEMA_VERSION,
+            owner: Owner {
+                kind: "Dataset".into(),
+                namespace: "n".into(),
+                name: "d".into(),
+                uid: "u".into(),
+            },
+            role: Role::Prepare(Prepare {
+                source_uri: "pvc://a/b".into(),
+                output_uri: "pvc://c/d".into(),
+                conversion: Conversion::default(),
+            }),
+        };
+        let text = serde_json::to_string(&config).expect("serializes");
+        assert!(text.contains(r#""role":{"prepare":{"sourceUri""#));
+        assert_eq!(serde_json::from_str::<RoleConfig>(&text).expect("parses"), config);
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused() {
+        let text = r#"{"schemaVersion":1,"owner":{"kind":"a","namespace":"b","name":"c","uid":"d","x":1},"role":{"verify":{"model":{"uri":"u"}}}}"#;
+        let error = serde_json::from_str::<RoleConfig>(text).expect_err("unknown field");
+        assert!(error.to_string().contains("unknown field `x`"), "{error}");
+    }
+}
