@@ -147,6 +147,7 @@ pub struct Grpo {
     /// Train identical completions of a prompt once, weighted by their count: the same loss, fewer tokens.
     pub deduplicate: bool,
     /// Modules whose weights stay as they are.
+    #[cfg_attr(feature = "crd", schemars(length(max = 8)))]
     pub freeze: Vec<Module>,
     /// The optimiser.
     pub optimizer: Optimizer,
@@ -188,6 +189,7 @@ pub struct Sft {
     #[cfg_attr(feature = "crd", schemars(range(min = 1, max = 65536)))]
     pub batch_size: u32,
     /// Modules whose weights stay as they are.
+    #[cfg_attr(feature = "crd", schemars(length(max = 8)))]
     pub freeze: Vec<Module>,
     /// The optimiser.
     pub optimizer: Optimizer,

@@ -69,6 +69,7 @@ pub struct Format {
 pub struct Template {
     /// A template shipped with the worker: `critic-short`, `critic-criteria`, `policy-think`, `plain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 63)))]
     pub builtin: Option<String>,
     /// A file: `pvc://claim/path` or `file:///path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,6 +117,7 @@ pub struct Conversion {
     /// Canonical column -> column of the source, where the names differ
     /// (`image`, `question`, `chosen`, `rejected`, `answer`, `response`, `label`, `id`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "column_map"))]
     pub columns: BTreeMap<String, String>,
     /// How question and responses become the user's text; by default `critic-short` for preference, else `plain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,4 +131,14 @@ pub struct Conversion {
     /// What is refused before any work is done on it.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// Bounded, so that the rule that makes a conversion immutable has a cost that the API server can estimate.
+#[cfg(feature = "crd")]
+fn column_map(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": { "type": "string", "minLength": 1, "maxLength": 253 },
+    })
 }

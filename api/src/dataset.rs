@@ -17,6 +17,7 @@ use crate::{conversion::Conversion, pod::PodSettings, progress::ConversionReport
     shortname = "dset",
     category = "flotilla",
     namespaced,
+    cel,
     status = "DatasetStatus",
     doc = "An immutable revision of data: where the rows come from and how they become verifiable signals.",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
@@ -28,7 +29,7 @@ use crate::{conversion::Conversion, pod::PodSettings, progress::ConversionReport
     validation = kube::core::Rule::new("self.metadata.name.size() <= 52")
         .message("the name may have at most 52 characters: pods are named after it")
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct DatasetSpec {
     /// Where the rows come from. Immutable.
     #[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("source is immutable: make a new Dataset"))]
@@ -53,7 +54,7 @@ fn default_max_restarts() -> u32 {
 
 /// Where rows come from.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct DataSource {
     /// A parquet or JSONL file, or a directory of them: `pvc://claim/path` or `file:///path`.
     #[schemars(length(max = 2048), regex(pattern = r"^(pvc|file)://.+"))]

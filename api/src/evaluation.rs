@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Guard {
     /// Name of an evaluation set of this job whose accuracy is watched.
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 63)))]
     pub set: String,
     /// Largest fall of its accuracy below that of step 0, as a share (0.03 is three points). When an evaluation falls
     /// below, the run ends and its final checkpoint is the newest evaluated one that still held.

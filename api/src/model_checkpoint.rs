@@ -19,6 +19,7 @@ use crate::pod::PodSettings;
     shortname = "ckpt",
     category = "flotilla",
     namespaced,
+    cel,
     status = "ModelCheckpointStatus",
     doc = "An immutable set of weights: where they lie, their digest, and which job and step made them.",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
@@ -27,19 +28,23 @@ use crate::pod::PodSettings;
     printcolumn(name = "Size", type_ = "string", json_path = ".status.size"),
     printcolumn(name = "Digest", type_ = "string", json_path = ".spec.digest", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = kube::core::Rule::new("self.spec == oldSelf.spec").message("a ModelCheckpoint is immutable: make a new one")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = kube::core::Rule::new("has(self.producedBy) == has(oldSelf.producedBy)")
+    .message("producedBy is immutable: make a new ModelCheckpoint"))]
+#[serde(rename_all = "camelCase")]
 pub struct ModelCheckpointSpec {
     /// Directory in Hugging Face layout: `pvc://claim/path` or `file:///path`.
     #[schemars(length(max = 2048), regex(pattern = r"^(pvc|file)://.+"))]
+    #[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("uri is immutable: make a new ModelCheckpoint"))]
     pub uri: String,
     /// `sha256:<hex>` of its manifest; loading refuses any other.
     #[schemars(regex(pattern = "^sha256:[0-9a-f]{64}$"))]
+    #[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("digest is immutable: make a new ModelCheckpoint"))]
     pub digest: String,
     /// Which run and step made it; absent for imported weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("producedBy is immutable: make a new ModelCheckpoint"))]
     pub produced_by: Option<ProducedBy>,
     /// Bytes of all files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -55,11 +60,13 @@ pub struct ModelCheckpointSpec {
 
 /// Which run and step made a checkpoint.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ProducedBy {
     /// Name of the TrainingJob.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// UID of the TrainingJob.
+    #[schemars(length(min = 1, max = 63))]
     pub uid: String,
     /// Step after which it was written.
     #[schemars(range(min = 0))]

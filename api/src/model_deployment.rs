@@ -17,6 +17,7 @@ use crate::{conversion::Template, pod::PodSettings, reference::ModelReference, r
     shortname = "mdep",
     category = "flotilla",
     namespaced,
+    cel,
     status = "ModelDeploymentStatus",
     scale(
         spec_replicas_path = ".spec.replicas",
@@ -36,7 +37,7 @@ use crate::{conversion::Template, pod::PodSettings, reference::ModelReference, r
 )]
 #[x_kube(validation = kube::core::Rule::new("!has(self.model.randomSeed)")
     .message("a ModelDeployment serves trained weights: model.randomSeed is for TrainingJobs"))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ModelDeploymentSpec {
     /// The model to serve. A change replaces the pods one by one.
     pub model: ModelReference,

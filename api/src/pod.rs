@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Pods of one role.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct PodSettings {
     /// Image of the worker; the operator's default if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -23,7 +23,7 @@ pub struct PodSettings {
 
 /// Requests and limits, as Kubernetes quantities.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Resources {
     /// What the scheduler sets aside.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -37,7 +37,7 @@ pub struct Resources {
 
 /// A patch on the pods of one role.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct PodOverrides {
     /// Labels that a node must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

@@ -20,7 +20,7 @@ pub struct LocalObjectReference {
     .message("model takes exactly one of checkpointRef, trainingJobRef and uri"))]
 #[x_kube(validation = kube::core::Rule::new("!has(self.randomSeed) || has(self.uri)")
     .message("model.randomSeed needs model.uri: only a directory with config and tokenizer can be initialised at random"))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ModelReference {
     /// A ModelCheckpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,7 +40,7 @@ pub struct ModelReference {
 
 /// The claim that an object writes to.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Storage {
     /// Name of a PersistentVolumeClaim in the same namespace.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]

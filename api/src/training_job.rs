@@ -23,6 +23,7 @@ use crate::{
     shortname = "tj",
     category = "flotilla",
     namespaced,
+    cel,
     status = "TrainingJobStatus",
     doc = "One training run: a base model, datasets, rewards and an algorithm (exactly one of grpo and sft).",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
@@ -42,12 +43,14 @@ use crate::{
     .message("grpo needs at least one reward"))]
 #[x_kube(validation = kube::core::Rule::new("!has(self.algorithm.sft) || !has(self.rewards) || self.rewards.size() == 0")
     .message("sft takes no rewards"))]
+#[x_kube(validation = kube::core::Rule::new("has(self.rewards) == has(oldSelf.rewards)")
+    .message("rewards is immutable"))]
 #[x_kube(validation = kube::core::Rule::new("!has(self.algorithm.grpo) || !has(self.model.randomSeed)")
     .message("grpo needs trained weights: model.randomSeed is for sft"))]
 #[x_kube(validation = kube::core::Rule::new(
     "!has(self.evaluation) || !has(self.evaluation.guard) || self.evaluation.sets.exists(s, s.name == self.evaluation.guard.set)")
     .message("evaluation.guard.set must be the name of one of evaluation.sets"))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct TrainingJobSpec {
     /// Stop the run after a checkpoint and free its pods; unset to continue.
     #[serde(default)]
@@ -95,7 +98,7 @@ pub struct TrainingJobSpec {
 
 /// A dataset to train on.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct TrainingDataset {
     /// The Dataset.
     pub dataset_ref: LocalObjectReference,
@@ -103,7 +106,7 @@ pub struct TrainingDataset {
 
 /// Held-out measurements during a run.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct EvaluationPlan {
     /// Measure after each so many steps; 0: only before the first and after the last.
     #[serde(default)]
@@ -118,7 +121,7 @@ pub struct EvaluationPlan {
 
 /// A held-out set.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct EvaluationSet {
     /// Name under which its scores are reported, for example `critic`.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
@@ -132,7 +135,7 @@ pub struct EvaluationSet {
 
 /// What is written, where, and how much of it is kept.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct CheckpointPolicy {
     /// The claim that receives checkpoints, metrics and the plot.
     pub storage: Storage,
@@ -163,7 +166,7 @@ fn default_on_suspend() -> u32 {
 
 /// When to try again and when to give up. Suspension, eviction and preemption are no failures.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct FailurePolicy {
     /// Lost pods before the run fails.
     pub max_restarts: u32,
@@ -177,7 +180,7 @@ impl Default for FailurePolicy {
 
 /// Pods by role.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Roles {
     /// The pod that trains; rollouts run in it too (colocated).
     pub learner: Learner,
@@ -185,13 +188,12 @@ pub struct Roles {
 
 /// The pod that trains.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Learner {
     /// Threads that share a batch on the CPU.
     #[schemars(range(min = 1, max = 256))]
     pub threads: u32,
     /// Image, resources and overrides.
-    #[serde(flatten)]
     pub pod: PodSettings,
 }
 
