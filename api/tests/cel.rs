@@ -176,5 +176,10 @@ fn every_definition_fits_the_annotation_of_a_plain_apply() {
     for (file, crd) in flotilla_api::crd::all() {
         let bytes = serde_json::to_vec(&crd).unwrap().len();
         assert!(bytes < flotilla_api::crd::MAX_CRD_BYTES, "{file} has {bytes} bytes");
+        let text = serde_json::to_string(&crd).unwrap();
+        assert!(
+            !text.contains(r#""additionalProperties":false"#),
+            "{file}: the API server forbids this in a structural schema"
+        );
     }
 }
