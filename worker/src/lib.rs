@@ -1,1 +1,31 @@
-//! Room.
+//! One binary, one role per file: it reads a [`RoleConfig`](flotilla_api::role::RoleConfig), does what it says, and
+//! tells how far it is. It holds no Kubernetes credentials and links no Kubernetes client.
+//!
+//! # Layout
+//!
+//! | file | what |
+//! |---|---|
+//! | [`cli`] | the command line: `run` for pods, `serve` by hand |
+//! | [`role`] | one file per role: `prepare`, `train`, `serve`, `verify`, and the dispatch between them |
+//! | [`context`] | what every role is given |
+//! | [`progress`] | the one cell that a role writes and HTTP and the termination log read |
+//! | [`uri`] | `pvc://claim/path` and `file:///path` to paths |
+//! | [`http`] | one endpoint per file |
+//! | [`prompt`] | templates: how question and responses become the user's text |
+//! | [`train`] | the loops of role `train` |
+//! | [`error`] | errors and the exit codes they mean |
+//! | [`telemetry`] | logs |
+
+pub mod cli;
+pub mod context;
+pub mod error;
+pub mod http;
+pub mod progress;
+pub mod prompt;
+pub mod role;
+pub mod telemetry;
+pub mod train;
+pub mod uri;
+
+pub use cli::main;
+pub use error::WorkerError;

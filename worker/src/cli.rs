@@ -1,0 +1,376 @@
+//! The command line: `run` is what the operator starts in a pod, `serve` is for people.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use flotilla_api::{
+    names,
+    progress::Stage,
+    role::{ModelSource, Owner, Purpose, Role, RoleConfig, SCHEMA_VERSION, Serve},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    context::{Context, Token},
+    error::{WorkerError, chain},
+    progress::ProgressCell,
+    role,
+    telemetry::LogFormat,
+    uri::Volumes,
+};
+
+/// Trains and serves vision-language critics and policies.
+///
+/// In a cluster the operator starts `run` with a role config. By hand, `serve` puts any Hugging Face style directory
+/// of the Qwen2.5-VL family behind an OpenAI-compatible API with a critic endpoint.
+#[derive(Debug, Parser)]
+#[command(name = "flotilla-worker", version, max_term_width = 110, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// How log lines are written to standard error; RUST_LOG filters them.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 the goal was reached; 1 a new attempt may succeed; 78 configuration, data or \
+                          weights are wrong; 143 stopped by SIGTERM with its state saved.\n\
+                          RAYON_NUM_THREADS sets the threads of one matrix product (1 if unset).";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Become what a role config says: prepare data, train, serve or verify a checkpoint.
+    #[command(after_help = RUN_EXAMPLE)]
+    Run(RunArguments),
+    /// Serve one model as policy and critic.
+    #[command(after_help = SERVE_EXAMPLE)]
+    Serve(ServeArguments),
+}
+
+const RUN_EXAMPLE: &str = "Example, without Kubernetes:\n  \
+    flotilla-worker run --config role.json --volume data=./data --listen 127.0.0.1:0\n\
+    Data are named in the role config as pvc://data/path or file:///path.";
+
+const SERVE_EXAMPLE: &str = "Example:\n  \
+    flotilla-worker serve --model ./checkpoint --listen 127.0.0.1:8000\n  \
+    curl 127.0.0.1:8000/v1/critic/compare -H 'content-type: application/json' \\\n    \
+    -d '{\"question\": \"What digit is this?\", \"responses\": [\"7\", \"3\"], \"image\": \"data:image/png;base64,...\"}'";
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+pub struct RunArguments {
+    /// The role config (JSON).
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Where a claim is mounted; may be repeated.
+    #[arg(long = "volume", value_name = "CLAIM=DIR")]
+    pub volumes: Vec<String>,
+    /// File with the bearer token that guards /progress; open if absent.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// File that receives the last progress when the process ends.
+    #[arg(long, value_name = "FILE")]
+    pub termination_log: Option<PathBuf>,
+    /// Address of the HTTP server; by default $POD_IP:8080, or 0.0.0.0:8080. Port 0 takes a free one and prints it.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Address of the pod.
+    #[arg(long, env = names::POD_IP_ENV, hide = true)]
+    pub pod_ip: Option<IpAddr>,
+}
+
+/// Arguments of `serve`.
+#[derive(Args, Debug)]
+pub struct ServeArguments {
+    /// Directory with config.json, safetensors and tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Digest that the checkpoint must have (sha256:<hex>); only for directories that Flotilla wrote.
+    #[arg(long)]
+    pub digest: Option<String>,
+    /// Address of the HTTP server. Port 0 takes a free one and prints it.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+    /// Name under which /v1/models lists the model; by default that of the directory.
+    #[arg(long, value_name = "NAME")]
+    pub served_model_name: Option<String>,
+    /// Which endpoints are offered.
+    #[arg(long, value_enum, default_value_t)]
+    pub purpose: PurposeArgument,
+    /// Longest prompt plus completion, in tokens.
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
+    pub max_model_len: u32,
+    /// Requests that may wait; one more is answered 429.
+    #[arg(long, value_name = "REQUESTS", default_value_t = 256)]
+    pub max_queue: u32,
+    /// Critic template: a builtin (critic-short, critic-criteria) or a file.
+    #[arg(long, value_name = "NAME|FILE", default_value = "critic-short")]
+    pub template: String,
+    /// File with the bearer token that guards /progress; open if absent.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// [`Purpose`] on the command line.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum PurposeArgument {
+    /// Chat completions only.
+    Policy,
+    /// Comparisons only.
+    Critic,
+    /// One copy of the weights, both.
+    #[default]
+    Both,
+}
+
+impl From<PurposeArgument> for Purpose {
+    fn from(argument: PurposeArgument) -> Self {
+        match argument {
+            PurposeArgument::Policy => Self::Policy,
+            PurposeArgument::Critic => Self::Critic,
+            PurposeArgument::Both => Self::Both,
+        }
+    }
+}
+
+/// What a process does, gathered from its arguments and files.
+#[derive(Debug)]
+struct Assignment {
+    config: RoleConfig,
+    volumes: Volumes,
+    token: Option<Token>,
+    listen: SocketAddr,
+}
+
+/// Runs a command to its end and gives the exit code, one of [`names::exit`].
+pub fn main(command: Command) -> ExitCode {
+    let progress = ProgressCell::default();
+    let termination_log = match &command {
+        Command::Run(arguments) => arguments.termination_log.clone(),
+        Command::Serve(_) => None,
+    };
+    let outcome = assignment(command).and_then(|assignment| carry_out(assignment, &progress));
+    let code = conclude(outcome, &progress);
+    if let Some(path) = termination_log
+        && let Err(error) = progress.write_termination_log(&path)
+    {
+        tracing::warn!(%error, path = %path.display(), "the termination log cannot be written");
+    }
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// Writes the last stage into the progress and gives the exit code.
+fn conclude(outcome: Result<(), WorkerError>, progress: &ProgressCell) -> i32 {
+    match outcome {
+        Ok(()) => {
+            if progress.stage() != Stage::Completed {
+                progress.enter(Stage::Completed, "done");
+            }
+            names::exit::OK
+        }
+        Err(error @ WorkerError::Suspended { .. }) => {
+            progress.enter(Stage::Suspended, chain(&error));
+            error.exit_code()
+        }
+        Err(error) => {
+            let message = chain(&error);
+            tracing::error!(code = error.exit_code(), "{message}");
+            progress.update(|progress| {
+                progress.stage = Stage::Failed;
+                progress.message = message;
+            });
+            error.exit_code()
+        }
+    }
+}
+
+fn assignment(command: Command) -> Result<Assignment, WorkerError> {
+    match command {
+        Command::Run(arguments) => Ok(Assignment {
+            config: read_config(&arguments.config)?,
+            volumes: Volumes::parse(&arguments.volumes)?,
+            token: read_token(arguments.token_file.as_deref())?,
+            listen: arguments.listen.unwrap_or_else(|| {
+                let address = arguments.pod_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+                SocketAddr::new(address, names::HTTP_PORT)
+            }),
+        }),
+        Command::Serve(arguments) => by_hand(arguments),
+    }
+}
+
+fn read_config(path: &Path) -> Result<RoleConfig, WorkerError> {
+    let text = std::fs::read_to_string(path).map_err(|source| WorkerError::ReadFile {
+        what: "role config",
+        path: path.to_owned(),
+        source,
+    })?;
+    let invalid = |source: serde_json::Error| WorkerError::InvalidConfig {
+        path: path.to_owned(),
+        source: source.into(),
+    };
+    // The version first: a document of another version has other fields.
+    let document: serde_json::Value = serde_json::from_str(&text).map_err(invalid)?;
+    let found = document["schemaVersion"].as_u64().unwrap_or(0);
+    if found != u64::from(SCHEMA_VERSION) {
+        return Err(WorkerError::SchemaVersion {
+            found: u32::try_from(found).unwrap_or(u32::MAX),
+            expected: SCHEMA_VERSION,
+        });
+    }
+    serde_json::from_str(&text).map_err(invalid)
+}
+
+fn read_token(path: Option<&Path>) -> Result<Option<Token>, WorkerError> {
+    let Some(path) = path else { return Ok(None) };
+    let text = std::fs::read_to_string(path).map_err(|source| WorkerError::ReadFile {
+        what: "token",
+        path: path.to_owned(),
+        source,
+    })?;
+    match Token::parse(&text) {
+        Some(token) => Ok(Some(token)),
+        None => Err(WorkerError::invalid(format!("token file {} is empty", path.display()))),
+    }
+}
+
+/// The role config that `serve` stands for.
+fn by_hand(arguments: ServeArguments) -> Result<Assignment, WorkerError> {
+    let directory = arguments.model.canonicalize().map_err(|source| WorkerError::ReadFile {
+        what: "model directory",
+        path: arguments.model.clone(),
+        source,
+    })?;
+    let name = arguments.served_model_name.unwrap_or_else(|| {
+        directory
+            .file_name()
+            .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+    });
+    let serve = Serve {
+        model: ModelSource {
+            uri: format!("file://{}", directory.display()),
+            digest: arguments.digest,
+            random_seed: None,
+        },
+        served_model_name: name.clone(),
+        purpose: arguments.purpose.into(),
+        critic_template: Some(crate::prompt::template_argument(&arguments.template)?),
+        max_model_len: arguments.max_model_len,
+        max_queue: arguments.max_queue,
+    };
+    let config = RoleConfig {
+        schema_version: SCHEMA_VERSION,
+        owner: Owner {
+            kind: "ModelDeployment".to_owned(),
+            namespace: "local".to_owned(),
+            name,
+            uid: "by-hand".to_owned(),
+        },
+        role: Role::Serve(serve),
+    };
+    Ok(Assignment {
+        config,
+        volumes: Volumes::default(),
+        token: read_token(arguments.token_file.as_deref())?,
+        listen: arguments.listen,
+    })
+}
+
+fn carry_out(assignment: Assignment, progress: &ProgressCell) -> Result<(), WorkerError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| WorkerError::retryable("failed to start the async runtime", error))?;
+    let outcome = runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        stop_on_signal(shutdown.clone())?;
+        let listener = listen(assignment.listen).await?;
+        let context = Context {
+            owner: assignment.config.owner,
+            progress: progress.clone(),
+            volumes: assignment.volumes,
+            token: assignment.token,
+        };
+        Box::pin(role::run(context, assignment.config.role, listener, shutdown)).await
+    });
+    // A thread that still computes must not keep a process alive whose role has ended.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, WorkerError> {
+    let failed = |source| WorkerError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    // Standard output carries this one line, so that a script that asked for port 0 can read the port.
+    println!("listening on http://{bound}");
+    Ok(listener)
+}
+
+/// Cancels the token at the first SIGTERM or SIGINT.
+fn stop_on_signal(shutdown: CancellationToken) -> Result<(), WorkerError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |error| WorkerError::retryable("failed to install a signal handler", error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        }
+        shutdown.cancel();
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_role_config_of_another_version_is_refused_by_its_version() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("role.json");
+        std::fs::write(&path, r#"{"schemaVersion": 9, "later": true}"#).expect("writes");
+        let error = read_config(&path).expect_err("another version");
+        assert_eq!(
+            error.to_string(),
+            "role config has schema version 9, this worker reads 1"
+        );
+        assert_eq!(error.exit_code(), names::exit::PERMANENT);
+    }
+
+    #[test]
+    fn an_empty_token_file_does_not_open_the_worker() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("token");
+        std::fs::write(&path, "\n").expect("writes");
+        assert!(read_token(Some(&path)).is_err());
+    }
+
+    #[test]
+    fn failure_and_suspension_are_told_apart_in_progress_and_exit_code() {
+        let progress = ProgressCell::default();
+        assert_eq!(conclude(Err(WorkerError::Suspended { step: 4 }), &progress), 143);
+        assert_eq!(progress.stage(), Stage::Suspended);
+        assert_eq!(conclude(Err(WorkerError::invalid("no rows")), &progress), 78);
+        assert_eq!(progress.snapshot().message, "no rows");
+        assert_eq!(conclude(Ok(()), &progress), 0);
+        assert_eq!(progress.stage(), Stage::Completed);
+    }
+}

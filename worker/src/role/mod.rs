@@ -1,0 +1,42 @@
+//! The dispatch from a role config to the role's file.
+//!
+//! Each role is `async fn run(context, spec, shutdown)`; what computes for long does so on its own OS thread and tells
+//! through the progress cell how far it is. Every role answers `/healthz`, `/readyz`, `/metrics` and `/progress`.
+
+pub mod prepare;
+pub mod serve;
+pub mod train;
+pub mod verify;
+
+use flotilla_api::role::Role;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{context::Context, error::WorkerError, http};
+
+/// Runs a role to its end; `shutdown` asks it to save its state and stop.
+pub async fn run(
+    context: Context,
+    role: Role,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    let owner = &context.owner;
+    tracing::info!(role = role.name(), kind = %owner.kind, namespace = %owner.namespace, name = %owner.name, "starting");
+    let common = http::Common::new(&context, role.name());
+    if let Role::Serve(spec) = role {
+        return Box::pin(serve::run(context, spec, common, listener, shutdown)).await;
+    }
+    // The server outlives the role's work: progress is asked for until the last checkpoint is written.
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(http::serve(listener, http::common(common), stop.clone()));
+    let outcome = match role {
+        Role::Prepare(spec) => Box::pin(prepare::run(context, spec, shutdown)).await,
+        Role::Train(spec) => Box::pin(train::run(context, *spec, shutdown)).await,
+        Role::Verify(spec) => Box::pin(verify::run(context, spec, shutdown)).await,
+        Role::Serve(_) => Ok(()),
+    };
+    stop.cancel();
+    let _ = server.await;
+    outcome
+}
