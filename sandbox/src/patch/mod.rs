@@ -1,0 +1,24 @@
+//! How a client changes an object: JSON patch, merge patch, strategic merge patch and server-side apply.
+//!
+//! Pure functions on [`serde_json::Value`]; the time of an apply is an argument.
+//!
+//! # Layout
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `merge.rs` | RFC 7386 |
+//! | `json.rs` | RFC 6902, with the API server's refusals |
+
+pub mod json;
+pub mod merge;
+
+/// A patch that cannot be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum PatchError {
+    /// The patch text has the wrong shape: answered with 400.
+    #[error("{0}")]
+    Malformed(String),
+    /// The patch does not fit this object: answered with 422.
+    #[error("{0}")]
+    Unprocessable(String),
+}
