@@ -85,6 +85,22 @@ pub enum Sandbox {
         kubectl apply -f job.yaml && kubectl get tj -w\n\
         State survives in DIR: the same DIR continues where it was left.")]
     Up(Up),
+    /// Only the node: runs the pods of an API server that runs elsewhere on this machine.
+    Node(Agent),
+}
+
+/// `flotilla sandbox node`.
+#[derive(Args, Debug)]
+pub struct Agent {
+    /// Directory of volumes and logs, shared with the API server.
+    #[arg(long, value_name = "DIR", default_value = ".flotilla")]
+    pub dir: PathBuf,
+    /// Kubeconfig of the API server; DIR/kubeconfig if absent.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// What the node runs.
+    #[command(flatten)]
+    pub node: Node,
 }
 
 /// `flotilla sandbox up`.
@@ -102,6 +118,9 @@ pub struct Up {
     /// Leave the operator out: for running `flotilla-operator` by hand.
     #[arg(long)]
     pub without_operator: bool,
+    /// Leave the node out: for running `flotilla sandbox node` by hand.
+    #[arg(long)]
+    pub without_node: bool,
 }
 
 /// Where a sandbox lives and what its node runs.

@@ -1,28 +1,29 @@
-//! The vocabulary of the stories in `tests/`: where the built programs lie, and how a story waits.
+//! The vocabulary of the stories in `tests/`: the built programs, a small version of the sample, and how a story waits.
+//!
+//! # Layout
+//!
+//! | file | what |
+//! |---|---|
+//! | [`program`] | the programs of this workspace, and processes that must not outlive a story |
+//! | [`fleet`] | API server, node and operator as processes of their own, each of which can be killed |
+//! | [`sample`] | the digits sample, cut down to seconds |
+//! | [`run_folder`] | what a training run left on disk |
+
+pub mod fleet;
+pub mod program;
+pub mod run_folder;
+pub mod sample;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, bail};
-
-/// Path of a program of this workspace, beside the running test.
-///
-/// `make test` builds the programs before the tests; `cargo test` alone does not, hence the advice in the error.
-pub fn program(name: &str) -> anyhow::Result<PathBuf> {
-    let test = std::env::current_exe().context("path of the running test")?;
-    let folder = test.ancestors().nth(2).context("folder of the built programs")?;
-    let path = folder.join(name);
-    if !path.is_file() {
-        bail!("{} is missing: run `make build` first", path.display());
-    }
-    Ok(path)
-}
+use anyhow::bail;
 
 /// Root of the checkout.
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Asks `question` until it answers, for at most `limit`.
+/// Asks `question` until it answers, for at most `limit`; an error counts as no answer yet.
 pub async fn eventually<T, F>(what: &str, limit: Duration, mut question: impl FnMut() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<Option<T>>>,
