@@ -8,9 +8,18 @@
 //! |---|---|
 //! | `merge.rs` | RFC 7386 |
 //! | `json.rs` | RFC 6902, with the API server's refusals |
+//! | `strategic.rs` | strategic merge patch of built-in kinds |
+//! | `apply.rs` | server-side apply |
+//! | `managed.rs` | `metadata.managedFields`, kept up to date by other writes |
+//! | `fields.rs`, `typed.rs` | sets of paths; values seen through their schema |
 
+pub mod apply;
+pub mod fields;
 pub mod json;
+pub mod managed;
 pub mod merge;
+pub mod strategic;
+mod typed;
 
 /// A patch that cannot be applied.
 #[derive(Debug, thiserror::Error)]
