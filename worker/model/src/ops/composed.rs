@@ -1,0 +1,166 @@
+//! The operations as compositions of candle operations that all have a backward.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use super::{Heads, Segments};
+use crate::rope::Rotary;
+
+/// See [`super::Kernels::rms_norm`]. The mean square is taken in f32 at least.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let x = x.to_dtype(wide)?;
+    let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    x.broadcast_mul(&inverse)?.to_dtype(dtype)?.broadcast_mul(weight)
+}
+
+/// See [`super::Kernels::linear`].
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = x.matmul(&weight.t()?)?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
+/// See [`super::Kernels::swiglu`].
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gate.silu()?.mul(up)
+}
+
+/// See [`super::Kernels::rotate`].
+pub fn rotate(qkv: &Tensor, heads: Heads, rotary: &Rotary) -> Result<Tensor> {
+    let rows = qkv.dim(0)?;
+    let turned = heads.heads + heads.kv_heads;
+    let half = heads.head_dim / 2;
+    let x = qkv
+        .narrow(1, 0, turned * heads.head_dim)?
+        .reshape((rows, turned, heads.head_dim))?;
+    let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+    let (cos, sin) = (rotary.cos.unsqueeze(1)?, rotary.sin.unsqueeze(1)?);
+    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+    let x = Tensor::cat(&[first, second], 2)?.reshape((rows, turned * heads.head_dim))?;
+    let values = qkv.narrow(1, turned * heads.head_dim, heads.kv_size())?;
+    Tensor::cat(&[x, values], 1)
+}
+
+/// See [`super::Kernels::attention`].
+pub fn attention(qkv: &Tensor, heads: Heads, segments: &Segments) -> Result<Tensor> {
+    let rows = qkv.dim(0)?;
+    if let Some((count, width)) = rectangle(segments, rows) {
+        // Right padding comes after every real token, so that causality alone keeps it out.
+        return attend(qkv, heads, count, width, segments.causal);
+    }
+    let mut outputs = Vec::new();
+    let mut place = vec![0u32; rows];
+    let mut filled = 0u32;
+    for (length, starts) in segments.by_length() {
+        let picked = starts
+            .iter()
+            .flat_map(|start| *start as u32..(start + length) as u32)
+            .collect::<Vec<_>>();
+        for row in &picked {
+            place[*row as usize] = filled;
+            filled += 1;
+        }
+        let picked = Tensor::from_vec(picked, starts.len() * length, qkv.device())?;
+        let part = qkv.index_select(&picked, 0)?;
+        outputs.push(attend(&part, heads, starts.len(), length, segments.causal)?);
+    }
+    Tensor::cat(&outputs, 0)?.index_select(&Tensor::from_vec(place, rows, qkv.device())?, 0)
+}
+
+/// The rectangle that the segments are: runs of one length without gaps, or causal runs that start at equal distances.
+fn rectangle(segments: &Segments, rows: usize) -> Option<(usize, usize)> {
+    let count = segments.runs.len();
+    let width = rows.checked_div(count)?;
+    let regular =
+        segments.runs.iter().enumerate().all(|(i, (start, length))| {
+            *start == i * width && (*length == width || (segments.causal && *length < width))
+        });
+    (width * count == rows && regular).then_some((count, width))
+}
+
+fn attend(qkv: &Tensor, heads: Heads, count: usize, width: usize, causal: bool) -> Result<Tensor> {
+    let Heads {
+        heads: query_heads,
+        kv_heads,
+        head_dim,
+    } = heads;
+    let group = query_heads / kv_heads;
+    let split = |offset: usize, n: usize| {
+        qkv.narrow(1, offset, n * head_dim)?
+            .reshape((count, width, n, head_dim))?
+            .transpose(1, 2)?
+            .contiguous()
+    };
+    let q = split(0, query_heads)?.reshape((count * kv_heads, group * width, head_dim))?;
+    let k = split(heads.q_size(), kv_heads)?.reshape((count * kv_heads, width, head_dim))?;
+    let v = split(heads.q_size() + heads.kv_size(), kv_heads)?.reshape((count * kv_heads, width, head_dim))?;
+    let scores = (q.matmul(&k.t()?)? * (head_dim as f64).sqrt().recip())?;
+    let mut scores = scores.reshape((count * kv_heads, group, width, width))?;
+    if causal {
+        let mask = (0..width).flat_map(|i| (0..width).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 }));
+        let mask = Tensor::from_vec(mask.collect::<Vec<_>>(), (1, 1, width, width), qkv.device())?;
+        scores = scores.broadcast_add(&mask.to_dtype(qkv.dtype())?)?;
+    }
+    let weights = softmax(&scores)?.reshape((count * kv_heads, group * width, width))?;
+    let out = weights.matmul(&v)?.reshape((count, query_heads, width, head_dim))?;
+    out.transpose(1, 2)?.reshape((count * width, query_heads * head_dim))
+}
+
+/// See [`super::Kernels::decode_attention`].
+pub fn decode_attention(
+    qkv: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    lengths: &[usize],
+    heads: Heads,
+) -> Result<Tensor> {
+    let rows = qkv.dim(0)?;
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let group = heads.heads / heads.kv_heads;
+    let q = qkv
+        .narrow(1, 0, heads.q_size())?
+        .reshape((rows, heads.kv_heads, group, heads.head_dim))?;
+    let split = |cache: &Tensor| {
+        let shape = (rows, longest, heads.kv_heads, heads.head_dim);
+        cache
+            .narrow(1, 0, longest)?
+            .reshape(shape)?
+            .transpose(1, 2)?
+            .contiguous()
+    };
+    let (k, v) = (split(keys)?, split(values)?);
+    let mask = lengths
+        .iter()
+        .flat_map(|length| (0..longest).map(move |j| if j >= *length { f32::NEG_INFINITY } else { 0.0 }));
+    let mask = Tensor::from_vec(mask.collect::<Vec<_>>(), (rows, 1, 1, longest), qkv.device())?;
+    let scores = (q.contiguous()?.matmul(&k.t()?)? * (heads.head_dim as f64).sqrt().recip())?;
+    let weights = softmax(&scores.broadcast_add(&mask.to_dtype(qkv.dtype())?)?)?;
+    weights.matmul(&v)?.reshape((rows, heads.q_size()))
+}
+
+/// See [`super::Kernels::store`].
+pub fn store(qkv: &Tensor, keys: &Tensor, values: &Tensor, slots: &[usize], heads: Heads) -> Result<()> {
+    let (rows, size) = (slots.len(), heads.kv_size());
+    let slots = slots.iter().map(|slot| *slot as u32).collect::<Vec<_>>();
+    let slots = Tensor::from_vec(slots, (rows, 1, 1), qkv.device())?
+        .broadcast_as((rows, 1, size))?
+        .contiguous()?;
+    for (cache, offset) in [(keys, heads.q_size()), (values, heads.q_size() + size)] {
+        let source = qkv.narrow(1, offset, size)?.contiguous()?.reshape((rows, 1, size))?;
+        cache.scatter_set(&slots, &source, 1)?;
+    }
+    Ok(())
+}
+
+/// Softmax over the last dimension, in f32 at least.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let x = x.to_dtype(wide)?;
+    let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)
+}

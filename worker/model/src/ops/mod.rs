@@ -1,0 +1,92 @@
+//! Normalization, linear, gate, rotation and attention over packed rows `[rows, width]`.
+//!
+//! Every operation has two forms with the same result and gradient: composed from candle operations (any device and
+//! dtype) and fused for the CPU in f32. Sequences are [`Segments`] of the rows, so nothing depends on padding.
+
+pub mod composed;
+mod segments;
+
+use candle_core::Tensor;
+pub use segments::Segments;
+
+use crate::{Result, rope::Rotary};
+
+/// Which form of the operations runs.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Kernels {
+    /// Fused where there is a fused form for the device and dtype, composed elsewhere.
+    #[default]
+    Auto,
+    /// Always composed; the reference for tests and measurements.
+    Composed,
+}
+
+/// Heads of an attention whose queries, keys and values lie side by side in a row:
+/// `heads + 2 * kv_heads` times `head_dim` values.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: usize,
+    /// Key heads, and as many value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Width of the queries.
+    pub fn q_size(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of the keys (and of the values).
+    pub fn kv_size(self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+impl Kernels {
+    /// `x / rms(x) * weight` for each row of `[rows, width]`.
+    pub fn rms_norm(self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+        Ok(composed::rms_norm(x, weight, eps)?)
+    }
+
+    /// `x weight^T + bias`: `[rows, in]`, `[out, in]`, `[out]` to `[rows, out]`.
+    pub fn linear(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        Ok(composed::linear(x, weight, bias)?)
+    }
+
+    /// `silu(gate) * up`.
+    pub fn swiglu(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        Ok(composed::swiglu(gate, up)?)
+    }
+
+    /// Turns queries and keys of `qkv` by the angles of their rows; values stay.
+    pub fn rotate(self, qkv: &Tensor, heads: Heads, rotary: &Rotary) -> Result<Tensor> {
+        Ok(composed::rotate(qkv, heads, rotary)?)
+    }
+
+    /// Softmax attention within each segment of `qkv`, `[rows, (heads + 2 kv_heads) * head_dim]`, to
+    /// `[rows, heads * head_dim]`. Rows of no segment get unspecified finite values.
+    pub fn attention(self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Result<Tensor> {
+        Ok(composed::attention(qkv, heads, segments)?)
+    }
+
+    /// One query per row, `[rows, (heads + 2 kv_heads) * head_dim]` of which only the queries are read, against the
+    /// first `lengths[row]` keys and values of that row, `[rows, capacity, kv_heads * head_dim]`.
+    pub fn decode_attention(
+        self,
+        qkv: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        lengths: &[usize],
+        heads: Heads,
+    ) -> Result<Tensor> {
+        Ok(composed::decode_attention(qkv, keys, values, lengths, heads)?)
+    }
+
+    /// Writes the keys and values of `qkv` (one token per row) at `slots[row]` of the cache, in place.
+    pub fn store(self, qkv: &Tensor, keys: &Tensor, values: &Tensor, slots: &[usize], heads: Heads) -> Result<()> {
+        Ok(composed::store(qkv, keys, values, slots, heads)?)
+    }
+}
