@@ -13,6 +13,7 @@ use k8s_openapi::{
         policy::v1 as policy, rbac::v1 as rbac, scheduling::v1 as scheduling,
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions,
+    apimachinery::pkg::apis::meta::v1 as meta,
 };
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -113,6 +114,9 @@ fn library() -> Library {
     });
     let mut generator = settings.into_generator();
     let kinds = all(&mut generator);
+    // No kind contains these two, but lists and deletions do.
+    generator.subschema_for::<meta::ListMeta>();
+    generator.subschema_for::<meta::DeleteOptions>();
     let mut published = generator.take_definitions(false);
     builtin_table::annotate(&mut published);
     for (builtin, name) in &kinds {
@@ -200,6 +204,8 @@ fn all(g: &mut SchemaGenerator) -> Vec<(Builtin, String)> {
         one::<authorization::SelfSubjectAccessReview>(g),
         one::<authorization::SelfSubjectRulesReview>(g),
         one::<authorization::SubjectAccessReview>(g),
+        one::<authorization::LocalSubjectAccessReview>(g),
+        one::<k8s_openapi::api::storage::v1::StorageClass>(g),
         one::<k8s_openapi::api::authentication::v1::SelfSubjectReview>(g),
         one::<k8s_openapi::api::authentication::v1::TokenReview>(g),
         one::<k8s_openapi::api::autoscaling::v1::Scale>(g),
