@@ -1,1 +1,40 @@
-//! Room.
+//! Prompts in, tokens and log-probabilities out.
+//!
+//! One loop serves users, compares responses as a critic and rolls out for GRPO: [`Engine::step`] reads as schedule,
+//! run, postprocess. A trainer calls [`generate`] on its own thread and borrows the model; a server gives the model to
+//! an [`EngineThread`] and talks to it by messages. A request's tokens depend on its seed and not on what else is in
+//! the batch, up to the rounding of the matrix products (whose order of summation may change with the row count).
+//!
+//! # Layout
+//!
+//! | file | what |
+//! |---|---|
+//! | [`request`] | what is asked for and what comes back |
+//! | [`sampler`] | from logits to a token and its log-probability |
+//! | [`sequence`] | one sample on its way |
+//! | [`scheduler`] | who may start: rows and tokens, first come first served |
+//! | [`runner`] | what a model must offer |
+//! | [`vlm`] | the runner of the vision-language models |
+//! | [`engine`] | the loop |
+//! | [`rollout`] | the loop on the caller's thread |
+//! | [`thread`] | the loop on its own thread, for async callers |
+
+pub mod engine;
+pub mod error;
+pub mod request;
+pub mod rollout;
+pub mod runner;
+pub mod sampler;
+pub mod scheduler;
+pub mod sequence;
+pub mod thread;
+pub mod vlm;
+
+pub use engine::{Engine, Event};
+pub use error::EngineError;
+pub use request::{Completion, FinishReason, Group, Request, Sampling, Token};
+pub use rollout::generate;
+pub use runner::Runner;
+pub use scheduler::Limits;
+pub use thread::{EngineHandle, EngineThread, Overloaded};
+pub use vlm::Prompt;

@@ -1,0 +1,119 @@
+//! What is asked for and what comes back.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::EngineError;
+
+/// How tokens are drawn.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f32,
+    /// Draw from the smallest set of most likely tokens whose probability reaches this share (1: from all).
+    pub top_p: f32,
+    /// Draw from so many most likely tokens (0: from all).
+    pub top_k: usize,
+    /// Tokens after which a sample ends as [`FinishReason::Length`].
+    pub max_tokens: usize,
+    /// Seed of every draw; sample `i` uses stream `i` of it.
+    pub seed: u64,
+    /// Tokens that end a sample. The token that ended it is the last of its tokens.
+    pub stop_ids: Vec<u32>,
+    /// Tokens whose log-probability (of the untempered distribution) is recorded at each position, drawn or not: the
+    /// log-odds of two verdicts are read from them.
+    pub watched_ids: Vec<u32>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            max_tokens: 16,
+            seed: 0,
+            stop_ids: Vec::new(),
+            watched_ids: Vec::new(),
+        }
+    }
+}
+
+impl Sampling {
+    /// Refuses what no distribution can be drawn from.
+    pub fn validate(&self) -> Result<(), EngineError> {
+        let fault = if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            format!("temperature {} is not a number of at least 0", self.temperature)
+        } else if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            format!("top_p {} is not in (0, 1]", self.top_p)
+        } else if self.max_tokens == 0 {
+            "max_tokens is 0".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(EngineError::InvalidRequest(fault))
+    }
+}
+
+/// `n` samples over one prompt; the prompt is computed once.
+#[derive(Clone, Debug)]
+pub struct Request<P> {
+    /// The prompt, in the form that the [`Runner`](crate::runner::Runner) takes.
+    pub prompt: Arc<P>,
+    /// Samples.
+    pub n: usize,
+    /// How their tokens are drawn.
+    pub sampling: Sampling,
+}
+
+/// Why a sample ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// A stop token was drawn.
+    Stop,
+    /// `max_tokens` were drawn.
+    Length,
+}
+
+/// One drawn token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// Its log-probability under the tempered distribution (under the untempered one at temperature 0), before `top_k`
+    /// and `top_p` cut it.
+    pub log_probability: f32,
+    /// Log-probabilities of [`Sampling::watched_ids`], in their order, under the untempered distribution.
+    pub watched: Vec<f32>,
+}
+
+/// One finished sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Tokens in order; a stop token that ended the sample is the last.
+    pub tokens: Vec<Token>,
+    /// Why the sample ended.
+    pub finish: FinishReason,
+}
+
+impl Completion {
+    /// Ids of the tokens.
+    pub fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|token| token.id).collect()
+    }
+
+    /// Log-probabilities of the tokens, see [`Token::log_probability`].
+    pub fn log_probabilities(&self) -> Vec<f32> {
+        self.tokens.iter().map(|token| token.log_probability).collect()
+    }
+}
+
+/// The `n` completions of one request, by sample index.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Sample `i` is drawn from stream `i` of the request's seed.
+    pub completions: Vec<Completion>,
+}
