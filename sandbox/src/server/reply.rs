@@ -1,0 +1,103 @@
+//! HTTP answers and request bodies.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures::Stream;
+use http::{HeaderValue, Response, header};
+use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::Frame;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::status::ApiError;
+
+/// Body of every answer.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Every answer.
+pub type Reply = Response<Body>;
+
+/// Bytes a request body may have (that of the real API server).
+pub const MAX_BODY: usize = 3 << 20;
+
+/// A complete body.
+pub fn bytes(code: u16, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()).boxed_unsync());
+    *reply.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    reply
+}
+
+/// JSON.
+pub fn json(code: u16, value: &impl Serialize) -> Reply {
+    match serde_json::to_vec(value) {
+        Ok(body) => bytes(code, "application/json", body),
+        Err(error) => failure(&ApiError::internal(error)),
+    }
+}
+
+/// Plain text.
+pub fn text(code: u16, body: impl Into<Bytes>) -> Reply {
+    bytes(code, "text/plain; charset=utf-8", body)
+}
+
+/// A `Status`, with `Retry-After` where it says so.
+#[must_use]
+pub fn failure(error: &ApiError) -> Reply {
+    let body = serde_json::to_vec(&error.to_status()).unwrap_or_default();
+    let mut reply = bytes(error.code, "application/json", body);
+    if let Some(seconds) = error.details.as_ref().and_then(|details| details.retry_after_seconds) {
+        reply.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    reply
+}
+
+/// A body that goes on until the stream ends.
+pub fn stream(content_type: &'static str, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Reply {
+    let frames = futures::StreamExt::map(chunks, |chunk| Ok(Frame::data(chunk)));
+    let mut reply = Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)));
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    reply
+}
+
+/// Adds `Warning: 299` headers, which kubectl prints.
+pub fn warn(reply: &mut Reply, warnings: &[String]) {
+    for warning in warnings {
+        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            reply.headers_mut().append(header::WARNING, value);
+        }
+    }
+}
+
+/// Reads a request's body up to [`MAX_BODY`].
+pub async fn read_body<B>(body: B) -> Result<Bytes, ApiError>
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ApiError::too_large(MAX_BODY)),
+        Err(error) => Err(ApiError::bad_request(format!("reading the request body: {error}"))),
+    }
+}
+
+/// Decodes an object by its content type: JSON or YAML.
+pub fn decode(content_type: Option<&str>, body: &[u8]) -> Result<Value, ApiError> {
+    let media = content_type.unwrap_or("application/json").split(';').next().unwrap_or_default().trim();
+    let value: Value = match media {
+        "application/json" | "" => serde_json::from_slice(body)
+            .map_err(|error| ApiError::bad_request(format!("the object provided is unrecognized: {error}")))?,
+        "application/yaml" => serde_yaml::from_slice(body)
+            .map_err(|error| ApiError::bad_request(format!("the object provided is unrecognized: {error}")))?,
+        _ => return Err(ApiError::unsupported_media_type("application/json, application/yaml")),
+    };
+    if value.is_object() {
+        return Ok(value);
+    }
+    Err(ApiError::bad_request("the object provided is unrecognized (must be of type object)"))
+}

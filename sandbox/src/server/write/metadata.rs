@@ -1,0 +1,194 @@
+//! Object metadata that the server owns (apimachinery `ValidateObjectMeta`, apiserver `rest.BeforeCreate/Update`).
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::{
+    schema::{Cause, subresource},
+    server::{call::Call, registry::Resource, status::ApiError},
+};
+
+/// Fields that no client may set.
+const SYSTEM: &[&str] = &["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"];
+/// Bytes that all annotations of an object may have together.
+const MAX_ANNOTATION_BYTES: usize = 256 << 10;
+
+/// Now, as `metav1.Time` is written.
+#[must_use]
+pub fn now() -> Value {
+    json!(Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+/// Gives a new object its uid, creation time and generation.
+pub fn begin(resource: &Resource, object: &mut Value) {
+    let counts = resource.custom || subresource::builtin_has_generation(&resource.kind);
+    let Some(metadata) = object["metadata"].as_object_mut() else { return };
+    for field in SYSTEM {
+        metadata.remove(*field);
+    }
+    metadata.insert("uid".into(), json!(uuid::Uuid::new_v4().to_string()));
+    metadata.insert("creationTimestamp".into(), now());
+    if counts {
+        metadata.insert("generation".into(), json!(1));
+    } else {
+        metadata.remove("generation");
+    }
+}
+
+/// Takes the fields that an update cannot change from the old object.
+pub fn carry_over(new: &mut Value, old: &Value) -> Result<(), ApiError> {
+    if !new["metadata"].is_object() {
+        return Err(ApiError::bad_request("the object provided has no metadata"));
+    }
+    let before = &old["metadata"];
+    let Some(metadata) = new["metadata"].as_object_mut() else { return Ok(()) };
+    for field in ["uid", "creationTimestamp", "generateName", "namespace"] {
+        let empty = metadata.get(field).is_none_or(|value| value.is_null() || value == "");
+        if empty && !before[field].is_null() {
+            metadata.insert(field.into(), before[field].clone());
+        }
+    }
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        match &before[field] {
+            Value::Null => metadata.remove(field),
+            value => metadata.insert(field.into(), value.clone()),
+        };
+    }
+    metadata.remove("selfLink");
+    metadata.insert("resourceVersion".into(), before["resourceVersion"].clone());
+    Ok(())
+}
+
+/// Records which fields the request's manager owns after a write that is not an apply.
+pub fn own(call: &Call, old: Option<&Value>, new: &mut Value, subresource: Option<&str>) {
+    let _ = (call, subresource);
+    let Some(metadata) = new["metadata"].as_object_mut() else { return };
+    match old.map(|old| &old["metadata"]["managedFields"]).filter(|fields| !fields.is_null()) {
+        Some(fields) => metadata.insert("managedFields".into(), fields.clone()),
+        None => metadata.remove("managedFields"),
+    };
+}
+
+/// What is wrong with the metadata.
+#[must_use]
+pub fn check(resource: &Resource, new: &Value, old: Option<&Value>) -> Vec<Cause> {
+    let metadata = &new["metadata"];
+    let mut causes = Vec::new();
+    check_name(resource, metadata, &mut causes);
+    check_labels(metadata, &mut causes);
+    let annotations = metadata["annotations"].as_object().into_iter().flatten();
+    let bytes: usize = annotations.map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
+    if bytes > MAX_ANNOTATION_BYTES {
+        causes.push(Cause::too_long("metadata.annotations", MAX_ANNOTATION_BYTES as u64));
+    }
+    for (index, owner) in metadata["ownerReferences"].as_array().into_iter().flatten().enumerate() {
+        for field in ["apiVersion", "kind", "name", "uid"] {
+            if owner[field].as_str().is_none_or(str::is_empty) {
+                causes.push(Cause::invalid(
+                    &format!("metadata.ownerReferences[{index}].{field}"),
+                    &json!(""),
+                    &format!("{field} must not be empty"),
+                ));
+            }
+        }
+    }
+    let Some(old) = old else { return causes };
+    for field in ["name", "namespace", "uid", "creationTimestamp"] {
+        if metadata[field] != old["metadata"][field] {
+            causes.push(Cause::invalid(&format!("metadata.{field}"), &metadata[field], "field is immutable"));
+        }
+    }
+    check_new_finalizers(metadata, &old["metadata"], &mut causes);
+    causes
+}
+
+fn check_new_finalizers(new: &Value, old: &Value, causes: &mut Vec<Cause>) {
+    if old["deletionTimestamp"].is_null() {
+        return;
+    }
+    let had = old["finalizers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let added: Vec<String> = new["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|finalizer| !had.contains(finalizer))
+        .map(Value::to_string)
+        .collect();
+    if !added.is_empty() {
+        causes.push(Cause::forbidden(
+            "metadata.finalizers",
+            &format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                added.join(", ")
+            ),
+        ));
+    }
+}
+
+fn check_name(resource: &Resource, metadata: &Value, causes: &mut Vec<Cause>) {
+    let name = metadata["name"].as_str().unwrap_or_default();
+    if resource.group == "rbac.authorization.k8s.io" {
+        if name == "." || name == ".." || name.contains(['/', '%']) {
+            causes.push(Cause::invalid("metadata.name", &json!(name), "may not contain '/' or '%'"));
+        }
+        return;
+    }
+    let label = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start \
+                 and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
+                 '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+    let first = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
+                 character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for \
+                 validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
+    let subdomain = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and \
+                     must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation \
+                     is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+    let (fits, longest, rule) = match resource.plural.as_str() {
+        "namespaces" if resource.group.is_empty() => (is_label(name), 63, label),
+        "services" if resource.group.is_empty() => {
+            (is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase()), 63, first)
+        }
+        _ => (name.split('.').all(is_label_of_any_length), 253, subdomain),
+    };
+    if !fits && name.len() <= longest {
+        causes.push(Cause::invalid("metadata.name", &json!(name), rule));
+    }
+    if name.len() > longest {
+        causes.push(Cause::invalid("metadata.name", &json!(name), &format!("must be no more than {longest} bytes")));
+    }
+}
+
+fn is_label_of_any_length(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    !text.is_empty() && text.chars().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+fn is_label(text: &str) -> bool {
+    text.len() <= 63 && is_label_of_any_length(text)
+}
+
+fn check_labels(metadata: &Value, causes: &mut Vec<Cause>) {
+    let fits = |text: &str| {
+        let edge = |c: char| c.is_ascii_alphanumeric();
+        text.len() <= 63
+            && text.chars().all(|c| edge(c) || "-_.".contains(c))
+            && text.starts_with(edge)
+            && text.ends_with(edge)
+    };
+    let part = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric \
+                character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+                '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+    for (key, value) in metadata["labels"].as_object().into_iter().flatten() {
+        let (prefix, name) = key.split_once('/').map_or((None, key.as_str()), |(prefix, name)| (Some(prefix), name));
+        if !fits(name) || prefix.is_some_and(|prefix| !prefix.split('.').all(is_label_of_any_length)) {
+            causes.push(Cause::invalid("metadata.labels", &json!(key), &format!("name part {part}")));
+        }
+        let text = value.as_str().unwrap_or_default();
+        if text.len() > 63 {
+            causes.push(Cause::invalid("metadata.labels", value, "must be no more than 63 bytes"));
+        } else if !text.is_empty() && !fits(text) {
+            let rule = part.replacen("must consist of", "a valid label must be an empty string or consist of", 1);
+            let rule = rule.replace("[A-Za-z0-9]'", "[A-Za-z0-9])?'").replace("'([A-Za-z0-9][-", "'(([A-Za-z0-9][-");
+            causes.push(Cause::invalid("metadata.labels", value, &rule));
+        }
+    }
+}
