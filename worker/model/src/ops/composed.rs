@@ -164,3 +164,14 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
     shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)
 }
+
+/// See [`super::Kernels::log_probs`].
+pub fn log_probs(logits: &Tensor, targets: &[u32], temperature: f64) -> Result<Tensor> {
+    let dtype = logits.dtype();
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let scaled = (logits.to_dtype(wide)? / temperature)?;
+    let shifted = scaled.broadcast_sub(&scaled.max_keepdim(D::Minus1)?.detach())?;
+    let total = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let index = Tensor::from_slice(targets, (targets.len(), 1), logits.device())?;
+    (shifted.gather(&index, 1)? - total)?.squeeze(1)
+}

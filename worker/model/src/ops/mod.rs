@@ -4,12 +4,15 @@
 //! dtype) and fused for the CPU in f32. Sequences are [`Segments`] of the rows, so nothing depends on padding.
 
 pub mod composed;
+mod fused;
 mod segments;
+#[cfg(test)]
+mod tests;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 pub use segments::Segments;
 
-use crate::{Result, rope::Rotary};
+use crate::{ModelError, Result, rope::Rotary};
 
 /// Which form of the operations runs.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -46,29 +49,48 @@ impl Heads {
 }
 
 impl Kernels {
+    fn fuses(self, x: &Tensor) -> bool {
+        self == Self::Auto && x.device().is_cpu() && x.dtype() == DType::F32
+    }
+
     /// `x / rms(x) * weight` for each row of `[rows, width]`.
     pub fn rms_norm(self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+        if self.fuses(x) {
+            return Ok(fused::rms_norm(x, weight, eps)?);
+        }
         Ok(composed::rms_norm(x, weight, eps)?)
     }
 
     /// `x weight^T + bias`: `[rows, in]`, `[out, in]`, `[out]` to `[rows, out]`.
     pub fn linear(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        if self.fuses(x) {
+            return Ok(fused::linear(x, weight, bias)?);
+        }
         Ok(composed::linear(x, weight, bias)?)
     }
 
     /// `silu(gate) * up`.
     pub fn swiglu(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        if self.fuses(gate) {
+            return Ok(fused::swiglu(gate, up)?);
+        }
         Ok(composed::swiglu(gate, up)?)
     }
 
     /// Turns queries and keys of `qkv` by the angles of their rows; values stay.
     pub fn rotate(self, qkv: &Tensor, heads: Heads, rotary: &Rotary) -> Result<Tensor> {
+        if self.fuses(qkv) {
+            return Ok(fused::rotate(qkv, heads, rotary)?);
+        }
         Ok(composed::rotate(qkv, heads, rotary)?)
     }
 
     /// Softmax attention within each segment of `qkv`, `[rows, (heads + 2 kv_heads) * head_dim]`, to
     /// `[rows, heads * head_dim]`. Rows of no segment get unspecified finite values.
     pub fn attention(self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Result<Tensor> {
+        if self.fuses(qkv) && segments.longest() <= fused::LONGEST {
+            return Ok(fused::attention(qkv, heads, segments)?);
+        }
         Ok(composed::attention(qkv, heads, segments)?)
     }
 
@@ -82,11 +104,33 @@ impl Kernels {
         lengths: &[usize],
         heads: Heads,
     ) -> Result<Tensor> {
+        if self.fuses(qkv) {
+            return Ok(fused::decode_attention(qkv, keys, values, lengths, heads)?);
+        }
         Ok(composed::decode_attention(qkv, keys, values, lengths, heads)?)
     }
 
     /// Writes the keys and values of `qkv` (one token per row) at `slots[row]` of the cache, in place.
     pub fn store(self, qkv: &Tensor, keys: &Tensor, values: &Tensor, slots: &[usize], heads: Heads) -> Result<()> {
+        if self.fuses(qkv) {
+            return Ok(fused::store(qkv, keys, values, slots, heads)?);
+        }
         Ok(composed::store(qkv, keys, values, slots, heads)?)
+    }
+
+    /// Log-probability `[rows]` of one token per row under the softmax of `logits / temperature`, `[rows, vocab]`.
+    pub fn log_probs(self, logits: &Tensor, targets: &[u32], temperature: f64) -> Result<Tensor> {
+        let (rows, vocab) = logits.dims2()?;
+        if targets.len() != rows || targets.iter().any(|id| *id as usize >= vocab) || temperature <= 0.0 {
+            let problem = format!(
+                "{} targets at temperature {temperature} for logits [{rows}, {vocab}]",
+                targets.len()
+            );
+            return Err(ModelError::Input(problem));
+        }
+        if self.fuses(logits) {
+            return Ok(fused::log_probs(logits, targets, temperature)?);
+        }
+        Ok(composed::log_probs(logits, targets, temperature)?)
     }
 }

@@ -40,6 +40,11 @@ impl Segments {
         }
     }
 
+    /// Rows of the longest run.
+    pub fn longest(&self) -> usize {
+        self.runs.iter().map(|(_, length)| *length).max().unwrap_or(0)
+    }
+
     /// Groups of runs of one length, by ascending length: `(length, starts)`.
     pub fn by_length(&self) -> Vec<(usize, Vec<usize>)> {
         let mut groups = std::collections::BTreeMap::<usize, Vec<usize>>::new();

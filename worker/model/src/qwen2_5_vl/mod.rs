@@ -14,6 +14,8 @@
 pub mod config;
 pub mod positions;
 pub mod processor;
+#[cfg(test)]
+mod tests;
 mod text;
 mod vision;
 pub mod window;

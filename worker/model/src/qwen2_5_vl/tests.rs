@@ -1,0 +1,333 @@
+//! Facts about whole models of a tiny shape.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
+use serde_json::json;
+
+use super::{Config, LoadOptions, Pass, ProcessedImage, Qwen25Vl, positions::VisualSpan, positions::positions};
+use crate::{
+    batch::{Row, TextBatch},
+    ops::Kernels,
+};
+
+const IMAGE: u32 = 60;
+
+fn config() -> Config {
+    Config::from_json(&json!({
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "tie_word_embeddings": true, "image_token_id": IMAGE,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+        "vision_config": {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4,
+            "window_size": 16, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
+    }))
+    .unwrap()
+}
+
+fn model() -> Qwen25Vl {
+    Qwen25Vl::random(config(), 5, &LoadOptions::default()).unwrap()
+}
+
+fn image(grid: [usize; 3], seed: usize) -> ProcessedImage {
+    let count = grid.iter().product::<usize>() * 96;
+    let patches = (0..count)
+        .map(|i| ((i * 37 + seed * 101) % 211) as f32 / 105.0 - 1.0)
+        .collect();
+    ProcessedImage { patches, grid }
+}
+
+/// Two tokens of text, one image, `tail` tokens of text.
+fn row(model: &Qwen25Vl, image: &ProcessedImage, tail: &[u32], pass: Pass) -> Row {
+    let features = model.encode_images(&[image], pass).unwrap().remove(0);
+    let tokens = features.dim(0).unwrap();
+    let ids = [&[1, 2], vec![IMAGE; tokens].as_slice(), tail].concat();
+    let span = VisualSpan {
+        start: 2,
+        grid: image.grid,
+        time_step: 0.0,
+    };
+    Row {
+        positions: positions(ids.len(), &[span], 2).unwrap(),
+        ids,
+        features: vec![(2, features)],
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn assert_near(a: &Tensor, b: &Tensor, tolerance: f32) {
+    assert_eq!(a.dims(), b.dims());
+    let worst = values(a)
+        .iter()
+        .zip(values(b))
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(worst <= tolerance, "{worst}");
+}
+
+#[test]
+fn text_alone_equals_an_independent_qwen2() {
+    use candle_transformers::models::qwen2;
+    let model = model();
+    let text = &model.config().text;
+    let other = qwen2::Config {
+        vocab_size: text.vocab_size,
+        hidden_size: text.hidden_size,
+        intermediate_size: text.intermediate_size,
+        num_hidden_layers: text.num_hidden_layers,
+        num_attention_heads: text.num_attention_heads,
+        num_key_value_heads: text.num_key_value_heads,
+        max_position_embeddings: 128,
+        sliding_window: 128,
+        max_window_layers: 2,
+        tie_word_embeddings: true,
+        rope_theta: text.rope_theta,
+        rms_norm_eps: text.rms_norm_eps,
+        use_sliding_window: false,
+        hidden_act: candle_nn::Activation::Silu,
+    };
+    let tensors = model
+        .named_vars()
+        .into_iter()
+        .map(|(name, var)| (name, var.as_detached_tensor()));
+    let builder = VarBuilder::from_tensors(
+        tensors.collect::<HashMap<_, _>>(),
+        candle_core::DType::F32,
+        &Device::Cpu,
+    );
+    let mut other = qwen2::ModelForCausalLM::new(&other, builder).unwrap();
+    let ids = (0..17u32).map(|i| (i * 13 + 5) % 60).collect::<Vec<_>>();
+    let expected = other
+        .forward(&Tensor::from_slice(&ids, (1, 17), &Device::Cpu).unwrap(), 0)
+        .unwrap();
+    let hidden = model
+        .forward(&TextBatch::new(&[Row::text(ids)]).unwrap(), Pass::Infer)
+        .unwrap();
+    let logits = model.logits(&hidden.narrow(1, 16, 1).unwrap(), Pass::Infer).unwrap();
+    assert_near(&logits, &expected, 1e-5);
+}
+
+#[test]
+fn rows_of_a_batch_do_not_see_each_other() {
+    let model = model();
+    let rows = [
+        row(&model, &image([1, 4, 4], 1), &[5, 6, 7, 8, 9], Pass::Infer),
+        Row::text(vec![3, 4, 5]),
+        row(&model, &image([1, 6, 4], 2), &[5], Pass::Infer),
+    ];
+    let together = model.forward(&TextBatch::new(&rows).unwrap(), Pass::Infer).unwrap();
+    for (index, row) in rows.iter().enumerate() {
+        let length = row.ids.len();
+        let alone = model
+            .forward(&TextBatch::new(std::slice::from_ref(row)).unwrap(), Pass::Infer)
+            .unwrap();
+        let part = together.narrow(0, index, 1).unwrap().narrow(1, 0, length).unwrap();
+        assert_near(&part, &alone, 1e-5);
+    }
+}
+
+#[test]
+fn decoding_over_the_cache_equals_the_whole_sequence() {
+    for kernels in [Kernels::Auto, Kernels::Composed] {
+        let mut model = model();
+        model.set_kernels(kernels);
+        let prompts = [
+            row(&model, &image([1, 4, 6], 1), &[5, 6, 7], Pass::Infer),
+            Row::text((1..12).collect::<Vec<_>>()),
+        ];
+        let batch = TextBatch::new(&prompts).unwrap();
+        let (mut cache, last) = model.prefill(&batch, &[2, 1], 4).unwrap();
+        assert_eq!(cache.lengths(), [11, 11, 11]);
+        let new = [[10, 11, 12], [20, 21, 22], [30, 31, 32]];
+        let mut states = vec![last];
+        for step in 0..3 {
+            let ids = new.iter().map(|row| row[step]).collect::<Vec<_>>();
+            states.push(model.decode(&mut cache, &ids).unwrap());
+        }
+        for (index, new) in new.iter().enumerate() {
+            let whole = prompts[[0, 0, 1][index]].followed_by(new);
+            let batch = TextBatch::new(std::slice::from_ref(&whole)).unwrap();
+            let hidden = model.forward(&batch, Pass::Infer).unwrap().squeeze(0).unwrap();
+            let first = whole.ids.len() - 4;
+            for (step, state) in states.iter().enumerate() {
+                assert_near(
+                    &state.narrow(0, index, 1).unwrap(),
+                    &hidden.narrow(0, first + step, 1).unwrap(),
+                    1e-5,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_can_leave_and_join_a_cache() {
+    let model = model();
+    let prompt = |ids: &[u32]| TextBatch::new(&[Row::text(ids.to_vec())]).unwrap();
+    let both = TextBatch::new(&[Row::text(vec![1, 2, 3]), Row::text(vec![4, 5])]).unwrap();
+    let (mut cache, _) = model.prefill(&both, &[1, 1], 3).unwrap();
+    model.decode(&mut cache, &[7, 8]).unwrap();
+    cache.keep(&[1]).unwrap();
+    let (other, _) = model.prefill(&prompt(&[6, 7, 8, 9]), &[1], 5).unwrap();
+    cache.append(other).unwrap();
+    assert_eq!(cache.lengths(), [3, 4]);
+    let states = model.decode(&mut cache, &[9, 10]).unwrap();
+    for (index, ids) in [vec![4, 5, 8, 9], vec![6, 7, 8, 9, 10]].iter().enumerate() {
+        let hidden = model.forward(&prompt(ids), Pass::Infer).unwrap().squeeze(0).unwrap();
+        let last = hidden.narrow(0, ids.len() - 1, 1).unwrap();
+        assert_near(&states.narrow(0, index, 1).unwrap(), &last, 1e-5);
+    }
+}
+
+#[test]
+fn a_full_cache_is_refused() {
+    let model = model();
+    let batch = TextBatch::new(&[Row::text(vec![1, 2])]).unwrap();
+    let (mut cache, _) = model.prefill(&batch, &[1], 1).unwrap();
+    model.decode(&mut cache, &[3]).unwrap();
+    let error = model.decode(&mut cache, &[3]).unwrap_err();
+    assert!(
+        error.to_string().contains("row 0 of the cache is full: 3 tokens"),
+        "{error}"
+    );
+}
+
+fn loss(model: &Qwen25Vl) -> Tensor {
+    let rows = [
+        row(model, &image([1, 4, 10], 1), &[5, 6, 7, 8, 9], Pass::Train),
+        row(model, &image([1, 4, 4], 2), &[9, 8, 3], Pass::Train),
+    ];
+    let hidden = model.forward(&TextBatch::new(&rows).unwrap(), Pass::Train).unwrap();
+    let last = hidden
+        .flatten(0, 1)
+        .unwrap()
+        .index_select(&Tensor::new(&[15u32, 22], &Device::Cpu).unwrap(), 0);
+    let logits = model.logits(&last.unwrap(), Pass::Train).unwrap();
+    Kernels::Auto
+        .log_probs(&logits, &[11, 12], 1.0)
+        .unwrap()
+        .sum_all()
+        .unwrap()
+}
+
+#[test]
+fn every_parameter_gets_a_gradient_and_fused_equals_composed() {
+    let mut model = model();
+    let fused = loss(&model).backward().unwrap();
+    model.set_kernels(Kernels::Composed);
+    let composed = loss(&model).backward().unwrap();
+    for (name, var) in model.named_vars() {
+        let (a, b) = (fused.get(&var), composed.get(&var));
+        let (a, b) = (
+            a.unwrap_or_else(|| panic!("{name}")),
+            b.unwrap_or_else(|| panic!("{name}")),
+        );
+        let norm = values(b).iter().map(|v| v * v).sum::<f32>().sqrt();
+        // Adding the same vector to every key changes no softmax: that bias has no gradient but rounding.
+        if !name.ends_with("k_proj.bias") {
+            assert!(norm > 1e-7, "{name} has no gradient");
+        }
+        let distance = values(a)
+            .iter()
+            .zip(values(b))
+            .map(|(a, b)| (a - b).powi(2))
+            .sum::<f32>()
+            .sqrt();
+        assert!(distance <= 1e-4 * norm + 1e-6, "{name}: {distance} of {norm}");
+    }
+}
+
+#[test]
+fn frozen_parameters_get_no_gradient_and_do_not_change_the_others() {
+    let mut model = model();
+    let all = loss(&model).backward().unwrap();
+    model.set_trainable(|name| name.starts_with("model.layers")).unwrap();
+    let some = loss(&model).backward().unwrap();
+    for (name, var) in model.named_vars() {
+        match (some.get(&var), name.starts_with("model.layers")) {
+            (Some(gradient), true) => assert_near(gradient, all.get(&var).unwrap(), 1e-6),
+            (None, false) => {}
+            (gradient, _) => panic!("{name}: gradient {}", gradient.is_some()),
+        }
+    }
+}
+
+#[test]
+fn inference_records_nothing() {
+    let model = model();
+    let row = row(&model, &image([1, 4, 4], 1), &[5], Pass::Infer);
+    let hidden = model.forward(&TextBatch::new(&[row]).unwrap(), Pass::Infer).unwrap();
+    assert!(!hidden.track_op());
+}
+
+#[test]
+fn images_do_not_see_each_other() {
+    let model = model();
+    let images = [image([1, 12, 20], 1), image([1, 4, 4], 2), image([2, 4, 6], 3)];
+    let together = model.encode_images(&images.each_ref(), Pass::Infer).unwrap();
+    for (image, features) in images.iter().zip(&together) {
+        assert_near(&model.encode_images(&[image], Pass::Infer).unwrap()[0], features, 1e-5);
+    }
+}
+
+#[test]
+fn a_window_does_not_see_its_neighbour_without_a_full_block() {
+    let mut config = config();
+    config.vision.fullatt_block_indexes.clear();
+    let windowed = Qwen25Vl::random(config, 5, &LoadOptions::default()).unwrap();
+    let full = model();
+    // A window is 2 x 2 tokens here; change the last patch of a frame of two windows.
+    let (before, mut after) = (image([1, 4, 8], 1), image([1, 4, 8], 1));
+    let last = after.patches.len() - 96;
+    after.patches[last..].fill(0.5);
+    let first_token = |model: &Qwen25Vl, image: &ProcessedImage| {
+        values(
+            &model.encode_images(&[image], Pass::Infer).unwrap()[0]
+                .narrow(0, 0, 1)
+                .unwrap(),
+        )
+    };
+    assert_eq!(first_token(&windowed, &before), first_token(&windowed, &after));
+    assert_ne!(first_token(&full, &before), first_token(&full, &after));
+}
+
+#[test]
+fn a_saved_model_loads_to_the_same_outputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model();
+    model.save_weights(&dir.path().join("model.safetensors")).unwrap();
+    let config = json!({
+        "text_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 64, "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
+        "tie_word_embeddings": true, "image_token_id": IMAGE,
+        "vision_config": {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2,
+            "spatial_patch_size": 4, "window_size": 16, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
+    });
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let loaded = Qwen25Vl::load(dir.path(), &LoadOptions::default()).unwrap();
+    let batch = TextBatch::new(&[Row::text(vec![1, 2, 3])]).unwrap();
+    let run = |model: &Qwen25Vl| values(&model.forward(&batch, Pass::Infer).unwrap());
+    assert_eq!(run(&model), run(&loaded));
+}
+
+#[test]
+fn a_deep_copy_keeps_its_values_when_the_source_moves() {
+    let model = model();
+    let copy = model.deep_copy().unwrap();
+    let batch = TextBatch::new(&[Row::text(vec![1, 2, 3])]).unwrap();
+    let run = |model: &Qwen25Vl| values(&model.forward(&batch, Pass::Infer).unwrap());
+    let before = run(&copy);
+    let (_, var) = model
+        .named_vars()
+        .into_iter()
+        .find(|(name, _)| name == "model.norm.weight")
+        .unwrap();
+    var.set(&(var.as_detached_tensor() * 2.0).unwrap()).unwrap();
+    assert_ne!(run(&model), before);
+    assert_eq!(run(&copy), before);
+}
