@@ -1,0 +1,97 @@
+//! Writes what a pass built.
+
+use flotilla_api::names::{HTTP_PORT, label};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use kube::{Api, ResourceExt as _, api::ListParams};
+
+use super::{build::Objects, gather::Observed};
+use crate::{
+    apply::{converge, create_once, delete},
+    context::Context,
+    error::{Error, Result},
+};
+
+/// What was written; the only way to a status that mentions it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Applied {
+    /// Address of the Service.
+    pub url: Option<String>,
+    /// Pods that were made in this pass.
+    pub created: Vec<String>,
+}
+
+/// Writes `objects`. Pods that go are asked only after new ones are made.
+pub async fn apply(context: &Context, observed: &Observed, objects: Objects) -> Result<Applied> {
+    // No `..`: what is built and not written does not compile.
+    let Objects {
+        service,
+        mounts,
+        create,
+        remove,
+    } = objects;
+    let (client, owner) = (&context.client, &observed.owner);
+    let service = converge(client, owner, &service, |known| routes_alike(known, &service)).await?;
+    if let Some((config, token)) = mounts {
+        create_once(client, owner, &token).await?;
+        converge(client, owner, &config, |known: &ConfigMap| known.data == config.data).await?;
+    }
+    let mut created = Vec::with_capacity(create.len());
+    for pod in create {
+        create_once(client, owner, &pod).await?;
+        created.push(pod.name_any());
+    }
+    let removes = !remove.is_empty();
+    for (name, uid) in remove {
+        delete::<Pod>(client, &owner.namespace, &name, &uid, None).await?;
+    }
+    if removes && created.is_empty() {
+        drop_unused_roles(context, observed).await?;
+    }
+    Ok(Applied {
+        url: url(&service),
+        created,
+    })
+}
+
+/// The API server adds fields of its own, so only what the operator decides is compared.
+fn routes_alike(known: &Service, desired: &Service) -> bool {
+    let routes = |service: &Service| {
+        let spec = service.spec.clone().unwrap_or_default();
+        let ports = spec.ports.unwrap_or_default().into_iter();
+        let ports: Vec<_> = ports.map(|port| (port.name, port.port, port.target_port)).collect();
+        (spec.selector, ports)
+    };
+    routes(known) == routes(desired)
+}
+
+fn url(service: &Service) -> Option<String> {
+    let ip = service.spec.as_ref()?.cluster_ip.clone()?;
+    let address = ip.parse::<std::net::IpAddr>().ok()?;
+    Some(format!("http://{}", std::net::SocketAddr::new(address, HTTP_PORT)))
+}
+
+/// Roles of revisions that no pod runs any more.
+async fn drop_unused_roles(context: &Context, observed: &Observed) -> Result<()> {
+    let owner = &observed.owner;
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &owner.namespace);
+    let selector: Vec<_> = owner
+        .selector()
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    let listed = api.list(&ListParams::default().labels(&selector.join(","))).await;
+    let listed = listed.map_err(Error::api(format!(
+        "list ConfigMaps of ModelDeployment {}/{}",
+        owner.namespace, owner.name
+    )))?;
+    for config in listed.items.iter().filter(|config| owner.controls(&config.metadata)) {
+        let Some(revision) = config.labels().get(label::REVISION) else {
+            continue;
+        };
+        let used = observed.pods.iter().any(|pod| pod.revision == *revision);
+        if let (false, Some(uid)) = (used, config.uid()) {
+            delete::<ConfigMap>(&context.client, &owner.namespace, &config.name_any(), &uid, None).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! From a ModelDeployment's spec and its model to the role and revision of its pods.
+
+use flotilla_api::role::{Role, RoleConfig, SCHEMA_VERSION, Serve};
+use sha2::{Digest, Sha256};
+
+use super::gather::Observed;
+use crate::{model::Resolution, refusal::Refusal, volumes, worker_pod};
+
+/// What every new pod runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// What a pod does.
+    pub config: RoleConfig,
+    /// Hash of what a pod runs: pods with another one are replaced.
+    pub revision: String,
+    /// ModelCheckpoint or URI.
+    pub checkpoint: String,
+}
+
+/// The plan, or why there is none.
+pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
+    let spec = &observed.deployment.spec;
+    worker_pod::check(&spec.serve).map_err(Refusal::invalid)?;
+    let (model, checkpoint) = match &observed.model {
+        Resolution::Resolved { source, name } => (source.clone(), name.clone()),
+        Resolution::Waiting(text) => return Err(Refusal::waiting(text.clone())),
+    };
+    let role = Role::Serve(Serve {
+        model,
+        served_model_name: spec
+            .served_model_name
+            .clone()
+            .unwrap_or_else(|| observed.owner.name.clone()),
+        purpose: spec.purpose,
+        critic_template: spec.critic_template.clone(),
+        max_model_len: positive(spec.max_model_len, "maxModelLen")?,
+        max_queue: positive(spec.max_queue, "maxQueue")?,
+    });
+    volumes::claims(&role).map_err(Refusal::invalid)?;
+    let config = RoleConfig {
+        schema_version: SCHEMA_VERSION,
+        owner: observed.owner.role_owner(),
+        role,
+    };
+    Ok(Plan {
+        revision: revision(observed, &config)?,
+        config,
+        checkpoint,
+    })
+}
+
+fn positive(value: i64, field: &str) -> Result<u32, Refusal> {
+    u32::try_from(value).map_err(|_| Refusal::invalid(format!("{field} is {value}, which is out of range")))
+}
+
+/// Covers what users decide, not what this operator makes of it: an upgrade of the operator replaces no pod.
+fn revision(observed: &Observed, config: &RoleConfig) -> Result<String, Refusal> {
+    let spec = &observed.deployment.spec;
+    let text = serde_json::to_vec(&(config, &spec.serve, spec.drain_timeout_seconds));
+    let text = text.map_err(|error| Refusal::invalid(format!("serve cannot be written as JSON: {error}")))?;
+    Ok(hex::encode(&Sha256::digest(&text)[..4]))
+}

@@ -1,0 +1,152 @@
+//! The whole operator: watches, controllers and endpoints, until it is asked to stop.
+
+use std::sync::Arc;
+
+use flotilla_api::names::label;
+use k8s_openapi::NamespaceResourceScope;
+use kube::{Api, Client, Resource, runtime::watcher};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cache::{self, Stores, Writers, watch},
+    config::OperatorConfig,
+    context::Context,
+    controller::drive,
+    dataset,
+    error::Result,
+    http,
+    metrics::Metrics,
+    model_checkpoint, model_deployment, training_job,
+    triggers::{Queues, Triggers},
+};
+
+/// Runs the operator until `shutdown`, then waits for the passes that run. Children are left as they are: a new operator
+/// goes on where this one stopped.
+pub async fn run(client: Client, config: OperatorConfig, shutdown: CancellationToken) -> Result<()> {
+    let (stores, writers) = cache::stores();
+    let (triggers, queues) = Triggers::new(stores.clone());
+    let listen = config.listen;
+    let context = Arc::new(Context::new(client, config, stores.clone(), Metrics::default())?);
+    let ready = CancellationToken::new();
+
+    let mut background = JoinSet::new();
+    if let Some(address) = listen {
+        let listener = http::bind(address).await?;
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(%address, "metrics and health");
+        }
+        background.spawn(http::serve(
+            listener,
+            Arc::clone(&context),
+            ready.clone(),
+            shutdown.clone(),
+        ));
+    }
+    spawn_watches(&mut background, &context, writers, &triggers);
+
+    // A pass before the first lists are complete would take what is not read yet for absent.
+    tokio::select! {
+        () = listed(&stores) => {
+            tracing::info!("every kind is listed");
+            ready.cancel();
+            drive_all(&context, queues, &shutdown).await;
+            tracing::info!("controllers stopped");
+        }
+        () = shutdown.cancelled() => {}
+    }
+    background.shutdown().await;
+    Ok(())
+}
+
+async fn drive_all(context: &Arc<Context>, queues: Queues, shutdown: &CancellationToken) {
+    let stores = &context.stores;
+    let (one, two, three, four) = (
+        drive(
+            dataset::reconcile,
+            stores.datasets.clone(),
+            queues.datasets,
+            Arc::clone(context),
+            shutdown.clone(),
+        ),
+        drive(
+            training_job::reconcile,
+            stores.training_jobs.clone(),
+            queues.training_jobs,
+            Arc::clone(context),
+            shutdown.clone(),
+        ),
+        drive(
+            model_checkpoint::reconcile,
+            stores.model_checkpoints.clone(),
+            queues.model_checkpoints,
+            Arc::clone(context),
+            shutdown.clone(),
+        ),
+        drive(
+            model_deployment::reconcile,
+            stores.model_deployments.clone(),
+            queues.model_deployments,
+            Arc::clone(context),
+            shutdown.clone(),
+        ),
+    );
+    tokio::join!(one, two, three, four);
+}
+
+fn spawn_watches(tasks: &mut JoinSet<()>, context: &Context, writers: Writers, triggers: &Triggers) {
+    let Writers {
+        pods,
+        datasets,
+        training_jobs,
+        model_checkpoints,
+        model_deployments,
+    } = writers;
+    let config = watcher::Config::default();
+    let ours = config
+        .clone()
+        .labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));
+    let tell = triggers.clone();
+    tasks.spawn(watch(api(context), ours, pods, move |change| tell.pod(&change)));
+    let tell = triggers.clone();
+    tasks.spawn(watch(api(context), config.clone(), datasets, move |change| {
+        tell.dataset(&change)
+    }));
+    let tell = triggers.clone();
+    tasks.spawn(watch(api(context), config.clone(), training_jobs, move |change| {
+        tell.training_job(&change);
+    }));
+    let tell = triggers.clone();
+    tasks.spawn(watch(api(context), config.clone(), model_checkpoints, move |change| {
+        tell.model_checkpoint(&change);
+    }));
+    let tell = triggers.clone();
+    tasks.spawn(watch(api(context), config, model_deployments, move |change| {
+        tell.model_deployment(&change);
+    }));
+}
+
+fn api<K>(context: &Context) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    match &context.config.namespace {
+        Some(namespace) => Api::namespaced(context.client.clone(), namespace),
+        None => Api::all(context.client.clone()),
+    }
+}
+
+/// Waits until every store holds the first list of its kind.
+async fn listed(stores: &Stores) {
+    let ready = tokio::join!(
+        stores.pods.wait_until_ready(),
+        stores.datasets.wait_until_ready(),
+        stores.training_jobs.wait_until_ready(),
+        stores.model_checkpoints.wait_until_ready(),
+        stores.model_deployments.wait_until_ready(),
+    );
+    if !matches!(ready, (Ok(()), Ok(()), Ok(()), Ok(()), Ok(()))) {
+        // A watch ended, which it does only when the operator does.
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,194 @@
+//! Everything that a decision about a TrainingJob needs.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use flotilla_api::{
+    Dataset, ModelCheckpoint, TrainingJob, TrainingJobStatus,
+    names::{condition, label},
+    progress::Progress,
+};
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use kube::{Api, ResourceExt as _, runtime::reflector::ObjectRef};
+
+use crate::{
+    attempt::{Attempts, Verdict, judge},
+    conditions::holds,
+    context::Context,
+    error::{Error, Result},
+    model::{Resolution, resolve},
+    owner::{Owner, label_value},
+    pod_view::PodView,
+    run_pod::{self, RunNames},
+};
+
+/// Role of the learner pod.
+pub const ROLE: &str = "train";
+
+/// A TrainingJob and all that it depends on, at one moment.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The TrainingJob, read in this pass: counters of a lagging copy would be counted twice.
+    pub job: TrainingJob,
+    /// Its identity.
+    pub owner: Owner,
+    /// Its status, empty before the first pass.
+    pub status: TrainingJobStatus,
+    /// Names of its children.
+    pub names: RunNames,
+    /// The model it begins with.
+    pub model: Resolution,
+    /// Datasets that it names and that exist.
+    pub datasets: Vec<Arc<Dataset>>,
+    /// The learner pod of the current attempt.
+    pub pod: Option<PodView>,
+    /// Learner pods of the attempts before it that are still there.
+    pub older: Vec<PodView>,
+    /// What a running learner says.
+    pub live: Option<Progress>,
+    /// ModelCheckpoints with the name of this job as producer, namesakes included.
+    pub checkpoints: Vec<Arc<ModelCheckpoint>>,
+    /// Names of ModelCheckpoints that deployments and unfinished jobs use.
+    pub in_use: BTreeSet<String>,
+    /// The time of this pass.
+    pub now: Timestamp,
+}
+
+impl Observed {
+    /// Whether the job reached its goal or cannot reach it.
+    pub fn is_finished(&self) -> bool {
+        let conditions = &self.status.conditions;
+        holds(conditions, condition::COMPLETE) || holds(conditions, condition::FAILED)
+    }
+
+    /// What follows from the learner pod alone.
+    pub fn verdict(&self) -> Verdict {
+        let attempts = Attempts {
+            current: self.status.attempt,
+            restarts: self.status.restarts,
+            max_restarts: self.job.spec.failure_policy.max_restarts,
+        };
+        judge(attempts, self.pod.as_ref(), self.now)
+    }
+
+    /// The newest words of the learner: its last one, or what it says now.
+    pub fn news(&self) -> Option<&Progress> {
+        let exit = self.pod.as_ref().and_then(PodView::exit);
+        exit.and_then(|exit| exit.progress.as_ref()).or(self.live.as_ref())
+    }
+}
+
+/// Reads; None where the job is gone or going (its pods then end by their owner reference, with their grace period).
+pub async fn gather(context: &Context, object: &TrainingJob) -> Result<Option<Observed>> {
+    let owner = Owner::of(object)?;
+    let api: Api<TrainingJob> = Api::namespaced(context.client.clone(), &owner.namespace);
+    let found = api.get_opt(&owner.name).await;
+    let found = found.map_err(Error::api(format!(
+        "get TrainingJob {}/{}",
+        owner.namespace, owner.name
+    )))?;
+    let Some(job) = found.filter(|job| job.metadata.deletion_timestamp.is_none()) else {
+        return Ok(None);
+    };
+    let owner = Owner::of(&job)?;
+    let now = context.now();
+    let names = RunNames::new(&owner, ROLE);
+    let status = job.status.clone().unwrap_or_default();
+    let pod = match status.attempt {
+        0 => None,
+        attempt => run_pod::find(context, &owner, &names.pod(attempt), now).await?,
+    };
+    let live = match &pod {
+        Some(pod) => run_pod::ask(context, &owner, &names.token(), pod).await?,
+        None => None,
+    };
+    Ok(Some(Observed {
+        model: resolve(&job.spec.model, &owner.namespace, &context.stores),
+        datasets: datasets(context, &job, &owner.namespace),
+        checkpoints: produced(context, &owner),
+        in_use: in_use(context, &owner.namespace),
+        older: older(context, &owner, &names, status.attempt, now),
+        job,
+        owner,
+        status,
+        names,
+        pod,
+        live,
+        now,
+    }))
+}
+
+/// How far back ended pods are looked for: each start removes those that are too old.
+const OLDER: usize = 4;
+
+fn older(context: &Context, owner: &Owner, names: &RunNames, attempt: u32, now: Timestamp) -> Vec<PodView> {
+    let find = |attempt| {
+        let key = ObjectRef::<Pod>::new(&names.pod(attempt)).within(&owner.namespace);
+        let pod = context
+            .stores
+            .pods
+            .get(&key)
+            .filter(|pod| owner.controls(&pod.metadata));
+        pod.map(|pod| PodView::of(&pod, now))
+    };
+    (1..attempt).rev().take(OLDER).filter_map(find).collect()
+}
+
+fn datasets(context: &Context, job: &TrainingJob, namespace: &str) -> Vec<Arc<Dataset>> {
+    let sets = job
+        .spec
+        .evaluation
+        .iter()
+        .flat_map(|plan| &plan.sets)
+        .map(|set| &set.dataset_ref);
+    let names: BTreeSet<&str> = job
+        .spec
+        .datasets
+        .iter()
+        .map(|set| &set.dataset_ref)
+        .chain(sets)
+        .map(|reference| reference.name.as_str())
+        .collect();
+    let find = |name| context.stores.datasets.get(&ObjectRef::new(name).within(namespace));
+    names.into_iter().filter_map(find).collect()
+}
+
+fn produced(context: &Context, owner: &Owner) -> Vec<Arc<ModelCheckpoint>> {
+    let value = label_value(&owner.name);
+    context.stores.model_checkpoints.state_filter(|checkpoint| {
+        checkpoint.namespace().as_deref() == Some(&owner.namespace)
+            && checkpoint.labels().get(label::TRAINING_JOB) == Some(&value)
+    })
+}
+
+fn in_use(context: &Context, namespace: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for deployment in context.stores.model_deployments.state() {
+        if deployment.namespace().as_deref() == Some(namespace) {
+            names.extend(
+                deployment
+                    .spec
+                    .model
+                    .checkpoint_ref
+                    .iter()
+                    .map(|reference| reference.name.clone()),
+            );
+            names.extend(deployment.status.iter().map(|status| status.checkpoint.clone()));
+        }
+    }
+    for job in context.stores.training_jobs.state() {
+        let finished = job
+            .status
+            .as_ref()
+            .is_some_and(|status| status.completion_time.is_some());
+        if !finished && job.namespace().as_deref() == Some(namespace) {
+            names.extend(
+                job.spec
+                    .model
+                    .checkpoint_ref
+                    .iter()
+                    .map(|reference| reference.name.clone()),
+            );
+        }
+    }
+    names
+}
