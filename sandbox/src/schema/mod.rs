@@ -54,7 +54,7 @@ const BLOCKED: &str = "some validation rules were not checked because the object
 #[derive(Clone, Debug)]
 pub struct ResourceSchema {
     root: Arc<Structural>,
-    native: Option<&'static str>,
+    native: Option<builtin::Builtin>,
 }
 
 impl ResourceSchema {
@@ -85,7 +85,7 @@ impl ResourceSchema {
         let found = builtin::find(group, version, kind)?;
         Some(Self {
             root: builtin::structural(found)?,
-            native: Some(found.kind),
+            native: Some(found),
         })
     }
 
@@ -104,6 +104,12 @@ impl ResourceSchema {
         &self.root
     }
 
+    /// Name of the OpenAPI definition of a built-in kind, for strategic merge patches; `None` for custom kinds.
+    #[must_use]
+    pub fn definition_name(&self) -> Option<&'static str> {
+        builtin::definition_name(self.native?)
+    }
+
     /// Removes unknown fields and returns their paths, sorted.
     pub fn prune(&self, value: &mut Value) -> Vec<String> {
         prune::prune(value, &self.root)
@@ -112,8 +118,8 @@ impl ResourceSchema {
     /// Fills defaults; for built-in kinds also those that depend on other fields.
     pub fn default(&self, value: &mut Value) {
         default::default(value, &self.root);
-        if let Some(kind) = self.native {
-            builtin_default::complete(kind, value);
+        if let Some(native) = self.native {
+            builtin_default::complete(native.kind, value);
         }
     }
 
