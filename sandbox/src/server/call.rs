@@ -33,6 +33,8 @@ pub struct Call {
     pub user: User,
     /// Field manager of what is written: the query's, else the first word of the user agent.
     pub manager: String,
+    /// `apiVersion` of the request.
+    pub api_version: String,
     /// Sentences for `Warning` headers.
     pub warnings: Mutex<Vec<String>>,
 }

@@ -5,7 +5,7 @@
 //! | `connection` | TLS, HTTP/1.1 and HTTP/2, end of connections at shutdown |
 //! | `route` | path -> discovery, OpenAPI, health, or a call on a resource |
 //! | `request`, `selector`, `negotiate` | path, query and `Accept`, typed |
-//! | `registry` | which resources exist |
+//! | `registry`, `discovery`, `openapi` | which resources exist, and how clients learn of them |
 //! | `verb`, `subresource`, `review` | what a call does |
 //! | `write`, `kind` | from a body to a stored object |
 //! | `view`, `table`, `reply`, `status` | answers |
@@ -18,6 +18,7 @@ pub mod discovery;
 pub mod kind;
 pub mod log;
 pub mod negotiate;
+pub mod openapi;
 pub mod registry;
 pub mod reply;
 pub mod request;

@@ -10,13 +10,14 @@ use super::{
     ApiServer,
     auth::{self, User},
     call::Call,
-    discovery, negotiate,
+    discovery, negotiate, openapi,
     reply::{self, Reply},
     request::{Query, ResourcePath},
     review,
     status::ApiError,
     subresource, verb,
 };
+use crate::patch::managed::manager_name;
 
 /// Answers any request.
 pub async fn answer(server: Arc<ApiServer>, request: Request<Incoming>) -> Reply {
@@ -62,6 +63,15 @@ fn document(server: &ApiServer, parts: &Parts, path: &str) -> Result<Reply, ApiE
     let accept = text_of(&parts.headers, header::ACCEPT);
     let aggregated = negotiate::aggregated_discovery(accept);
     let words: Vec<&str> = path.trim_matches('/').split('/').collect();
+    if let ["openapi", "v3", rest @ ..] = words.as_slice() {
+        return Ok(match rest {
+            [] => reply::json(200, &openapi::index(&registry)),
+            rest => match openapi::documents(&registry).get(&rest.join("/")) {
+                Some(document) => reply::json(200, document),
+                None => reply::text(404, "404 page not found\n"),
+            },
+        });
+    }
     let found = match (words.as_slice(), aggregated) {
         (["api" | "apis"], Some(version)) => {
             return Ok(aggregated_reply(&discovery::aggregated(&registry, words == ["api"], version), version));
@@ -132,8 +142,7 @@ async fn resource(
     }
     let query = Query::parse(parts.uri.query().unwrap_or_default())?;
     let raw_form = negotiate::form(text_of(&parts.headers, header::ACCEPT));
-    let agent = text_of(&parts.headers, header::USER_AGENT).unwrap_or("unknown");
-    let manager = query.field_manager.clone().unwrap_or_else(|| agent.split('/').next().unwrap_or(agent).to_owned());
+    let manager = manager_name(query.field_manager.as_deref(), text_of(&parts.headers, header::USER_AGENT));
     let logs = path.subresource.as_deref() == Some("log");
     let form = match raw_form {
         Some(form) => form,
@@ -142,6 +151,7 @@ async fn resource(
     };
     let verb = verb_of(&parts.method, &path, &query)?;
     let call = Call {
+        api_version: resource.api_version(),
         server: server.clone(),
         resource,
         path,

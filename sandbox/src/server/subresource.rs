@@ -54,7 +54,7 @@ pub fn write_scale(call: &Call, body: &[u8], patches: bool) -> Result<Reply, Api
         }
         let mut new = view::convert(&call.resource, &stored).into_owned();
         paths.write(&mut new, &scale);
-        match write::update(call, &stored, new, &Ownership::Update) {
+        match write::update(call, &stored, new, Ownership::Update) {
             Err(error) if error.reason == "Conflict" && version.is_none() && attempt < update::ATTEMPTS => {}
             Err(error) => return Err(error),
             Ok(written) => return Ok(reply::json(200, &read_scale(call, &written)?)),

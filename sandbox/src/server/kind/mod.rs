@@ -49,9 +49,6 @@ pub fn check(call: &Call, new: &Value, old: Option<&Value>) -> Vec<Cause> {
         ("RoleBinding" | "ClusterRoleBinding", Some(old)) if new["roleRef"] != old["roleRef"] => {
             vec![Cause::invalid("roleRef", &new["roleRef"], "cannot change roleRef")]
         }
-        ("Secret", Some(old)) if new["type"] != old["type"] => {
-            vec![Cause::invalid("type", &new["type"], "field is immutable")]
-        }
         _ => Vec::new(),
     }
 }

@@ -4,7 +4,10 @@
 pub mod builtin;
 pub mod custom;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use serde_json::Value;
 
@@ -108,11 +111,13 @@ pub fn api_version(group: &str, version: &str) -> String {
 }
 
 /// All resources.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Registry {
     /// Group -> versions, preferred first. Order of groups: built-in first.
     pub groups: Vec<(String, Vec<String>)>,
     resources: BTreeMap<(String, String, String), Arc<Resource>>,
+    /// OpenAPI documents by path, built when they are first asked for.
+    pub(super) documents: OnceLock<BTreeMap<String, Value>>,
 }
 
 impl Registry {

@@ -19,7 +19,7 @@ pub fn create(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
     for attempt in 1.. {
         let mut object: Value = object.clone();
         identity::settle(call, &mut object)?;
-        match write::create(call, object, &Ownership::Update) {
+        match write::create(call, object, Ownership::Update) {
             Err(error) if error.reason == "AlreadyExists" && generated && attempt < GENERATED_NAMES => {}
             Err(error) => return Err(error),
             Ok(stored) => return Ok(super::answer(call, 201, &stored)),

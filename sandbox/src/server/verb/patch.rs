@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::update::{ATTEMPTS, version};
 use crate::{
     patch::{self, PatchError},
-    schema::Cause,
+    schema::{Cause, builtin},
     server::{
         call::Call,
         kind,
@@ -59,15 +59,15 @@ fn once(call: &Call, format: &Format, patch: &Value) -> Result<Reply, (ApiError,
     let applied = match format {
         Format::Json => patch::json::apply(&mut new, patch),
         Format::Merge => patch::merge::apply(&mut new, patch),
-        Format::Strategic => patch::merge::apply(&mut new, patch),
+        Format::Strategic => patch::strategic::apply(&mut new, patch, definition_name(call)),
     };
-    applied.map_err(|error| fixed(refusal(call, &error)))?;
+    applied.map_err(|error| fixed(refusal(&error)))?;
     settle(call, &mut new).map_err(fixed)?;
     let given = version(&new).map_err(fixed)?;
     if given.is_some_and(|given| given != object::revision(&stored)) {
         return Err(fixed(ApiError::modified(&call.resource.key(), call.name())));
     }
-    let written = write::update(call, &stored, new, &Ownership::Update);
+    let written = write::update(call, &stored, new, Ownership::Update);
     let written = written.map_err(|error| (error, false))?;
     Ok(super::answer(call, 200, &written))
 }
@@ -90,12 +90,15 @@ pub fn settle(call: &Call, new: &mut Value) -> Result<(), ApiError> {
     identity::settle_namespace(call, new)
 }
 
-fn refusal(call: &Call, error: &PatchError) -> ApiError {
+/// Name of the OpenAPI definition of a built-in kind; empty where there is none.
+fn definition_name(call: &Call) -> &'static str {
+    let resource = &call.resource;
+    builtin::find(&resource.group, &resource.version, &resource.kind).and_then(builtin::definition_name).unwrap_or_default()
+}
+
+fn refusal(error: &PatchError) -> ApiError {
     match error {
         PatchError::Malformed(text) => ApiError::bad_request(text.clone()),
-        PatchError::Unprocessable(text) => {
-            let _ = call;
-            ApiError::new(422, "Invalid", text.clone())
-        }
+        PatchError::Unprocessable(text) => ApiError::new(422, "Invalid", text.clone()),
     }
 }

@@ -25,7 +25,7 @@ pub fn update(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
     for attempt in 1.. {
         let stored = call.stored()?;
         check_preconditions(call, &object, &stored, given)?;
-        match write::update(call, &stored, object.clone(), &Ownership::Update) {
+        match write::update(call, &stored, object.clone(), Ownership::Update) {
             Err(error) if error.reason == "Conflict" && given.is_none() && attempt < ATTEMPTS => {}
             Err(error) => return Err(error),
             Ok(stored) => return Ok(super::answer(call, 200, &stored)),

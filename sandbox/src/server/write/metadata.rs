@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
+    patch::managed::{self, Writer},
     schema::{Cause, subresource},
     server::{call::Call, registry::Resource, status::ApiError},
 };
@@ -60,13 +61,20 @@ pub fn carry_over(new: &mut Value, old: &Value) -> Result<(), ApiError> {
 }
 
 /// Records which fields the request's manager owns after a write that is not an apply.
-pub fn own(call: &Call, old: Option<&Value>, new: &mut Value, subresource: Option<&str>) {
-    let _ = (call, subresource);
-    let Some(metadata) = new["metadata"].as_object_mut() else { return };
-    match old.map(|old| &old["metadata"]["managedFields"]).filter(|fields| !fields.is_null()) {
-        Some(fields) => metadata.insert("managedFields".into(), fields.clone()),
-        None => metadata.remove("managedFields"),
-    };
+pub fn own(call: &Call, old: Option<&Value>, new: &mut Value) {
+    let time = now();
+    managed::track_update(old, new, call.resource.schema.root(), &writer(call, time.as_str().unwrap_or_default()));
+}
+
+/// The request as the keeper of managed fields sees it.
+pub fn writer<'a>(call: &'a Call, time: &'a str) -> Writer<'a> {
+    Writer {
+        manager: &call.manager,
+        api_version: &call.api_version,
+        subresource: call.path.subresource.as_deref().unwrap_or_default(),
+        has_status: call.resource.has_status(),
+        time,
+    }
 }
 
 /// What is wrong with the metadata.

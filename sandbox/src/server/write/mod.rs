@@ -11,10 +11,10 @@ pub mod store;
 use serde_json::Value;
 
 use super::{call::Call, kind, status::ApiError, view};
-use crate::{schema::subresource, store::object::Object};
+use crate::{patch::managed, schema::subresource, store::object::Object};
 
 /// Who owns the fields that a write sets.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ownership {
     /// The request's manager owns what it changes.
     Update,
@@ -23,7 +23,7 @@ pub enum Ownership {
 }
 
 /// Completes and checks an object and stores it as a new one. `object` is in the request's version.
-pub fn create(call: &Call, mut object: Value, ownership: &Ownership) -> Result<Object, ApiError> {
+pub fn create(call: &Call, mut object: Value, ownership: Ownership) -> Result<Object, ApiError> {
     let resource = &call.resource;
     identity::check_namespace_is_open(call)?;
     metadata::begin(resource, &mut object);
@@ -32,15 +32,15 @@ pub fn create(call: &Call, mut object: Value, ownership: &Ownership) -> Result<O
     }
     kind::complete(call, &mut object, None)?;
     resource.schema.default(&mut object);
-    if let Ownership::Update = ownership {
-        metadata::own(call, None, &mut object, None);
+    if ownership == Ownership::Update {
+        metadata::own(call, None, &mut object);
     }
     check(call, &object, None)?;
     store::insert(call, view::to_storage(resource, object))
 }
 
 /// Completes and checks `new`, which replaces `stored`, and stores it. `new` is in the request's version.
-pub fn update(call: &Call, stored: &Object, mut new: Value, ownership: &Ownership) -> Result<Object, ApiError> {
+pub fn update(call: &Call, stored: &Object, mut new: Value, ownership: Ownership) -> Result<Object, ApiError> {
     let resource = &call.resource;
     let old = view::convert(resource, stored);
     let part = call.path.subresource.as_deref().filter(|part| *part != "scale" && *part != "finalize");
@@ -56,9 +56,10 @@ pub fn update(call: &Call, stored: &Object, mut new: Value, ownership: &Ownershi
         let generation = subresource::generation(&new, Some(&old), resource.has_status());
         new["metadata"]["generation"] = generation.into();
     }
-    if let Ownership::Update = ownership {
-        metadata::own(call, Some(&old), &mut new, part);
+    if ownership == Ownership::Update {
+        metadata::own(call, Some(&old), &mut new);
     }
+    managed::keep_times(&mut new, &old);
     check(call, &new, Some(&old))?;
     store::replace(call, stored, view::to_storage(resource, new))
 }
