@@ -1,14 +1,34 @@
-//! `flotilla sandbox up`: the embedded control plane in the foreground.
+//! `flotilla sandbox`: the embedded control plane in the foreground, or only its node.
+
+use anyhow::Context;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    arguments::{Sandbox, Up},
-    control_plane::{ControlPlane, Options, interrupted},
+    arguments::{Agent, Sandbox, Up},
+    control_plane::{self, ControlPlane, Options, interrupted},
 };
 
 /// Runs the command until SIGINT or SIGTERM; no process of a pod survives it.
 pub async fn command(arguments: Sandbox) -> anyhow::Result<()> {
-    let Sandbox::Up(up) = arguments;
-    let plane = ControlPlane::start(options(&up)?).await?;
+    match arguments {
+        Sandbox::Up(arguments) => up(arguments).await,
+        Sandbox::Node(arguments) => node(arguments).await,
+    }
+}
+
+async fn up(arguments: Up) -> anyhow::Result<()> {
+    let options = Options {
+        port: arguments.port,
+        with_operator: !arguments.without_operator,
+        with_node: !arguments.without_node,
+        log_to_terminal: true,
+        ..Options::new(&arguments.dir, &arguments.node)?
+    };
+    let plane = ControlPlane::start(options).await?;
     plane.announce();
     interrupted().await;
     eprintln!("stopping");
@@ -16,10 +36,16 @@ pub async fn command(arguments: Sandbox) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn options(up: &Up) -> anyhow::Result<Options> {
-    let mut options = Options::new(&up.dir, &up.node)?;
-    options.port = up.port;
-    options.with_operator = !up.without_operator;
-    options.log_to_terminal = true;
-    Ok(options)
+async fn node(arguments: Agent) -> anyhow::Result<()> {
+    let path = arguments.kubeconfig.unwrap_or_else(|| arguments.dir.join("kubeconfig"));
+    let kubeconfig = Kubeconfig::read_from(&path).with_context(|| format!("read {}", path.display()))?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let stop = CancellationToken::new();
+    let running = control_plane::node_alone(Client::try_from(config)?, &arguments.dir, &arguments.node, stop.clone());
+    tokio::pin!(running);
+    tokio::select! {
+        outcome = &mut running => return outcome,
+        () = interrupted() => stop.cancel(),
+    }
+    running.await
 }
