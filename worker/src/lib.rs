@@ -11,6 +11,7 @@
 //! | [`progress`] | the one cell that a role writes and HTTP and the termination log read |
 //! | [`uri`] | `pvc://claim/path` and `file:///path` to paths |
 //! | [`http`] | one endpoint per file |
+//! | [`service`] | what role `serve` offers: prompts, generation, verdicts |
 //! | [`prompt`] | templates: how question and responses become the user's text |
 //! | [`train`] | the loops of role `train` |
 //! | [`error`] | errors and the exit codes they mean |
@@ -23,6 +24,7 @@ pub mod http;
 pub mod progress;
 pub mod prompt;
 pub mod role;
+pub mod service;
 pub mod telemetry;
 pub mod train;
 pub mod uri;

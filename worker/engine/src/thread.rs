@@ -67,7 +67,6 @@ impl Load {
 }
 
 /// A request on its way to the thread.
-#[derive(Debug)]
 struct Command<R: Runner> {
     request: RequestFor<R>,
     output: mpsc::UnboundedSender<Output>,

@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Tensor};
 use flotilla_model::{
+    Pass, ProcessedImage, Qwen25Vl,
     batch::{Row, TextBatch},
     cache::KvCache,
-    qwen2_5_vl::{Pass, ProcessedImage, Qwen25Vl},
 };
 
 use crate::runner::{Cause, Logits, Runner};

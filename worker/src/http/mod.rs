@@ -1,9 +1,15 @@
 //! HTTP: one endpoint per file.
 //!
-//! [`common`] is what every role answers; [`api`] adds the model's endpoints for role `serve`.
+//! [`common`] is what every role answers; [`mod@api`] adds the model's endpoints for role `serve`.
 
+pub mod api;
+pub mod chat;
+pub mod chat_request;
+pub mod compare;
+pub mod error;
 pub mod health;
 pub mod metrics;
+pub mod models;
 pub mod progress;
 
 use std::{sync::Arc, time::Duration};
@@ -18,8 +24,8 @@ use crate::{
     progress::ProgressCell,
 };
 
-/// How long open connections may take to end once the server was asked to stop.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long open connections may take to end once a server that has no work of its own was asked to stop.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the endpoints of every role share.
 #[derive(Clone, Debug)]
@@ -53,13 +59,13 @@ pub fn common(state: Common) -> Router {
         .merge(progress::router(state))
 }
 
-/// Answers on `listener` until `stop`, then closes open connections.
-pub async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) {
+/// Answers on `listener` until `stop`, then lets open connections end for at most `patience`.
+pub async fn serve(listener: TcpListener, app: Router, stop: CancellationToken, patience: Duration) {
     let stopped = stop.clone();
     let server = axum::serve(listener, app).with_graceful_shutdown(async move { stopped.cancelled().await });
     let deadline = async {
         stop.cancelled().await;
-        tokio::time::sleep(CLOSE_TIMEOUT).await;
+        tokio::time::sleep(patience).await;
     };
     tokio::select! {
         outcome = server => if let Err(error) = outcome { tracing::error!(%error, "the HTTP server ended") },

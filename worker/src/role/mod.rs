@@ -23,13 +23,14 @@ pub async fn run(
 ) -> Result<(), WorkerError> {
     let owner = &context.owner;
     tracing::info!(role = role.name(), kind = %owner.kind, namespace = %owner.namespace, name = %owner.name, "starting");
-    let common = http::Common::new(&context, role.name());
+    let name = role.name();
     if let Role::Serve(spec) = role {
-        return Box::pin(serve::run(context, spec, common, listener, shutdown)).await;
+        return Box::pin(serve::run(context, spec, listener, shutdown)).await;
     }
+    let common = http::Common::new(&context, name);
     // The server outlives the role's work: progress is asked for until the last checkpoint is written.
     let stop = CancellationToken::new();
-    let server = tokio::spawn(http::serve(listener, http::common(common), stop.clone()));
+    let server = tokio::spawn(http::serve(listener, http::common(common), stop.clone(), http::CLOSE_TIMEOUT));
     let outcome = match role {
         Role::Prepare(spec) => Box::pin(prepare::run(context, spec, shutdown)).await,
         Role::Train(spec) => Box::pin(train::run(context, *spec, shutdown)).await,

@@ -1,19 +1,108 @@
-//! Role `serve`.
+//! Role `serve`: one model as policy and critic, until it is asked to stop.
 
-use flotilla_api::role::Serve;
+use std::{path::PathBuf, time::Duration};
+
+use flotilla_api::{
+    conversion::Template,
+    progress::Stage,
+    role::{Role, Serve},
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, error::WorkerError, http};
+use super::verify::check;
+use crate::{
+    context::Context,
+    error::WorkerError,
+    http::{
+        self,
+        api::{self, Api},
+    },
+    prompt::PromptTemplate,
+    service::{Service, Slot, metrics::Metrics},
+};
 
-/// Serves until it is asked to stop.
+/// The template of comparisons where the spec names none.
+const DEFAULT_CRITIC_TEMPLATE: &str = "critic-short";
+/// New connections are still taken so long after the readiness probe has begun to fail, so that nobody who has not yet
+/// heard of it is refused.
+const LINGER: Duration = Duration::from_secs(1);
+/// Answers that have begun may take so long to end.
+const DRAIN: Duration = Duration::from_secs(25);
+
+/// Loads the model while probes are already answered, serves until `shutdown`, and drains.
 pub async fn run(
-    _context: Context,
-    _spec: Serve,
-    common: http::Common,
+    context: Context,
+    spec: Serve,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
-    http::serve(listener, http::common(common), shutdown).await;
-    Ok(())
+    let slot = Slot::default();
+    let role = Role::Serve(spec.clone());
+    let mut registry = http::metrics::registry(&context, role.name());
+    let metrics = Metrics::register(&mut registry, slot.clone());
+    let app = http::common(http::Common::with_registry(&context, registry)).merge(api::router(Api {
+        slot: slot.clone(),
+        progress: context.progress.clone(),
+        metrics: metrics.clone(),
+    }));
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(http::serve(listener, app, stop.clone(), DRAIN));
+
+    let outcome = serve(&context, spec, metrics, slot, &shutdown).await;
+    if outcome.is_ok() {
+        context.progress.enter(Stage::Stopping, "finishing the answers that have begun");
+        tokio::time::sleep(LINGER).await;
+        stop.cancel();
+        let _ = server.await;
+        context.progress.enter(Stage::Completed, "stopped on request");
+    }
+    outcome
+}
+
+/// Loads and serves; ends with `shutdown` or with the engine.
+async fn serve(
+    context: &Context,
+    spec: Serve,
+    metrics: Metrics,
+    slot: Slot,
+    shutdown: &CancellationToken,
+) -> Result<(), WorkerError> {
+    let directory = context.volumes.resolve(&spec.model.uri)?;
+    let template = match &spec.critic_template {
+        Some(template) => template.clone(),
+        None => Template {
+            builtin: Some(DEFAULT_CRITIC_TEMPLATE.to_owned()),
+            ..Template::default()
+        },
+    };
+    let template = PromptTemplate::load(&template, &context.volumes)?;
+    context.progress.enter(Stage::Loading, format!("loading {}", spec.model.uri));
+    let name = spec.served_model_name.clone();
+    let loading = tokio::task::spawn_blocking(move || load(&directory, &spec, template, metrics));
+    let (digest, service, mut engine) = tokio::select! {
+        loaded = loading => loaded.map_err(|error| WorkerError::retryable("loading the model panicked", error))??,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    slot.fill(service);
+    context.progress.update(|progress| progress.model_digest = digest);
+    context.progress.enter(Stage::Running, format!("serving {name}"));
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        () = engine.ended() => Err(WorkerError::Retryable {
+            what: "the engine's thread ended".to_owned(),
+            source: None,
+        }),
+    }
+}
+
+fn load(
+    directory: &PathBuf,
+    spec: &Serve,
+    template: PromptTemplate,
+    metrics: Metrics,
+) -> Result<(Option<String>, Service, flotilla_engine::EngineThread), WorkerError> {
+    let digest = check(directory, spec.model.digest.as_deref())?.digest;
+    let (service, engine) = Service::load(directory, spec, template, metrics)?;
+    Ok((digest, service, engine))
 }

@@ -1,0 +1,81 @@
+//! Errors in the shape that OpenAI clients read.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::service::ServiceError;
+
+/// A request that is not answered.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    param: Option<&'static str>,
+    message: String,
+}
+
+impl ApiError {
+    /// With a code that programs read and a message that people read.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            param: None,
+            message: message.into(),
+        }
+    }
+
+    /// A field of the request is wrong.
+    pub fn invalid(param: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param),
+            ..Self::new(StatusCode::BAD_REQUEST, "invalid_value", message)
+        }
+    }
+
+    /// What programs read.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The body.
+    pub fn json(&self) -> serde_json::Value {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+    }
+}
+
+impl From<ServiceError> for ApiError {
+    fn from(error: ServiceError) -> Self {
+        let message = error.to_string();
+        match error {
+            ServiceError::Invalid { param, .. } => Self::invalid(param, message),
+            ServiceError::TooLong { .. } => Self {
+                param: Some("messages"),
+                ..Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
+            },
+            ServiceError::Overloaded(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message),
+            ServiceError::Engine(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "model_failure", message),
+            ServiceError::Stopped => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", message),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.json())).into_response();
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

@@ -1,0 +1,192 @@
+//! The tokens of one request as text, per sample.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use flotilla_engine::{FinishReason, Prompt, Request, Sampling, Token, thread::Output};
+use tokio::sync::mpsc;
+
+use super::{
+    Service, ServiceError,
+    text::{Detokenizer, StopMatcher},
+};
+
+/// Something new about one sample.
+#[derive(Clone, Debug)]
+pub struct Delta {
+    /// Index of the sample.
+    pub sample: usize,
+    /// Text that is certain by now; may be empty.
+    pub text: String,
+    /// The token behind it.
+    pub token: Token,
+    /// Set with the last delta of the sample.
+    pub finish: Option<FinishReason>,
+}
+
+/// A finished sample.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// Text without stop token and stop string.
+    pub text: String,
+    /// Tokens, a stop token included.
+    pub tokens: Vec<Token>,
+    /// Why it ended.
+    pub finish: Option<FinishReason>,
+}
+
+/// A request that is being generated. Dropping it cancels what is left.
+#[derive(Debug)]
+pub struct Generation {
+    service: Arc<Service>,
+    output: mpsc::UnboundedReceiver<Output>,
+    samples: Vec<Progress>,
+    ready: VecDeque<Delta>,
+    unfinished: usize,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    begun: Instant,
+    last_token: Option<Instant>,
+}
+
+/// One sample on its way.
+#[derive(Clone, Debug)]
+struct Progress {
+    detokenizer: Detokenizer,
+    stops: StopMatcher,
+    finished: bool,
+}
+
+impl Service {
+    /// Sends a request to the engine.
+    pub fn generate(
+        self: &Arc<Self>,
+        prompt: Arc<Prompt>,
+        n: usize,
+        sampling: Sampling,
+        stop_strings: &[String],
+    ) -> Result<Generation, ServiceError> {
+        let prompt_tokens = prompt.row.ids.len();
+        let output = self.engine.submit(Request { prompt, n, sampling })?;
+        self.metrics.accepted(prompt_tokens);
+        let progress = Progress {
+            detokenizer: Detokenizer::default(),
+            stops: StopMatcher::new(stop_strings.to_vec()),
+            finished: false,
+        };
+        Ok(Generation {
+            service: self.clone(),
+            output,
+            samples: vec![progress; n],
+            ready: VecDeque::new(),
+            unfinished: n,
+            prompt_tokens,
+            completion_tokens: 0,
+            begun: Instant::now(),
+            last_token: None,
+        })
+    }
+}
+
+impl Generation {
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// Tokens drawn so far, over all samples.
+    pub fn completion_tokens(&self) -> usize {
+        self.completion_tokens
+    }
+
+    /// The next delta, None after the last one.
+    pub async fn next(&mut self) -> Option<Result<Delta, ServiceError>> {
+        loop {
+            if let Some(delta) = self.ready.pop_front() {
+                return Some(Ok(delta));
+            }
+            if self.unfinished == 0 {
+                return None;
+            }
+            match self.output.recv().await {
+                Some(Output::Token { sample, token, finish }) => self.take(sample, token, finish),
+                Some(Output::Failed(error)) => {
+                    self.unfinished = 0;
+                    self.service.metrics.failed();
+                    return Some(Err(ServiceError::Engine(error.to_string())));
+                }
+                None => {
+                    self.unfinished = 0;
+                    self.service.metrics.failed();
+                    return Some(Err(ServiceError::Stopped));
+                }
+            }
+        }
+    }
+
+    /// All samples, when the last one has ended.
+    pub async fn collect(mut self) -> Result<(Vec<Sample>, usize), ServiceError> {
+        let mut samples = vec![Sample::default(); self.samples.len()];
+        while let Some(delta) = self.next().await {
+            let delta = delta?;
+            if let Some(sample) = samples.get_mut(delta.sample) {
+                sample.text.push_str(&delta.text);
+                sample.tokens.push(delta.token);
+                sample.finish = delta.finish;
+            }
+        }
+        Ok((samples, self.completion_tokens))
+    }
+
+    fn take(&mut self, index: usize, token: Token, finish: Option<FinishReason>) {
+        let Some(sample) = self.samples.get_mut(index).filter(|sample| !sample.finished) else {
+            // A token drawn after a stop string was met.
+            return;
+        };
+        self.completion_tokens += 1;
+        let tokenizer = self.service.processor.tokenizer();
+        let fresh = match finish {
+            // The stop token is no part of the text.
+            Some(FinishReason::Stop) => sample.detokenizer.finish(tokenizer),
+            Some(FinishReason::Length) => {
+                let text = sample.detokenizer.push(token.id, tokenizer);
+                text + &sample.detokenizer.finish(tokenizer)
+            }
+            None => sample.detokenizer.push(token.id, tokenizer),
+        };
+        let mut piece = sample.stops.push(&fresh);
+        let finish = if piece.stopped { Some(FinishReason::Stop) } else { finish };
+        if finish.is_some() {
+            if !piece.stopped {
+                piece.text.push_str(&sample.stops.finish());
+            }
+            sample.finished = true;
+            self.unfinished -= 1;
+        }
+        self.time(finish);
+        self.ready.push_back(Delta {
+            sample: index,
+            text: piece.text,
+            token,
+            finish,
+        });
+    }
+
+    fn time(&mut self, finish: Option<FinishReason>) {
+        let now = Instant::now();
+        let metrics = &self.service.metrics;
+        match self.last_token.replace(now) {
+            None => metrics.first_token(now - self.begun),
+            // Samples of one request draw their tokens in one step: a gap of nothing is no latency.
+            Some(last) if now - last > Duration::from_micros(50) => metrics.next_token(now - last),
+            Some(_) => {}
+        }
+        metrics.token();
+        if let Some(finish) = finish {
+            metrics.finished(finish, now - self.begun);
+        }
+    }
+}

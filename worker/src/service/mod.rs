@@ -1,0 +1,172 @@
+//! What role `serve` offers, apart from HTTP: messages in, text and verdicts out, over one engine thread.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`picture`] | image URLs to pictures, hostile ones refused |
+//! | [`prompt`](mod@prompt) | messages to prompts, off the async threads |
+//! | [`generation`] | tokens of one request as text, per sample |
+//! | [`text`] | ids to text piece by piece, stop strings |
+//! | [`verdict`] | what a critic's text says, and how sure its tokens were |
+//! | [`metrics`] | counters and latencies |
+
+pub mod generation;
+pub mod metrics;
+pub mod picture;
+pub mod prompt;
+pub mod text;
+pub mod verdict;
+
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+use flotilla_api::role::{Purpose, Serve};
+use flotilla_engine::{EngineHandle, EngineThread, Limits};
+use flotilla_model::{Config, LoadOptions, Processor, Qwen25Vl};
+use tokio::sync::Semaphore;
+
+use self::{metrics::Metrics, verdict::VerdictTokens};
+use crate::{error::WorkerError, prompt::PromptTemplate};
+
+/// Prompts that are prepared at once. Each may hold decoded pictures; the others wait with their encoded ones.
+const PREPARED_AT_ONCE: usize = 4;
+
+/// A loaded model with everything that turns requests into prompts and tokens into answers.
+#[derive(Debug)]
+pub struct Service {
+    /// Name under which the model is listed.
+    pub name: String,
+    /// Which endpoints are offered.
+    pub purpose: Purpose,
+    /// Longest prompt plus completion, in tokens.
+    pub max_model_len: usize,
+    /// Seconds since 1970 at which the model was loaded.
+    pub created: i64,
+    /// Counters and latencies.
+    pub metrics: Metrics,
+    engine: EngineHandle<Qwen25Vl>,
+    processor: Processor,
+    critic_template: PromptTemplate,
+    verdict_tokens: VerdictTokens,
+    preparing: Semaphore,
+}
+
+/// A place for the service, empty while the model is being loaded. Cloning shares the place.
+#[derive(Clone, Debug, Default)]
+pub struct Slot(Arc<OnceLock<Arc<Service>>>);
+
+impl Slot {
+    /// The service, once it is there.
+    pub fn get(&self) -> Option<Arc<Service>> {
+        self.0.get().cloned()
+    }
+
+    /// Puts the service in its place; only the first one stays.
+    pub fn fill(&self, service: Service) {
+        let _ = self.0.set(Arc::new(service));
+    }
+}
+
+impl Service {
+    /// Reads model and processor files and starts the engine's thread.
+    pub fn load(
+        directory: &Path,
+        spec: &Serve,
+        critic_template: PromptTemplate,
+        metrics: Metrics,
+    ) -> Result<(Self, EngineThread), WorkerError> {
+        let failed = |what: &str| format!("failed to {what} in {}", directory.display());
+        let options = LoadOptions::default();
+        let model = match spec.model.random_seed {
+            Some(seed) => Config::load(directory).and_then(|config| Qwen25Vl::random(config, seed, &options)),
+            None => Qwen25Vl::load(directory, &options),
+        };
+        let model = model.map_err(|error| WorkerError::permanent(failed("load the model"), error))?;
+        let processor =
+            Processor::load(directory).map_err(|error| WorkerError::permanent(failed("load the processor"), error))?;
+        let trained_len = model.config().text.max_position_embeddings;
+        let verdict_tokens = VerdictTokens::new(processor.tokenizer());
+        let (thread, engine) = EngineThread::spawn(model, Limits::default(), spec.max_queue as usize)
+            .map_err(|error| WorkerError::retryable("failed to start the engine's thread", error))?;
+        let service = Self {
+            name: spec.served_model_name.clone(),
+            purpose: spec.purpose,
+            max_model_len: trained_len.min(spec.max_model_len as usize),
+            created: jiff::Timestamp::now().as_second(),
+            metrics,
+            engine,
+            processor,
+            critic_template,
+            verdict_tokens,
+            preparing: Semaphore::new(PREPARED_AT_ONCE),
+        };
+        Ok((service, thread))
+    }
+
+    /// Requests that wait and samples that run.
+    pub fn load_now(&self) -> (usize, usize) {
+        let load = self.engine.load();
+        (load.waiting(), load.running())
+    }
+
+    /// The processor of the checkpoint.
+    pub fn processor(&self) -> &Processor {
+        &self.processor
+    }
+
+    /// How a comparison becomes the user's text.
+    pub fn critic_template(&self) -> &PromptTemplate {
+        &self.critic_template
+    }
+
+    /// Tokens from which a verdict's log-odds are read.
+    pub fn verdict_tokens(&self) -> &VerdictTokens {
+        &self.verdict_tokens
+    }
+}
+
+/// Why a request is not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The request itself is wrong; `param` names the field.
+    #[error("{message}")]
+    Invalid {
+        /// The field.
+        param: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The prompt leaves no room for a completion.
+    #[error(
+        "this model's context is {limit} tokens, but the prompt has {prompt} tokens and {completion} more were asked \
+         for"
+    )]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        completion: usize,
+        /// Tokens of the context.
+        limit: usize,
+    },
+    /// Too many requests wait.
+    #[error(transparent)]
+    Overloaded(#[from] flotilla_engine::Overloaded),
+    /// The model failed on the request.
+    #[error("the model failed: {0}")]
+    Engine(String),
+    /// The engine has stopped.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+impl ServiceError {
+    /// A field that is wrong.
+    pub fn invalid(param: &'static str, message: impl Into<String>) -> Self {
+        Self::Invalid {
+            param,
+            message: message.into(),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Messages to prompts. Tokenizing and resizing block, so they run off the async threads, a few at a time.
+
+use std::sync::Arc;
+
+use flotilla_engine::Prompt;
+use flotilla_model::{Content, Message, ModelError, Part, Picture};
+
+use super::{Service, ServiceError, picture};
+
+/// Tokens that steer the conversation; text of a client may not contain them, or a response under judgement could end
+/// its own turn and speak for the critic.
+const CONTROL_TOKENS: [&str; 8] = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+];
+
+/// A conversation as a client sent it: images still as URLs, in the order of their parts.
+#[derive(Clone, Debug)]
+pub struct Conversation {
+    /// The turns.
+    pub messages: Vec<Message>,
+    /// URLs of the images, one for each image part.
+    pub image_urls: Vec<String>,
+}
+
+impl Service {
+    /// Decodes, tokenizes and checks a conversation that wants `max_tokens` more tokens. Gives the prompt and the number of
+    /// tokens that may follow.
+    pub async fn prepare(
+        self: &Arc<Self>,
+        conversation: Conversation,
+        max_tokens: Option<usize>,
+    ) -> Result<(Arc<Prompt>, usize), ServiceError> {
+        let _permit = self.preparing.acquire().await.map_err(|_| ServiceError::Stopped)?;
+        let service = self.clone();
+        let prepared = tokio::task::spawn_blocking(move || service.prepare_blocking(&conversation, max_tokens)).await;
+        prepared.map_err(|error| ServiceError::Engine(format!("failed to prepare the prompt: {error}")))?
+    }
+
+    fn prepare_blocking(
+        &self,
+        conversation: &Conversation,
+        max_tokens: Option<usize>,
+    ) -> Result<(Arc<Prompt>, usize), ServiceError> {
+        let urls = &conversation.image_urls;
+        if urls.len() > picture::MAX_PICTURES {
+            let message = format!("{} images, the limit is {}", urls.len(), picture::MAX_PICTURES);
+            return Err(ServiceError::invalid("messages", message));
+        }
+        conversation.messages.iter().try_for_each(refuse_control_tokens)?;
+        let pictures: Vec<Picture> = urls.iter().map(|url| picture::decode(url)).collect::<Result<_, _>>()?;
+        // One token at least must follow the prompt.
+        let wanted = max_tokens.unwrap_or(1);
+        let limit = self.max_model_len;
+        let room = limit.saturating_sub(wanted);
+        let prepared = self.processor.prepare(&conversation.messages, &pictures, room);
+        let prompt = prepared.map_err(|error| match error {
+            ModelError::TooLong { tokens, .. } => ServiceError::TooLong {
+                prompt: tokens,
+                completion: wanted,
+                limit,
+            },
+            other => ServiceError::invalid("messages", other.to_string()),
+        })?;
+        let room = limit - prompt.ids.len();
+        let starts = prompt.image_spans.iter().map(|(start, _)| *start);
+        let mut engine_prompt = Prompt {
+            images: starts.zip(prompt.images).collect(),
+            ..Prompt::default()
+        };
+        engine_prompt.row.ids = prompt.ids;
+        engine_prompt.row.positions = prompt.positions;
+        Ok((Arc::new(engine_prompt), max_tokens.unwrap_or(room)))
+    }
+}
+
+fn refuse_control_tokens(message: &Message) -> Result<(), ServiceError> {
+    let check = |text: &str| match CONTROL_TOKENS.iter().find(|token| text.contains(**token)) {
+        Some(token) => Err(ServiceError::invalid(
+            "messages",
+            format!("the text contains {token}, which steers the conversation"),
+        )),
+        None => Ok(()),
+    };
+    match &message.content {
+        Content::Text(text) => check(text),
+        Content::Parts(parts) => parts.iter().try_for_each(|part| match part {
+            Part::Text { text } => check(text),
+            Part::Image => Ok(()),
+        }),
+    }
+}
