@@ -199,9 +199,14 @@ impl Dataset {
         })
     }
 
+    /// Where an image of a row lies.
+    pub fn image_path(&self, name: &str) -> PathBuf {
+        self.dir.join(IMAGES).join(name)
+    }
+
     /// Encoded bytes of an image of a row.
     pub fn image(&self, name: &str) -> Result<Vec<u8>, ArtifactError> {
-        let path = self.dir.join(IMAGES).join(name);
+        let path = self.image_path(name);
         fs::read(&path).map_err(io("read", &path))
     }
 }

@@ -11,7 +11,7 @@ const CHUNK_LOGITS: usize = 16 << 20;
 /// Log-probability of each target under the tempered distribution.
 ///
 /// `hidden`: `[tokens, width]`, after the final norm; `weight`: `[vocabulary, width]`; `targets`: `[tokens]`, u32.
-/// Returns `[tokens]`, differentiable in `hidden` and `weight`.
+/// Returns `[tokens]`, differentiable in `hidden` and, unless it is detached, in `weight`.
 pub fn token_log_probs(hidden: &Tensor, weight: &Tensor, targets: &Tensor, temperature: f64) -> Result<Tensor> {
     token_log_probs_in_chunks(hidden, weight, targets, temperature, CHUNK_LOGITS)
 }
@@ -98,6 +98,7 @@ impl CustomOp2 for TokenLogProbs {
         _result: &Tensor,
         upstream: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let weight_is_trained = weight.track_op();
         let (hidden, weight, upstream) = (hidden.detach(), weight.detach(), upstream.detach());
         let tokens = hidden.dim(0)?;
         let mut hidden_gradients = Vec::new();
@@ -118,11 +119,13 @@ impl CustomOp2 for TokenLogProbs {
                 1,
             )?;
             hidden_gradients.push(gradient.matmul(&weight)?);
-            let own = gradient.t()?.matmul(&chunk)?;
-            weight_gradient = Some(match weight_gradient {
-                Some(sum) => (sum + own)?,
-                None => own,
-            });
+            if weight_is_trained {
+                let own = gradient.t()?.matmul(&chunk)?;
+                weight_gradient = Some(match weight_gradient {
+                    Some(sum) => (sum + own)?,
+                    None => own,
+                });
+            }
         }
         Ok((Some(Tensor::cat(&hidden_gradients, 0)?), weight_gradient))
     }

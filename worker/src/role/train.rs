@@ -1,11 +1,28 @@
-//! Role `train`.
+//! Role `train`: one learner with rollouts in the same process.
 
 use flotilla_api::role::Train;
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, error::WorkerError};
+use crate::{
+    context::Context,
+    error::WorkerError,
+    train::{parallel::STACK_BYTES, run::train},
+};
 
-/// Runs the role to its end.
-pub async fn run(_context: Context, _spec: Train, _shutdown: CancellationToken) -> Result<(), WorkerError> {
-    Err(WorkerError::invalid("role train is not part of this build"))
+/// Runs the role to its end. At the first signal it writes a checkpoint and ends as suspended.
+pub async fn run(context: Context, spec: Train, shutdown: CancellationToken) -> Result<(), WorkerError> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("learner".into())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            let cancelled = || shutdown.is_cancelled();
+            // The receiver is gone only if the process ends anyway.
+            drop(sender.send(train(&context, &spec, &cancelled)));
+        })
+        .map_err(|error| WorkerError::retryable("failed to start the learner's thread", error))?;
+    receiver.await.map_err(|_| WorkerError::Retryable {
+        what: "the learner's thread ended without a result".into(),
+        source: None,
+    })?
 }

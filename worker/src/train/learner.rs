@@ -1,0 +1,157 @@
+//! Model and optimiser: one update from the shards of a mini-batch.
+
+use candle_core::{Tensor, Var};
+use flotilla_api::algorithm::{Module, Optimizer, Schedule as Curve};
+use flotilla_grpo::{
+    adamw::{AdamW, Parameters, Update},
+    gradient::Gradients,
+    schedule::{self, Schedule},
+};
+use flotilla_model::{Pass, Qwen25Vl};
+
+use super::{
+    error::TrainError,
+    parallel::map_parts,
+    scoring::{Scorer, head},
+};
+
+/// Rows of one shard: enough for efficient matrix products, few enough that the shards of a mini-batch keep every thread
+/// busy. A constant, so that sums do not depend on the number of threads.
+pub const ROWS_PER_SHARD: usize = 16;
+
+/// What is being trained.
+#[derive(Debug)]
+pub struct Learner {
+    /// The model, whose variables change in place.
+    pub model: Qwen25Vl,
+    optimizer: AdamW,
+    names: Vec<String>,
+    schedule: Schedule,
+    freeze: Vec<Module>,
+    head: Tensor,
+    /// Threads that share a mini-batch.
+    pub threads: usize,
+}
+
+impl Learner {
+    /// A learner whose optimiser has seen nothing.
+    pub fn new(
+        mut model: Qwen25Vl,
+        freeze: &[Module],
+        optimizer: &Optimizer,
+        total_steps: u32,
+        threads: usize,
+    ) -> Result<Self, TrainError> {
+        let trainable = |name: &str| !freeze.iter().any(|module| belongs(name, *module));
+        model.set_trainable(trainable)?;
+        let (names, variables): (Vec<String>, Vec<Var>) = model
+            .named_vars()
+            .into_iter()
+            .filter(|(name, _)| trainable(name))
+            .unzip();
+        if names.is_empty() {
+            return Err(TrainError::Invalid("every module of the model is frozen".into()));
+        }
+        let parameters = Parameters {
+            beta1: optimizer.beta1,
+            beta2: optimizer.beta2,
+            epsilon: optimizer.epsilon,
+            weight_decay: optimizer.weight_decay,
+            max_grad_norm: optimizer.max_grad_norm,
+        };
+        Ok(Self {
+            optimizer: AdamW::new(variables, parameters)?,
+            names,
+            head: head(&model, !freeze.contains(&Module::Embeddings))?,
+            model,
+            schedule: schedule_of(optimizer, total_steps),
+            freeze: freeze.to_vec(),
+            threads,
+        })
+    }
+
+    /// True where the vision tower stays as it is.
+    pub fn vision_is_frozen(&self) -> bool {
+        self.freeze.contains(&Module::Vision)
+    }
+
+    /// Learning rate of a step, counted from 0.
+    pub fn rate(&self, step: u32) -> f64 {
+        self.schedule.rate(step)
+    }
+
+    /// One update: every shard's loss is differentiated on some thread, gradients are added in the order of the shards.
+    /// `loss` gives the shard's part of the loss and what else is wanted of it.
+    pub fn update<P: Sync, S: Send>(
+        &mut self,
+        shards: &[P],
+        rate: f64,
+        loss: impl Fn(Scorer<'_>, &P) -> Result<(Tensor, S), TrainError> + Sync,
+    ) -> Result<(Update, Vec<S>), TrainError> {
+        let variables = self.optimizer.variables();
+        let scorer = Scorer {
+            model: &self.model,
+            head: &self.head,
+            pass: Pass::Train,
+        };
+        let parts = map_parts(self.threads, shards, |shard| {
+            let (loss, told) = loss(scorer, shard)?;
+            let gradients = Gradients::collect(&loss.backward()?, variables);
+            Ok::<_, TrainError>((gradients, told))
+        })?;
+        let (gradients, told): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let Some(sum) = Gradients::sum(&gradients)? else {
+            return Err(TrainError::Invalid("a mini-batch is empty".into()));
+        };
+        let update = self.optimizer.update(&sum, rate)?;
+        if !update.applied {
+            tracing::warn!(
+                grad_norm = update.grad_norm,
+                "update skipped: the gradient is not finite"
+            );
+        }
+        Ok((update, told))
+    }
+
+    /// Moments by variable name, and the number of updates.
+    pub fn optimizer_state(&self) -> (Vec<(String, Tensor)>, u64) {
+        let (moments, updates) = self.optimizer.state();
+        (
+            self.names.iter().cloned().zip(moments.iter().cloned()).collect(),
+            updates,
+        )
+    }
+
+    /// Goes on from saved moments; `find` gives those of a variable.
+    pub fn restore_optimizer(&mut self, updates: u64, find: impl Fn(&str) -> Option<Tensor>) -> Result<(), TrainError> {
+        let moments = self
+            .names
+            .iter()
+            .map(|name| {
+                find(name).ok_or_else(|| TrainError::Invalid(format!("the checkpoint has no moments of {name}")))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(self.optimizer.restore(&moments, updates)?)
+    }
+}
+
+fn belongs(name: &str, module: Module) -> bool {
+    match module {
+        Module::Vision => name.starts_with("visual."),
+        Module::Embeddings => name.starts_with("model.embed_tokens.") || name.starts_with("lm_head."),
+    }
+}
+
+fn schedule_of(optimizer: &Optimizer, total: u32) -> Schedule {
+    Schedule {
+        peak: optimizer.learning_rate,
+        curve: match optimizer.schedule {
+            Curve::Constant => schedule::Curve::Constant,
+            Curve::Linear => schedule::Curve::Linear,
+            Curve::Cosine => schedule::Curve::Cosine,
+        },
+        final_fraction: optimizer.final_fraction,
+        warmup: optimizer.warmup_steps,
+        total,
+    }
+}

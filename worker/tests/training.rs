@@ -1,0 +1,424 @@
+//! Role `train` on a tiny model: the same bytes however often it is interrupted and however many threads share the work.
+
+use std::{
+    fs,
+    io::Cursor,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use flotilla_api::{
+    algorithm::{Algorithm, Grpo, Module, Optimizer, Sft},
+    conversion::{Conversion, ExactMatch, Format, Instruction, Preference, ResponseOrder},
+    evaluation::Guard,
+    progress::{Progress, Stage},
+    reward::{Reward, Rule},
+    role::{ModelSource, Owner, Prepare, PreparedDataset, Train},
+};
+use flotilla_worker::{
+    WorkerError,
+    context::Context,
+    progress::ProgressCell,
+    role::prepare,
+    train::{journal::Line, run::train},
+    uri::Volumes,
+};
+use tokio_util::sync::CancellationToken;
+
+/// A directory with a base model, source rows and prepared datasets.
+struct Fixture {
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let fixture = Self {
+            dir: tempfile::tempdir().expect("temp dir"),
+        };
+        fixture.write_base();
+        fixture.write_rows();
+        fixture
+    }
+
+    fn path(&self, relative: &str) -> PathBuf {
+        self.dir.path().join(relative)
+    }
+
+    /// The sample's tokenizer and processor with a model of a few thousand parameters.
+    fn write_base(&self) {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/critic-digits/base");
+        fs::create_dir(self.path("base")).expect("create");
+        for entry in fs::read_dir(sample).expect("sample base") {
+            let entry = entry.expect("entry");
+            fs::copy(entry.path(), self.path("base").join(entry.file_name())).expect("copy");
+        }
+        let path = self.path("base/config.json");
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).expect("config")).expect("config is JSON");
+        for (key, value) in [
+            ("hidden_size", 32),
+            ("intermediate_size", 48),
+            ("num_hidden_layers", 1),
+            ("num_attention_heads", 2),
+            ("num_key_value_heads", 1),
+        ] {
+            config[key] = value.into();
+        }
+        config["rope_scaling"]["mrope_section"] = serde_json::json!([2, 3, 3]);
+        for (key, value) in [
+            ("depth", 1),
+            ("hidden_size", 32),
+            ("intermediate_size", 48),
+            ("num_heads", 2),
+            ("out_hidden_size", 32),
+        ] {
+            config["vision_config"][key] = value.into();
+        }
+        config["vision_config"]["fullatt_block_indexes"] = serde_json::json!([0]);
+        fs::write(path, config.to_string()).expect("write");
+    }
+
+    fn write_rows(&self) {
+        fs::create_dir(self.path("source")).expect("create");
+        let mut lines = String::new();
+        for shade in 0..12_u8 {
+            let mut bytes = Vec::new();
+            image::RgbImage::from_pixel(8, 8, image::Rgb([shade * 20, 255 - shade * 20, 9]))
+                .write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png)
+                .expect("png");
+            fs::write(self.path(&format!("source/{shade}.png")), bytes).expect("write");
+            let (right, wrong) = (shade % 10, (shade + 1) % 10);
+            let row = serde_json::json!({
+                "image": format!("{shade}.png"), "question": "What digit is this?", "answer": right.to_string(),
+                "chosen": right.to_string(), "rejected": wrong.to_string(),
+                "response": format!("<think>I see {right}.</think>\\boxed{{{right}}}"),
+            });
+            lines.push_str(&format!("{row}\n"));
+        }
+        fs::write(self.path("source/rows.jsonl"), lines).expect("write");
+    }
+
+    fn context(&self) -> Context {
+        Context {
+            owner: Owner {
+                kind: "TrainingJob".into(),
+                namespace: "n".into(),
+                name: "j".into(),
+                uid: "u".into(),
+            },
+            progress: ProgressCell::default(),
+            volumes: Volumes::parse(&[format!("data={}", self.dir.path().display())]).expect("volumes"),
+            token: None,
+        }
+    }
+
+    /// Prepares the rows in one of the three formats.
+    fn prepare(&self, name: &str, format: Format) -> PreparedDataset {
+        let context = self.context();
+        let spec = Prepare {
+            source_uri: "pvc://data/source".into(),
+            output_uri: format!("pvc://data/datasets/{name}"),
+            conversion: Conversion {
+                format,
+                ..Conversion::default()
+            },
+        };
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        runtime
+            .block_on(prepare::run(context.clone(), spec, CancellationToken::new()))
+            .expect("prepared");
+        let report = context.progress.snapshot().conversion.expect("report");
+        PreparedDataset {
+            name: name.into(),
+            uri: report.uri,
+            digest: report.digest,
+            max_rows: 0,
+        }
+    }
+
+    fn pairs(&self) -> PreparedDataset {
+        let preference = Preference {
+            order: ResponseOrder::Both,
+            shuffle_labels: false,
+        };
+        let format = Format {
+            preference: Some(preference),
+            ..Format::default()
+        };
+        self.prepare("pairs", format)
+    }
+
+    fn questions(&self) -> PreparedDataset {
+        let format = Format {
+            exact_match: Some(ExactMatch {}),
+            ..Format::default()
+        };
+        self.prepare("questions", format)
+    }
+
+    fn spec(&self, run: &str, algorithm: Algorithm, datasets: Vec<PreparedDataset>) -> Train {
+        let format = Reward {
+            rule: Rule::Format,
+            weight: 0.1,
+        };
+        let preference = Reward {
+            rule: Rule::Preference,
+            weight: 0.9,
+        };
+        Train {
+            model: ModelSource {
+                uri: "pvc://data/base".into(),
+                digest: None,
+                random_seed: Some(3),
+            },
+            datasets,
+            algorithm,
+            rewards: vec![preference, format],
+            evaluation_sets: vec![self.questions()],
+            evaluate_every: 2,
+            guard: None,
+            seed: 5,
+            output_uri: format!("pvc://data/jobs/{run}"),
+            checkpoint_every: 1,
+            keep_last: 100,
+            threads: 2,
+        }
+    }
+
+    fn sft(&self, run: &str) -> Train {
+        let format = Format {
+            instruction: Some(Instruction {}),
+            ..Format::default()
+        };
+        let sft = Sft {
+            steps: 5,
+            batch_size: 10,
+            freeze: vec![],
+            optimizer: Optimizer {
+                learning_rate: 0.01,
+                ..Optimizer::default()
+            },
+        };
+        let algorithm = Algorithm {
+            grpo: None,
+            sft: Some(sft),
+        };
+        self.spec(run, algorithm, vec![self.prepare("instruction", format)])
+    }
+
+    fn grpo(&self, run: &str, freeze: Vec<Module>) -> Train {
+        let grpo = Grpo {
+            steps: 3,
+            rows_per_step: 6,
+            group_size: 4,
+            mini_batches: 2,
+            max_completion_tokens: 6,
+            freeze,
+            optimizer: Optimizer {
+                learning_rate: 0.01,
+                ..Optimizer::default()
+            },
+            ..Grpo::default()
+        };
+        let algorithm = Algorithm {
+            grpo: Some(grpo),
+            sft: None,
+        };
+        self.spec(run, algorithm, vec![self.pairs()])
+    }
+
+    fn run(&self, spec: &Train) -> (Result<(), WorkerError>, Progress) {
+        let context = self.context();
+        let outcome = train(&context, spec, &|| false);
+        (outcome, context.progress.snapshot())
+    }
+
+    /// Runs to the end and gives the digest of the result.
+    fn complete(&self, spec: &Train) -> String {
+        let (outcome, progress) = self.run(spec);
+        outcome.expect("completes");
+        assert_eq!(progress.stage, Stage::Completed);
+        progress.checkpoints.last().expect("a checkpoint").digest.clone()
+    }
+
+    fn steps(&self, run: &str) -> Vec<u32> {
+        let text = fs::read_to_string(self.path(&format!("jobs/{run}/metrics.jsonl"))).expect("metrics");
+        text.lines()
+            .map(|line| serde_json::from_str::<Line>(line).expect("a line").step)
+            .collect()
+    }
+
+    /// What a kill -9 leaves in the directory of a run: a stable checkpoint of `step`, lines of later steps, half a line,
+    /// half a checkpoint.
+    fn kill_after(&self, run: &str, step: u32) {
+        let checkpoints = self.path(&format!("jobs/{run}/checkpoints"));
+        for entry in fs::read_dir(&checkpoints).expect("checkpoints") {
+            let path = entry.expect("entry").path();
+            let name = path.file_name().expect("name").to_string_lossy().into_owned();
+            if name > format!("step-{step:08}") {
+                fs::remove_file(path.join("STABLE")).expect("unmark");
+                fs::rename(&path, checkpoints.join(format!(".tmp-{name}"))).expect("rename");
+            }
+        }
+        let metrics = self.path(&format!("jobs/{run}/metrics.jsonl"));
+        let mut text = fs::read_to_string(&metrics).expect("metrics");
+        text.push_str("{\"step\":9");
+        fs::write(metrics, text).expect("write");
+    }
+}
+
+#[test]
+fn a_killed_sft_run_that_goes_on_ends_with_the_same_bytes() {
+    let fixture = Fixture::new();
+    let spec = fixture.sft("a");
+    let straight = fixture.complete(&spec);
+    let (outcome, progress) = fixture.run(&spec);
+    outcome.expect("a complete run stays complete");
+    assert_eq!(progress.checkpoints.last().expect("a checkpoint").digest, straight);
+    for step in [3, 1] {
+        fixture.kill_after("a", step);
+        assert_eq!(fixture.complete(&spec), straight, "killed after step {step}");
+        assert_eq!(fixture.steps("a"), vec![1, 2, 3, 4, 5]);
+    }
+    let weights = fs::read(fixture.path("jobs/a/checkpoints/step-00000005/model.safetensors")).expect("weights");
+    let base = flotilla_model::Qwen25Vl::load(&fixture.path("jobs/a/checkpoints/step-00000005"), &Default::default());
+    assert!(base.is_ok() && !weights.is_empty(), "a checkpoint is a model directory");
+    assert!(fixture.path("jobs/a/plot.svg").is_file());
+}
+
+#[test]
+fn a_killed_grpo_run_that_goes_on_ends_with_the_same_bytes_and_so_does_another_number_of_threads() {
+    let fixture = Fixture::new();
+    let spec = fixture.grpo("a", vec![Module::Vision]);
+    let straight = fixture.complete(&spec);
+    fixture.kill_after("a", 1);
+    assert_eq!(fixture.complete(&spec), straight, "killed after step 1");
+    assert_eq!(fixture.steps("a"), vec![1, 2, 3]);
+    for threads in [1, 3] {
+        let other = Train {
+            threads,
+            output_uri: format!("pvc://data/jobs/threads-{threads}"),
+            ..spec.clone()
+        };
+        assert_eq!(fixture.complete(&other), straight, "{threads} threads");
+    }
+    let seed = Train {
+        seed: 6,
+        output_uri: "pvc://data/jobs/seed".into(),
+        ..spec
+    };
+    assert_ne!(fixture.complete(&seed), straight, "another seed is another run");
+}
+
+#[test]
+fn grpo_trains_the_vision_tower_unless_it_is_frozen() {
+    let fixture = Fixture::new();
+    let tower = |run: &str, freeze: Vec<Module>| {
+        fixture.complete(&fixture.grpo(run, freeze));
+        let path = fixture.path(&format!("jobs/{run}/checkpoints/step-00000003/model.safetensors"));
+        let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).expect("weights");
+        let tensor = &tensors["visual.blocks.0.attn.qkv.weight"];
+        tensor.flatten_all().expect("flat").to_vec1::<f32>().expect("f32")
+    };
+    assert_ne!(tower("trained", vec![]), tower("frozen", vec![Module::Vision]));
+}
+
+#[test]
+fn a_suspended_run_saves_what_is_done_and_goes_on_to_the_same_bytes() {
+    let fixture = Fixture::new();
+    let straight = fixture.complete(&fixture.grpo("straight", vec![Module::Vision]));
+    let spec = Train {
+        checkpoint_every: 0,
+        ..fixture.grpo("suspended", vec![Module::Vision])
+    };
+    // The signal comes at different places: in an evaluation, in rollouts, between steps.
+    let mut suspensions = 0;
+    for limit in [3, 9, 14, 25, 40] {
+        let polls = AtomicUsize::new(0);
+        let context = fixture.context();
+        let outcome = train(&context, &spec, &|| polls.fetch_add(1, Ordering::Relaxed) >= limit);
+        match outcome {
+            Err(WorkerError::Suspended { step }) => {
+                suspensions += 1;
+                assert_eq!(
+                    context.progress.snapshot().checkpoints.last().expect("saved").step,
+                    step
+                );
+            }
+            Ok(()) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(suspensions > 1, "{suspensions} suspensions");
+    assert_eq!(fixture.complete(&spec), straight);
+    assert_eq!(fixture.steps("suspended"), vec![1, 2, 3]);
+}
+
+#[test]
+fn scores_and_metrics_reach_the_progress() {
+    let fixture = Fixture::new();
+    let spec = Train {
+        evaluation_sets: vec![fixture.questions(), fixture.pairs()],
+        ..fixture.grpo("a", vec![Module::Vision])
+    };
+    let (outcome, progress) = fixture.run(&spec);
+    outcome.expect("completes");
+    assert_eq!((progress.step, progress.total_steps), (3, 3));
+    assert_eq!(progress.initial_scores.len(), 2);
+    assert_eq!(
+        progress.scores.iter().map(|score| score.step).collect::<Vec<_>>(),
+        vec![3, 3]
+    );
+    assert!(progress.scores[1].swap_consistency.is_some());
+    for name in [
+        "reward/overall",
+        "reward/preference",
+        "reward/format",
+        "actor/kl_loss",
+        "actor/pg_loss",
+        "actor/grad_norm",
+        "response_length/mean",
+        "timing_s/gen",
+        "timing_s/update",
+    ] {
+        assert!(progress.metrics.contains_key(name), "{name}");
+    }
+    assert!(
+        progress.metrics["rollout/max_log_prob_difference"] < 1e-3,
+        "sampler and learner agree"
+    );
+    assert!(
+        progress
+            .checkpoints
+            .iter()
+            .any(|checkpoint| checkpoint.metrics.contains_key("questions/accuracy"))
+    );
+}
+
+#[test]
+fn data_that_do_not_fit_the_algorithm_fail_for_good() {
+    let fixture = Fixture::new();
+    let wrong_set = Train {
+        guard: Some(Guard {
+            set: "nothing".into(),
+            max_drop: 0.1,
+        }),
+        ..fixture.grpo("guard", vec![])
+    };
+    let no_answers = Train {
+        datasets: vec![fixture.questions()],
+        ..fixture.sft("sft")
+    };
+    let mut changed = fixture.sft("digest");
+    changed.datasets[0].digest = "sha256:00".into();
+    for (spec, words) in [
+        (wrong_set, "guard.set \"nothing\""),
+        (no_answers, "no completion to imitate"),
+        (changed, "demanded was sha256:00"),
+    ] {
+        let error = fixture.run(&spec).0.expect_err(words);
+        assert_eq!(error.exit_code(), flotilla_api::names::exit::PERMANENT);
+        let text = flotilla_worker::error::chain(&error);
+        assert!(text.contains(words), "{text}");
+    }
+}
