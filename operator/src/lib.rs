@@ -46,4 +46,7 @@ pub mod triggers;
 pub mod volumes;
 pub mod worker_pod;
 
+#[cfg(test)]
+mod passes;
+
 pub use self::{config::OperatorConfig, error::Error, run::run};

@@ -274,7 +274,8 @@ mod tests {
             for round in 0..40 {
                 pods.retain(|pod| !pod.terminating);
                 let step = decide(&wanted(replicas, 0), &pods);
-                if step.create.is_empty() && step.remove.is_empty() {
+                let waits = pods.iter().any(|pod| !pod.ready);
+                if step.create.is_empty() && step.remove.is_empty() && !waits {
                     prop_assert_eq!(pods.len(), replicas);
                     prop_assert!(pods.iter().all(|pod| pod.revision == "new" && pod.is_live()));
                     return Ok(());

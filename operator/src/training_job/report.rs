@@ -134,7 +134,7 @@ fn start(status: &mut TrainingJobStatus, observed: &Observed, counters: (u32, u3
     enter(status, phase, &message);
     let mut conditions = conditions(status, observed);
     conditions.set(condition::READY, true, "Resolved", "");
-    conditions.set(condition::PODS_SCHEDULED, false, why, "");
+    conditions.set(condition::PODS_SCHEDULED, false, "Unscheduled", "");
     conditions.set(condition::MODEL_LOADED, false, why, "");
     conditions.set(condition::RUNNING, false, why, "");
     if phase == TrainingPhase::Restarting {
