@@ -12,7 +12,8 @@
 //! | `weights.rs` | named variables: load, draw, save, copy |
 //! | `tokenizer.rs` | text to ids and back, stop and pad ids |
 //! | `chat.rs` | messages to text by the checkpoint's own template |
-//! | `image.rs` | bytes to RGB pixels within limits, resize |
+//! | `image.rs` | bytes to RGB pixels within limits |
+//! | `resample.rs` | bicubic resizing, bit for bit as Pillow |
 //! | `rope.rs` | rotary tables |
 //! | `batch.rs` | ragged rows of tokens and image features |
 //! | `cache.rs` | keys and values of rows that are being decoded |
@@ -26,6 +27,7 @@ mod error;
 pub mod image;
 pub mod ops;
 pub mod qwen2_5_vl;
+mod resample;
 pub mod rope;
 pub mod tokenizer;
 pub mod weights;

@@ -179,6 +179,11 @@ impl Qwen25Vl {
         self.kernels = kernels;
     }
 
+    /// The operations this model runs on, also for what is computed from its outputs.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
     fn towers(&self, pass: Pass) -> &Towers {
         match pass {
             Pass::Train => &self.train,

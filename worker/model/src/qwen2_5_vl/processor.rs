@@ -85,7 +85,7 @@ impl ImageProcessor {
     pub fn process(&self, picture: &Picture) -> Result<ProcessedImage> {
         let factor = self.patch * self.merge;
         let (height, width) = smart_resize(picture.height, picture.width, factor, self.min_pixels, self.max_pixels)?;
-        let picture = picture.resize(width, height)?;
+        let picture = picture.resize(width, height);
         let grid = [1, height / self.patch, width / self.patch];
         Ok(ProcessedImage {
             patches: self.cut(&picture, grid),
