@@ -12,6 +12,7 @@ chance can be learnt. `--override grpo.steps=40` replaces a hyper-parameter (tun
 import argparse
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -67,8 +68,7 @@ class Experiment:
         (self.dir / "claim").mkdir(exist_ok=True)
         script = [sys.executable, HERE / "make_data.py", "--seed", self.options.seed, "--out", source / "data"]
         subprocess.run([str(word) for word in script], check=True, stdout=subprocess.DEVNULL)
-        if not (source / "base").exists():
-            (source / "base").symlink_to(SAMPLE / "base")
+        shutil.copytree(SAMPLE / "base", source / "base", dirs_exist_ok=True)
 
     def dataset(self, name: str) -> dict:
         """The prepared form of a Dataset of the sample."""
