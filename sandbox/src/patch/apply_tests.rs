@@ -33,8 +33,8 @@ fn config(spec: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "K", "metadata": {"name": "n"}, "spec": spec})
 }
 
-fn applied(live: Option<&Value>, manager: &str, spec: Value) -> Result<Value, ApplyError> {
-    apply(live, &config(&spec), &schema(), &by(manager), false)
+fn applied(live: Option<&Value>, manager: &str, spec: &Value) -> Result<Value, ApplyError> {
+    apply(live, &config(spec), &schema(), &by(manager), false)
 }
 
 fn message(result: Result<Value, ApplyError>) -> String {
@@ -46,7 +46,7 @@ fn a_first_apply_creates_the_object_with_its_manager() {
     let object = applied(
         None,
         "a",
-        json!({"replicas": 1, "tags": ["x"], "ports": [{"port": 80}]}),
+        &json!({"replicas": 1, "tags": ["x"], "ports": [{"port": 80}]}),
     )
     .unwrap();
     assert_eq!(object["spec"]["replicas"], 1);
@@ -61,7 +61,7 @@ fn a_first_apply_creates_the_object_with_its_manager() {
 
 #[test]
 fn applying_the_same_again_changes_nothing_not_even_a_time() {
-    let first = applied(None, "a", json!({"replicas": 1})).unwrap();
+    let first = applied(None, "a", &json!({"replicas": 1})).unwrap();
     let later = Writer {
         time: "2027-01-01T00:00:00Z",
         ..by("a")
@@ -72,8 +72,8 @@ fn applying_the_same_again_changes_nothing_not_even_a_time() {
 
 #[test]
 fn another_value_in_a_field_of_another_applier_is_a_conflict() {
-    let first = applied(None, "a", json!({"replicas": 1})).unwrap();
-    let error = applied(Some(&first), "b", json!({"replicas": 2})).unwrap_err();
+    let first = applied(None, "a", &json!({"replicas": 1})).unwrap();
+    let error = applied(Some(&first), "b", &json!({"replicas": 2})).unwrap_err();
     assert_eq!(
         error.to_string(),
         r#"Apply failed with 1 conflict: conflict with "a": .spec.replicas"#
@@ -98,22 +98,22 @@ fn a_conflict_with_an_updater_names_its_version() {
     let mut live = config(&json!({"replicas": 1, "image": "x"}));
     super::super::managed::track_update(None, &mut live, &schema(), &by("kubectl-client-side-apply"));
     assert_eq!(
-        message(applied(Some(&live), "b", json!({"replicas": 2}))),
+        message(applied(Some(&live), "b", &json!({"replicas": 2}))),
         r#"Apply failed with 1 conflict: conflict with "kubectl-client-side-apply" using v1: .spec.replicas"#
     );
     assert_eq!(
-        message(applied(Some(&live), "b", json!({"replicas": 2, "image": "y"}))),
+        message(applied(Some(&live), "b", &json!({"replicas": 2, "image": "y"}))),
         "Apply failed with 2 conflicts: conflicts with \"kubectl-client-side-apply\" using v1:\n- .spec.image\n- .spec.replicas"
     );
 }
 
 #[test]
 fn the_same_value_is_shared_and_leaving_it_out_gives_it_up() {
-    let first = applied(None, "a", json!({"replicas": 1, "image": "x"})).unwrap();
-    let shared = applied(Some(&first), "b", json!({"replicas": 1})).unwrap();
-    let given_up = applied(Some(&shared), "a", json!({"image": "x"})).unwrap();
+    let first = applied(None, "a", &json!({"replicas": 1, "image": "x"})).unwrap();
+    let shared = applied(Some(&first), "b", &json!({"replicas": 1})).unwrap();
+    let given_up = applied(Some(&shared), "a", &json!({"image": "x"})).unwrap();
     assert_eq!(given_up["spec"], json!({"replicas": 1, "image": "x"}));
-    let gone = applied(Some(&given_up), "b", json!({"image": "x"})).unwrap();
+    let gone = applied(Some(&given_up), "b", &json!({"image": "x"})).unwrap();
     assert_eq!(gone["spec"], json!({"image": "x"}));
 }
 
@@ -122,39 +122,39 @@ fn fields_left_out_go_and_other_managers_items_stay() {
     let first = applied(
         None,
         "a",
-        json!({"labels": {"p": "1", "q": "2"}, "ports": [{"port": 1, "name": "x"}, {"port": 2}]}),
+        &json!({"labels": {"p": "1", "q": "2"}, "ports": [{"port": 1, "name": "x"}, {"port": 2}]}),
     );
     let both = applied(
         Some(&first.unwrap()),
         "b",
-        json!({"labels": {"r": "3"}, "ports": [{"port": 3}]}),
+        &json!({"labels": {"r": "3"}, "ports": [{"port": 3}]}),
     )
     .unwrap();
-    let less = applied(Some(&both), "a", json!({"labels": {"p": "1"}, "ports": [{"port": 1}]})).unwrap();
+    let less = applied(Some(&both), "a", &json!({"labels": {"p": "1"}, "ports": [{"port": 1}]})).unwrap();
     assert_eq!(
         less["spec"],
         json!({"labels": {"p": "1", "r": "3"}, "ports": [{"port": 1}, {"port": 3}]})
     );
-    let none = applied(Some(&less), "a", json!({})).unwrap();
+    let none = applied(Some(&less), "a", &json!({})).unwrap();
     assert_eq!(none["spec"], json!({"labels": {"r": "3"}, "ports": [{"port": 3}]}));
-    let empty = applied(Some(&none), "b", json!({})).unwrap();
+    let empty = applied(Some(&none), "b", &json!({})).unwrap();
     assert_eq!(empty["spec"], json!({}));
 }
 
 #[test]
 fn a_field_that_others_changed_by_update_is_no_longer_the_appliers() {
-    let first = applied(None, "a", json!({"replicas": 1, "image": "x"})).unwrap();
+    let first = applied(None, "a", &json!({"replicas": 1, "image": "x"})).unwrap();
     let mut scaled = first.clone();
     scaled["spec"]["replicas"] = json!(5);
     super::super::managed::track_update(Some(&first), &mut scaled, &schema(), &by("hpa"));
-    let left_out = applied(Some(&scaled), "a", json!({"image": "x"})).unwrap();
+    let left_out = applied(Some(&scaled), "a", &json!({"image": "x"})).unwrap();
     assert_eq!(left_out["spec"]["replicas"], 5);
-    assert!(message(applied(Some(&scaled), "a", json!({"replicas": 1}))).contains(r#""hpa" using v1"#));
+    assert!(message(applied(Some(&scaled), "a", &json!({"replicas": 1}))).contains(r#""hpa" using v1"#));
 }
 
 #[test]
 fn the_status_is_applied_through_its_own_door() {
-    let live = applied(None, "a", json!({"replicas": 1})).unwrap();
+    let live = applied(None, "a", &json!({"replicas": 1})).unwrap();
     let door = Writer {
         subresource: "status",
         ..by("a")
@@ -177,7 +177,7 @@ fn the_status_is_applied_through_its_own_door() {
 #[test]
 fn objects_without_managers_are_owned_before_the_first_apply() {
     let live = config(&json!({"replicas": 1}));
-    let text = message(applied(Some(&live), "a", json!({"replicas": 2})));
+    let text = message(applied(Some(&live), "a", &json!({"replicas": 2})));
     assert!(
         text.contains(r#""before-first-apply" using v1: .spec.replicas"#),
         "{text}"
@@ -190,11 +190,11 @@ fn kubectl_takes_over_what_it_applied_from_the_client_side() {
     let text = format!("{}\n", config(&json!({"replicas": 1})));
     live["metadata"]["annotations"] = json!({LAST_APPLIED: text});
     super::super::managed::track_update(None, &mut live, &schema(), &by("kubectl-client-side-apply"));
-    let object = applied(Some(&live), "kubectl", json!({"replicas": 2})).unwrap();
+    let object = applied(Some(&live), "kubectl", &json!({"replicas": 2})).unwrap();
     assert_eq!(object["spec"]["replicas"], 2);
     let remembered = object["metadata"]["annotations"][LAST_APPLIED].as_str().unwrap();
     assert!(remembered.contains(r#""replicas":2"#));
-    assert!(applied(Some(&live), "other", json!({"replicas": 2})).is_err());
+    assert!(applied(Some(&live), "other", &json!({"replicas": 2})).is_err());
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn a_configuration_must_be_unambiguous() {
     let text = message(applied(
         None,
         "a",
-        json!({"ports": [{"port": 1}, {"port": 1, "protocol": "TCP"}]}),
+        &json!({"ports": [{"port": 1}, {"port": 1, "protocol": "TCP"}]}),
     ));
     assert!(
         text.contains(r#".spec.ports: duplicate entries for key [port=1,protocol="TCP"]"#),
@@ -274,8 +274,8 @@ proptest! {
         let mut first = a;
         first.as_object_mut().unwrap().remove("replicas");
         let live = forced(None, "a", &first);
-        let both = applied(Some(&live), "b", json!({"replicas": n})).unwrap();
-        prop_assert!(applied(Some(&both), "a", first).is_ok());
+        let both = applied(Some(&live), "b", &json!({"replicas": n})).unwrap();
+        prop_assert!(applied(Some(&both), "a", &first).is_ok());
     }
 
     #[test]

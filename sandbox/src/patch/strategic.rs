@@ -264,8 +264,8 @@ mod tests {
 
     use super::*;
 
-    fn patched(mut object: Value, patch: Value) -> Value {
-        apply(&mut object, &patch, "io.k8s.api.core.v1.Pod").unwrap();
+    fn patched(mut object: Value, patch: &Value) -> Value {
+        apply(&mut object, patch, "io.k8s.api.core.v1.Pod").unwrap();
         object
     }
 
@@ -277,7 +277,7 @@ mod tests {
             "tolerations": [{"key": "l"}]}});
         let after = json!({"spec": {"containers": [{"name": "a", "image": "2", "args": ["y"]}, {"name": "b", "image": "1"},
             {"name": "c", "image": "3"}], "tolerations": [{"key": "l"}]}});
-        assert_eq!(patched(before, patch), after);
+        assert_eq!(patched(before, &patch), after);
     }
 
     #[test]
@@ -289,7 +289,7 @@ mod tests {
                 "volumes": [{"name": "v", "hostPath": {"path": "/"}, "$retainKeys": ["name", "hostPath"]}]}});
         let after = json!({"metadata": {"labels": {"c": "3"}, "finalizers": ["y"]},
             "spec": {"containers": [{"name": "b"}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}});
-        assert_eq!(patched(before, patch), after);
+        assert_eq!(patched(before, &patch), after);
     }
 
     #[test]
@@ -297,7 +297,7 @@ mod tests {
         let before = json!({"metadata": {"annotations": {"a": "1"}, "finalizers": ["x"]}});
         let patch = json!({"metadata": {"annotations": {"a": null}, "finalizers": ["x", "y"]}});
         assert_eq!(
-            patched(before, patch),
+            patched(before, &patch),
             json!({"metadata": {"annotations": {}, "finalizers": ["x", "y"]}})
         );
     }
@@ -308,14 +308,14 @@ mod tests {
         let patch = json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}],
             "containers": [{"name": "b", "image": "i"}]}});
         let after = json!({"spec": {"containers": [{"name": "b", "image": "i"}, {"name": "a"}, {"name": "x"}]}});
-        assert_eq!(patched(before, patch), after);
+        assert_eq!(patched(before, &patch), after);
     }
 
     #[test]
     fn conditions_merge_by_type_and_need_it() {
         let before = json!({"status": {"conditions": [{"type": "A", "status": "True"}]}});
         let patch = json!({"status": {"conditions": [{"type": "B", "status": "False"}]}});
-        let merged = patched(before.clone(), patch);
+        let merged = patched(before.clone(), &patch);
         assert_eq!(merged["status"]["conditions"].as_array().unwrap().len(), 2);
         let mut object = before;
         let error = apply(

@@ -5,18 +5,18 @@ use serde_json::{Map, Value, json};
 /// Completes an object of a built-in kind after its constant defaults.
 pub(super) fn complete(kind: &str, object: &mut Value) {
     match kind {
-        "Pod" => pod_spec(object.get_mut("spec")),
-        "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "Job" => {
-            pod_spec(object.pointer_mut("/spec/template/spec"));
-        }
-        "CronJob" => pod_spec(object.pointer_mut("/spec/jobTemplate/spec/template/spec")),
+        "Pod" => pod_spec(object, "/spec"),
+        "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "Job" => pod_spec(object, "/spec/template/spec"),
+        "CronJob" => pod_spec(object, "/spec/jobTemplate/spec/template/spec"),
         "Service" => service(object),
         _ => {}
     }
 }
 
-fn pod_spec(spec: Option<&mut Value>) {
-    let Some(Value::Object(spec)) = spec else { return };
+fn pod_spec(object: &mut Value, at: &str) {
+    let Some(Value::Object(spec)) = object.pointer_mut(at) else {
+        return;
+    };
     for field in ["containers", "initContainers", "ephemeralContainers"] {
         for container in objects(spec.get_mut(field)) {
             pull_policy(container);

@@ -427,7 +427,6 @@ fn list_type(map: &Map<String, Value>) -> ListType {
 fn bounds(map: &Map<String, Value>) -> Bounds {
     let number = |key: &str| map.get(key).and_then(Value::as_f64);
     // A bound may be written 3.0: schema generators emit counts as floats.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let count = |key: &str| {
         map.get(key)
             .and_then(|v| v.as_u64().or_else(|| v.as_f64().map(|f| f as u64)))

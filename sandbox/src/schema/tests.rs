@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::*;
 
-fn custom(spec: Value) -> ResourceSchema {
+fn custom(spec: &Value) -> ResourceSchema {
     ResourceSchema::custom(&json!({"type": "object", "properties": {"spec": spec}})).unwrap()
 }
 
@@ -13,7 +13,7 @@ fn messages(schema: &ResourceSchema, value: &Value, old: Option<&Value>) -> Vec<
 
 #[test]
 fn types_and_bounds_are_refused_in_the_words_of_the_api_server() {
-    let schema = custom(json!({"type": "object", "required": ["name"], "properties": {
+    let schema = custom(&json!({"type": "object", "required": ["name"], "properties": {
         "name": {"type": "string"},
         "replicas": {"type": "integer", "minimum": 1},
         "mode": {"type": "string", "enum": ["a", "b"]},
@@ -50,7 +50,7 @@ fn types_and_bounds_are_refused_in_the_words_of_the_api_server() {
 #[test]
 fn a_union_by_one_of_is_refused_when_no_branch_or_two_hold() {
     let schema = custom(
-        json!({"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}},
+        &json!({"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}},
         "oneOf": [{"required": ["a"]}, {"required": ["b"]}]}),
     );
     assert_eq!(
@@ -68,7 +68,7 @@ fn a_union_by_one_of_is_refused_when_no_branch_or_two_hold() {
 #[test]
 fn rules_speak_with_their_message_reason_and_path() {
     let schema = custom(
-        json!({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"},
+        &json!({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"},
             "c": {"type": "string", "x-kubernetes-validations": [{"rule": "self != 'x'"}]}},
         "x-kubernetes-validations": [
             {"rule": "self.a <= self.b", "messageExpression": "'a is ' + string(self.a)", "fieldPath": ".a"},
@@ -87,7 +87,7 @@ fn rules_speak_with_their_message_reason_and_path() {
 #[test]
 fn rules_wait_until_the_value_has_its_shape() {
     let schema = custom(
-        json!({"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}},
+        &json!({"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}},
         "x-kubernetes-validations": [{"rule": "self.a > 1"}]}),
     );
     let found = messages(&schema, &json!({"spec": {}}), None);
@@ -101,7 +101,7 @@ fn rules_wait_until_the_value_has_its_shape() {
 #[test]
 fn transition_rules_run_where_the_old_value_is_known() {
     let fixed = json!([{"rule": "self == oldSelf", "message": "immutable"}]);
-    let schema = custom(json!({"type": "object", "properties": {
+    let schema = custom(&json!({"type": "object", "properties": {
         "a": {"type": "string", "x-kubernetes-validations": fixed},
         "m": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["n"], "items":
             {"type": "object", "required": ["n"], "properties": {"n": {"type": "string"},
@@ -135,7 +135,7 @@ fn rules_at_the_root_see_the_name() {
 #[test]
 fn values_reach_rules_with_the_types_of_the_schema() {
     let schema = custom(
-        json!({"type": "object", "properties": {"t": {"type": "string", "format": "date-time"},
+        &json!({"type": "object", "properties": {"t": {"type": "string", "format": "date-time"},
             "n": {"type": "number"}, "q": {"type": "string"}, "a-b": {"type": "string"}, "d": {"type": "string", "format": "duration"},
             "m": {"type": "object", "additionalProperties": {"type": "integer"}}},
         "x-kubernetes-validations": [
@@ -151,7 +151,7 @@ fn values_reach_rules_with_the_types_of_the_schema() {
 
 #[test]
 fn metadata_of_a_custom_resource_is_object_metadata() {
-    let schema = custom(json!({"type": "object"}));
+    let schema = custom(&json!({"type": "object"}));
     let mut value = json!({"metadata": {"name": "a", "labels": {"x": "y"}, "foo": 1}, "spec": {}, "bar": 2});
     assert_eq!(schema.prune(&mut value), ["bar", "metadata.foo"]);
     assert_eq!(unknown_field("metadata.foo"), r#"unknown field "metadata.foo""#);
