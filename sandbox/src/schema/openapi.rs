@@ -220,7 +220,9 @@ fn add_paths(
     };
     let list = format!("{base}{scope}/{}", resource.plural);
     let operations = |verbs: &[(&str, &str)], parameters: &Value| {
-        let operation = |(method, action): &(&str, &str)| ((*method).to_owned(), operation(action, gvk, component));
+        let strategic = resource.custom.is_none();
+        let operation =
+            |(method, action): &(&str, &str)| ((*method).to_owned(), operation(action, gvk, component, strategic));
         let mut item: Map<String, Value> = verbs.iter().map(operation).collect();
         item.insert("parameters".to_owned(), parameters.clone());
         Value::Object(item)
@@ -254,7 +256,8 @@ fn add_paths(
     }
 }
 
-fn operation(action: &str, gvk: &Value, component: &str) -> Value {
+/// `strategic`: the kind takes strategic merge patches, which custom resources do not.
+fn operation(action: &str, gvk: &Value, component: &str, strategic: bool) -> Value {
     let reference = json!({"$ref": format!("{REFERENCE}{component}")});
     let content = json!({"application/json": {"schema": reference}});
     let mut operation = json!({
@@ -298,6 +301,7 @@ fn operation(action: &str, gvk: &Value, component: &str) -> Value {
                 "application/apply-patch+yaml",
                 "application/strategic-merge-patch+json",
             ];
+            let types = if strategic { &types[..] } else { &types[..3] };
             let content: Map<String, Value> = types.iter().map(|t| ((*t).to_owned(), body.clone())).collect();
             operation["requestBody"] = json!({"required": true, "content": content});
         }

@@ -8,6 +8,7 @@
 //! | `registry`, `discovery`, `openapi` | which resources exist, and how clients learn of them |
 //! | `verb`, `subresource`, `review` | what a call does |
 //! | `write`, `kind` | from a body to a stored object |
+//! | `protobuf` | the envelope that some kubectl verbs send |
 //! | `view`, `table`, `reply`, `status` | answers |
 //! | `log` | the door to container logs |
 
@@ -19,6 +20,7 @@ pub mod kind;
 pub mod log;
 pub mod negotiate;
 pub mod openapi;
+pub mod protobuf;
 pub mod registry;
 pub mod reply;
 pub mod request;

@@ -10,7 +10,10 @@ use hyper::body::Frame;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::status::ApiError;
+use super::{
+    protobuf::{self, ProtobufError},
+    status::ApiError,
+};
 
 /// Body of every answer.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -86,7 +89,10 @@ where
     }
 }
 
-/// Decodes an object by its content type: JSON or YAML.
+/// Media types of objects that this server reads.
+const READ: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+
+/// Decodes an object by its content type: JSON, YAML or (of some kinds) protobuf.
 pub fn decode(content_type: Option<&str>, body: &[u8]) -> Result<Value, ApiError> {
     let media = content_type.unwrap_or("application/json").split(';').next().unwrap_or_default().trim();
     let value: Value = match media {
@@ -94,7 +100,11 @@ pub fn decode(content_type: Option<&str>, body: &[u8]) -> Result<Value, ApiError
             .map_err(|error| ApiError::bad_request(format!("the object provided is unrecognized: {error}")))?,
         "application/yaml" => serde_yaml::from_slice(body)
             .map_err(|error| ApiError::bad_request(format!("the object provided is unrecognized: {error}")))?,
-        _ => return Err(ApiError::unsupported_media_type("application/json, application/yaml")),
+        protobuf::MEDIA_TYPE => protobuf::decode(body).map_err(|error| match error {
+            ProtobufError::Malformed(_) => ApiError::bad_request(error.to_string()),
+            ProtobufError::UnknownKind(_) => ApiError::unsupported_media_type(READ),
+        })?,
+        _ => return Err(ApiError::unsupported_media_type(READ)),
     };
     if value.is_object() {
         return Ok(value);

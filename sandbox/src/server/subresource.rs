@@ -29,8 +29,11 @@ fn read_scale(call: &Call, stored: &Value) -> Result<Value, ApiError> {
 
 /// `PUT` and `PATCH …/scale`.
 pub fn write_scale(call: &Call, body: &[u8], patches: bool) -> Result<Reply, ApiError> {
-    let given: Value =
-        serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("reading Scale: {error}")))?;
+    let given = if patches {
+        serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?
+    } else {
+        reply::decode(call.content_type.as_deref(), body)?
+    };
     let paths = call.resource.scale.as_ref().ok_or_else(ApiError::no_such_path)?;
     for attempt in 1.. {
         let stored = call.stored()?;
@@ -65,8 +68,7 @@ pub fn write_scale(call: &Call, body: &[u8], patches: bool) -> Result<Reply, Api
 
 /// `POST …/pods/NAME/binding`.
 pub fn bind(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
-    let binding: Value =
-        serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("reading Binding: {error}")))?;
+    let binding = reply::decode(call.content_type.as_deref(), body)?;
     let node = binding["target"]["name"].as_str().filter(|name| !name.is_empty()).ok_or_else(|| {
         let cause = Cause::required("target.name", "");
         ApiError::invalid("", "Binding", call.name(), vec![cause])
@@ -103,8 +105,7 @@ fn set_scheduled(pod: &mut Value) {
 
 /// `POST …/pods/NAME/eviction`: deletes the pod unless a disruption budget forbids it.
 pub fn evict(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
-    let eviction: Value =
-        serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("reading Eviction: {error}")))?;
+    let eviction = reply::decode(call.content_type.as_deref(), body)?;
     delete::evict(call, &eviction)?;
     Ok(reply::json(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
 }

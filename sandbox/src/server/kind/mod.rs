@@ -133,10 +133,13 @@ fn keep_cluster_ip(object: &mut Value, old: Option<&Value>) {
 }
 
 fn check_immutable_data(new: &Value, old: &Value) -> Vec<Cause> {
-    if old["immutable"] != true {
-        return Vec::new();
-    }
     let mut causes = Vec::new();
+    if new["type"] != old["type"] {
+        causes.push(Cause::invalid("type", &new["type"], "field is immutable"));
+    }
+    if old["immutable"] != true {
+        return causes;
+    }
     if new["immutable"] != true {
         causes.push(Cause::forbidden("immutable", "field is immutable when `immutable` is set"));
     }
