@@ -88,7 +88,10 @@ async fn provision(client: &Client, root: &Path, events: &EventRecorder, claim: 
 async fn bind(client: &Client, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
     let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &claim.namespace().unwrap_or_default());
     let spec = claim.spec.clone().unwrap_or_default();
-    let capacity = spec.resources.and_then(|resources| resources.requests).unwrap_or_default();
+    let capacity = spec
+        .resources
+        .and_then(|resources| resources.requests)
+        .unwrap_or_default();
     let (name, params) = (claim.name_any(), PatchParams::default());
     let uid = claim.uid();
     if spec.volume_name.is_none() {
@@ -124,7 +127,11 @@ impl Place {
         let (namespace, name) = (claim.namespace().unwrap_or_default(), claim.name_any());
         let dir = claim_dir(root, &namespace, &name);
         let owner_file = dir.with_file_name(format!(".{name}.uid"));
-        Self { dir, owner_file, uid: claim.uid().unwrap_or_default() }
+        Self {
+            dir,
+            owner_file,
+            uid: claim.uid().unwrap_or_default(),
+        }
     }
 
     /// Makes the directory with a copy of `seed`. The owner file is written last: a copy that was cut short begins anew.
@@ -139,7 +146,10 @@ impl Place {
         if let Some(seed) = seed
             && !seed.is_dir()
         {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{} is no directory", seed.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("{} is no directory", seed.display()),
+            ));
         }
         fs::create_dir_all(&self.dir)?;
         if let Some(seed) = seed {

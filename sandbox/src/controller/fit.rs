@@ -31,14 +31,23 @@ fn container_requests(container: &k8s_openapi::api::core::v1::Container) -> Amou
     // A limit without a request is its own request.
     let mut amounts = resources.limits.unwrap_or_default();
     amounts.extend(resources.requests.unwrap_or_default());
-    amounts.iter().filter_map(|(name, amount)| Some((name.clone(), quantity::milli(amount)?))).collect()
+    amounts
+        .iter()
+        .filter_map(|(name, amount)| Some((name.clone(), quantity::milli(amount)?)))
+        .collect()
 }
 
 /// What is left of a node's allocatable resources after `pods`.
 pub fn free<'a>(node: &Node, pods: impl Iterator<Item = &'a PodSpec>) -> Amounts {
-    let allocatable = node.status.as_ref().and_then(|status| status.allocatable.clone()).unwrap_or_default();
-    let mut free: Amounts =
-        allocatable.iter().filter_map(|(name, amount)| Some((name.clone(), quantity::milli(amount)?))).collect();
+    let allocatable = node
+        .status
+        .as_ref()
+        .and_then(|status| status.allocatable.clone())
+        .unwrap_or_default();
+    let mut free: Amounts = allocatable
+        .iter()
+        .filter_map(|(name, amount)| Some((name.clone(), quantity::milli(amount)?)))
+        .collect();
     for spec in pods {
         for (name, amount) in requests(spec) {
             *free.entry(name).or_default() -= amount;
@@ -49,14 +58,20 @@ pub fn free<'a>(node: &Node, pods: impl Iterator<Item = &'a PodSpec>) -> Amounts
 
 /// Why `pod` may not run on `node`, in the scheduler's words; empty when it may.
 pub fn obstacles(pod: &Pod, node: &Node, free: &Amounts) -> Vec<String> {
-    let Some(spec) = &pod.spec else { return vec!["the pod has no spec".to_owned()] };
+    let Some(spec) = &pod.spec else {
+        return vec!["the pod has no spec".to_owned()];
+    };
     if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
         return vec!["node(s) were unschedulable".to_owned()];
     }
     if !matches_labels(spec, node) {
         return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
     }
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    let taints = node
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.taints.as_deref())
+        .unwrap_or_default();
     let tolerations = spec.tolerations.as_deref().unwrap_or_default();
     if let Some(taint) = taints.iter().find(|taint| is_in_the_way(taint, tolerations)) {
         let value = taint.value.as_deref().unwrap_or_default();
@@ -65,7 +80,13 @@ pub fn obstacles(pod: &Pod, node: &Node, free: &Amounts) -> Vec<String> {
     requests(spec)
         .iter()
         .filter(|(name, amount)| **amount > 0 && **amount > free.get(*name).copied().unwrap_or(0))
-        .map(|(name, _)| if name == "pods" { "Too many pods".to_owned() } else { format!("Insufficient {name}") })
+        .map(|(name, _)| {
+            if name == "pods" {
+                "Too many pods".to_owned()
+            } else {
+                format!("Insufficient {name}")
+            }
+        })
         .collect()
 }
 
@@ -84,17 +105,30 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 fn matches_labels(spec: &PodSpec, node: &Node) -> bool {
     let empty = BTreeMap::new();
     let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
-    let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let selected = spec
+        .node_selector
+        .iter()
+        .flatten()
+        .all(|(key, value)| labels.get(key) == Some(value));
     let required = spec
         .affinity
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.as_ref())
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    selected && required.is_none_or(|required| required.node_selector_terms.iter().any(|term| holds(term, node, labels)))
+    selected
+        && required.is_none_or(|required| {
+            required
+                .node_selector_terms
+                .iter()
+                .any(|term| holds(term, node, labels))
+        })
 }
 
 fn holds(term: &NodeSelectorTerm, node: &Node, labels: &BTreeMap<String, String>) -> bool {
-    let name = BTreeMap::from([("metadata.name".to_owned(), node.metadata.name.clone().unwrap_or_default())]);
+    let name = BTreeMap::from([(
+        "metadata.name".to_owned(),
+        node.metadata.name.clone().unwrap_or_default(),
+    )]);
     let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();
     !(expressions.is_empty() && fields.is_empty())
@@ -158,7 +192,10 @@ mod tests {
     fn resources_must_suffice_after_the_pods_that_are_there() {
         let node = node(json!({}));
         assert_eq!(fits(&asking("2", "1"), &node), Vec::<String>::new());
-        assert_eq!(fits(&asking("2100m", "2"), &node), ["Insufficient cpu", "Insufficient nvidia.com/gpu"]);
+        assert_eq!(
+            fits(&asking("2100m", "2"), &node),
+            ["Insufficient cpu", "Insufficient nvidia.com/gpu"]
+        );
         let there = asking("1500m", "0").spec.unwrap();
         let left = free(&node, [&there].into_iter());
         assert_eq!(obstacles(&asking("1", "0"), &node, &left), ["Insufficient cpu"]);
@@ -187,9 +224,11 @@ mod tests {
             ["node(s) didn't match Pod's node affinity/selector"]
         );
         let affine = |key: &str, operator: &str, values: &[&str]| {
-            pod(json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
-                "nodeSelectorTerms": [{"matchExpressions": [{"key": key, "operator": operator, "values": values}]}]
-            }}}}))
+            pod(
+                json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": key, "operator": operator, "values": values}]}]
+                }}}}),
+            )
         };
         for (key, operator, values, expected) in [
             ("zone", "In", &["a", "b"][..], true),
@@ -198,7 +237,11 @@ mod tests {
             ("size", "Lt", &["8"], false),
             ("none", "DoesNotExist", &[], true),
         ] {
-            assert_eq!(fits(&affine(key, operator, values), &node).is_empty(), expected, "{key} {operator}");
+            assert_eq!(
+                fits(&affine(key, operator, values), &node).is_empty(),
+                expected,
+                "{key} {operator}"
+            );
         }
     }
 
@@ -206,7 +249,10 @@ mod tests {
     fn a_taint_keeps_out_whoever_does_not_tolerate_it() {
         let node = node(json!({"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}));
         assert_eq!(fits(&pod(json!({})), &node), ["node(s) had untolerated taint {k: v}"]);
-        for toleration in [json!({"operator": "Exists"}), json!({"key": "k", "value": "v", "effect": "NoSchedule"})] {
+        for toleration in [
+            json!({"operator": "Exists"}),
+            json!({"key": "k", "value": "v", "effect": "NoSchedule"}),
+        ] {
             assert!(fits(&pod(json!({"tolerations": [toleration]})), &node).is_empty());
         }
     }

@@ -9,8 +9,7 @@ use std::{
 
 use futures::StreamExt;
 use k8s_openapi::{
-    api::core::v1::ObjectReference,
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    api::core::v1::ObjectReference, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
@@ -18,7 +17,7 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
     core::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta, gvk::ParseGroupVersionError},
     discovery::{Discovery, Scope, verbs},
-    runtime::{WatchStreamExt, metadata_watcher, watcher},
+    runtime::{WatchStreamExt, watcher},
 };
 use serde_json::json;
 use tokio::task::{AbortHandle, JoinSet};
@@ -41,11 +40,24 @@ pub async fn run(client: Client, events: EventRecorder) {
     let definitions = Bell::default();
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
     let _crds = mirror(crds, watcher::Config::default(), &definitions, &mut tasks);
-    let collector = Collector { client: client.clone(), events, shared: Arc::default() };
-    tasks.spawn(keep_watching(client, Arc::clone(&collector.shared), bell.clone(), definitions));
+    let collector = Collector {
+        client: client.clone(),
+        events,
+        shared: Arc::default(),
+    };
+    tasks.spawn(keep_watching(
+        client,
+        Arc::clone(&collector.shared),
+        bell.clone(),
+        definitions,
+    ));
     let mut absent = Absent::new();
     loop {
-        let pause = if collector.pass(&mut absent).await { RESYNC } else { RETRY };
+        let pause = if collector.pass(&mut absent).await {
+            RESYNC
+        } else {
+            RETRY
+        };
         bell.wait(pause).await;
         tokio::time::sleep(SETTLE).await;
     }
@@ -83,7 +95,11 @@ async fn keep_watching(client: Client, shared: Arc<Shared>, bell: Bell, definiti
                 continue;
             }
         };
-        let gone: Vec<String> = watches.keys().filter(|key| !found.contains_key(*key)).cloned().collect();
+        let gone: Vec<String> = watches
+            .keys()
+            .filter(|key| !found.contains_key(*key))
+            .cloned()
+            .collect();
         for key in gone {
             if let Some(watch) = watches.remove(&key) {
                 watch.abort();
@@ -93,7 +109,7 @@ async fn keep_watching(client: Client, shared: Arc<Shared>, bell: Bell, definiti
         shared.lock().resources = found.clone().into_iter().collect();
         for (key, (resource, _)) in found {
             watches.entry(key.clone()).or_insert_with(|| {
-                let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+                let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client.clone(), &resource);
                 tasks.spawn(watch(api, key, Arc::clone(&shared), bell.clone()))
             });
         }
@@ -109,17 +125,22 @@ async fn discover(client: &Client) -> Result<BTreeMap<String, (ApiResource, Scop
     let mut found = BTreeMap::new();
     for group in discovery.groups() {
         for (resource, capabilities) in group.recommended_resources() {
-            let usable = [verbs::LIST, verbs::WATCH, verbs::DELETE].iter().all(|v| capabilities.supports_operation(v));
+            let usable = [verbs::LIST, verbs::WATCH, verbs::DELETE]
+                .iter()
+                .all(|v| capabilities.supports_operation(v));
             if usable && resource.kind != "Event" {
-                found.insert(format!("{}/{}", resource.group, resource.plural), (resource, capabilities.scope));
+                found.insert(
+                    format!("{}/{}", resource.group, resource.plural),
+                    (resource, capabilities.scope),
+                );
             }
         }
     }
     Ok(found)
 }
 
-async fn watch(api: Api<DynamicObject>, key: String, shared: Arc<Shared>, bell: Bell) {
-    let mut stream = Box::pin(metadata_watcher(api, watcher::Config::default()).default_backoff());
+async fn watch(api: Api<PartialObjectMeta<DynamicObject>>, key: String, shared: Arc<Shared>, bell: Bell) {
+    let mut stream = Box::pin(watcher(api, watcher::Config::default()).default_backoff());
     let mut listed: HashSet<String> = HashSet::new();
     while let Some(event) = stream.next().await {
         match event {
@@ -132,7 +153,9 @@ async fn watch(api: Api<DynamicObject>, key: String, shared: Arc<Shared>, bell: 
             }
             Ok(watcher::Event::InitDone) => {
                 let mut state = shared.lock();
-                state.graph.retain(|uid, item| item.resource != key || listed.contains(uid));
+                state
+                    .graph
+                    .retain(|uid, item| item.resource != key || listed.contains(uid));
                 state.synced.insert(key.clone());
                 bell.ring();
             }
@@ -205,7 +228,9 @@ impl Collector {
         };
         let mut well = true;
         for action in actions {
-            let Some(item) = graph.get(subject(&action)) else { continue };
+            let Some(item) = graph.get(subject(&action)) else {
+                continue;
+            };
             match self.act(&action, item, absent).await {
                 Ok(done) => well &= done,
                 Err(CollectError::Api(kube::Error::Api(status))) if status.code == 404 || status.code == 409 => {}
@@ -243,7 +268,10 @@ impl Collector {
                     Policy::Background => PropagationPolicy::Background,
                     Policy::Foreground => PropagationPolicy::Foreground,
                 };
-                let preconditions = Preconditions { uid: Some(uid.clone()), ..Preconditions::default() };
+                let preconditions = Preconditions {
+                    uid: Some(uid.clone()),
+                    ..Preconditions::default()
+                };
                 let params = DeleteParams {
                     propagation_policy: Some(policy),
                     preconditions: Some(preconditions),
@@ -278,7 +306,11 @@ impl Collector {
         let gvk = GroupVersionKind::gvk(&gv.group, &gv.version, &owner.kind);
         let known = {
             let state = self.shared.lock();
-            state.resources.values().find(|(r, _)| r.group == gvk.group && r.kind == gvk.kind).cloned()
+            state
+                .resources
+                .values()
+                .find(|(r, _)| r.group == gvk.group && r.kind == gvk.kind)
+                .cloned()
         };
         let Some((resource, scope)) = known else {
             // A kind that is not served may be served again: nothing is decided about its dependents.
@@ -306,7 +338,8 @@ impl Collector {
             "ownerRef [{}/{}, name: {}, uid: {}] names a namespaced owner of a cluster-scoped object",
             owner.api_version, owner.kind, owner.name, owner.uid
         );
-        self.events.record(about, Severity::Warning, "OwnerRefInvalidNamespace", text);
+        self.events
+            .record(about, Severity::Warning, "OwnerRefInvalidNamespace", text);
     }
 }
 

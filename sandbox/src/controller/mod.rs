@@ -55,10 +55,21 @@ pub async fn run(client: Client, config: ControllerConfig, shutdown: Cancellatio
     let events = |component: &str| EventRecorder::new(client.clone(), component, None);
     let mut tasks = JoinSet::new();
     tasks.spawn(scheduler::run(client.clone(), events("default-scheduler")));
-    tasks.spawn(garbage_collector::run(client.clone(), events("garbage-collector-controller")));
+    tasks.spawn(garbage_collector::run(
+        client.clone(),
+        events("garbage-collector-controller"),
+    ));
     tasks.spawn(namespace::run(client.clone()));
-    tasks.spawn(claim::run(client.clone(), config.dir.clone(), events("persistentvolume-controller")));
-    tasks.spawn(service::run(client.clone(), Arc::clone(&config.addresses), events("service-controller")));
+    tasks.spawn(claim::run(
+        client.clone(),
+        config.dir.clone(),
+        events("persistentvolume-controller"),
+    ));
+    tasks.spawn(service::run(
+        client.clone(),
+        Arc::clone(&config.addresses),
+        events("service-controller"),
+    ));
     shutdown.cancelled().await;
     tasks.shutdown().await;
 }

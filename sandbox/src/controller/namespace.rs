@@ -21,7 +21,12 @@ const FINALIZER: &str = "kubernetes";
 /// Watches and empties for ever.
 pub async fn run(client: Client) {
     let (bell, mut tasks) = (Bell::default(), JoinSet::new());
-    let namespaces = mirror(Api::<Namespace>::all(client.clone()), watcher::Config::default(), &bell, &mut tasks);
+    let namespaces = mirror(
+        Api::<Namespace>::all(client.clone()),
+        watcher::Config::default(),
+        &bell,
+        &mut tasks,
+    );
     loop {
         let mut well = true;
         for namespace in namespaces.state() {
@@ -45,13 +50,18 @@ pub async fn run(client: Client) {
 
 /// Gives the namespace the service account that its pods run as by default.
 async fn furnish(client: &Client, namespace: &Namespace) -> Result<(), kube::Error> {
-    let Some(name) = namespace.metadata.name.as_deref() else { return Ok(()) };
+    let Some(name) = namespace.metadata.name.as_deref() else {
+        return Ok(());
+    };
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
     if accounts.get_metadata_opt("default").await?.is_some() {
         return Ok(());
     }
     let account = ServiceAccount {
-        metadata: ObjectMeta { name: Some("default".to_owned()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some("default".to_owned()),
+            ..ObjectMeta::default()
+        },
         ..ServiceAccount::default()
     };
     match accounts.create(&PostParams::default(), &account).await {
@@ -62,14 +72,21 @@ async fn furnish(client: &Client, namespace: &Namespace) -> Result<(), kube::Err
 
 /// Deletes everything in the namespace; once there is nothing left, removes the finalizer. True when it is done.
 async fn empty(client: &Client, namespace: &Namespace) -> Result<bool, kube::Error> {
-    let Some(name) = namespace.metadata.name.as_deref() else { return Ok(true) };
+    let Some(name) = namespace.metadata.name.as_deref() else {
+        return Ok(true);
+    };
     let mut left = 0;
     for resource in namespaced_resources(client).await? {
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), name, &resource);
         let objects = api.list_metadata(&ListParams::default()).await?.items;
-        if objects.iter().any(|object| object.metadata.deletion_timestamp.is_none()) {
-            let params =
-                DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+        if objects
+            .iter()
+            .any(|object| object.metadata.deletion_timestamp.is_none())
+        {
+            let params = DeleteParams {
+                propagation_policy: Some(PropagationPolicy::Background),
+                ..DeleteParams::default()
+            };
             api.delete_collection(&params, &ListParams::default()).await?;
         }
         if resource.kind != "Event" {
@@ -89,7 +106,8 @@ async fn release(client: &Client, namespace: &Namespace, name: &str) -> Result<(
         finalizers.retain(|finalizer| finalizer != FINALIZER);
     }
     let api: Api<Namespace> = Api::all(client.clone());
-    api.replace_subresource("finalize", name, &PostParams::default(), &released).await?;
+    api.replace_subresource("finalize", name, &PostParams::default(), &released)
+        .await?;
     Ok(())
 }
 
@@ -98,7 +116,9 @@ async fn namespaced_resources(client: &Client) -> Result<Vec<ApiResource>, kube:
     let found = discovery.groups().flat_map(|group| group.recommended_resources());
     let usable = found.filter(|(_, capabilities)| {
         capabilities.scope == Scope::Namespaced
-            && [verbs::LIST, verbs::DELETE_COLLECTION].iter().all(|verb| capabilities.supports_operation(verb))
+            && [verbs::LIST, verbs::DELETE_COLLECTION]
+                .iter()
+                .all(|verb| capabilities.supports_operation(verb))
     });
     Ok(usable.map(|(resource, _)| resource).collect())
 }

@@ -110,7 +110,10 @@ pub fn plan(graph: &Graph, absent: &Absent) -> Vec<Action> {
 fn of_deleting(uid: &str, item: &Item, dependents: &[(&str, &OwnerReference)]) -> Vec<Action> {
     if item.has(ORPHAN) {
         if dependents.is_empty() {
-            return vec![Action::RemoveFinalizer { uid: uid.to_owned(), finalizer: ORPHAN }];
+            return vec![Action::RemoveFinalizer {
+                uid: uid.to_owned(),
+                finalizer: ORPHAN,
+            }];
         }
         let release = |(dependent, _): &(&str, &OwnerReference)| Action::RemoveOwners {
             uid: (*dependent).to_owned(),
@@ -118,9 +121,14 @@ fn of_deleting(uid: &str, item: &Item, dependents: &[(&str, &OwnerReference)]) -
         };
         return dependents.iter().map(release).collect();
     }
-    let blocked = dependents.iter().any(|(_, reference)| reference.block_owner_deletion == Some(true));
+    let blocked = dependents
+        .iter()
+        .any(|(_, reference)| reference.block_owner_deletion == Some(true));
     if item.has(FOREGROUND) && !blocked {
-        return vec![Action::RemoveFinalizer { uid: uid.to_owned(), finalizer: FOREGROUND }];
+        return vec![Action::RemoveFinalizer {
+            uid: uid.to_owned(),
+            finalizer: FOREGROUND,
+        }];
     }
     Vec::new()
 }
@@ -130,7 +138,9 @@ fn of_dependent(uid: &str, item: &Item, has_dependents: bool, graph: &Graph, abs
     let mut checks = Vec::new();
     for owner in &item.owners {
         // A namespaced owner counts in its own namespace only.
-        let found = graph.get(&owner.uid).filter(|o| o.namespace.is_none() || o.namespace == item.namespace);
+        let found = graph
+            .get(&owner.uid)
+            .filter(|o| o.namespace.is_none() || o.namespace == item.namespace);
         match found {
             Some(found) if found.waits_for_dependents() => {
                 waiting = true;
@@ -140,7 +150,10 @@ fn of_dependent(uid: &str, item: &Item, has_dependents: bool, graph: &Graph, abs
             None if absent.contains(&(owner.uid.clone(), item.namespace.clone())) => {
                 leaving.insert(owner.uid.clone());
             }
-            None => checks.push(Action::Check { uid: uid.to_owned(), owner: owner.clone() }),
+            None => checks.push(Action::Check {
+                uid: uid.to_owned(),
+                owner: owner.clone(),
+            }),
         }
     }
     if !checks.is_empty() {
@@ -148,10 +161,20 @@ fn of_dependent(uid: &str, item: &Item, has_dependents: bool, graph: &Graph, abs
     }
     match (solid, leaving.is_empty()) {
         (_, true) => Vec::new(),
-        (true, false) => vec![Action::RemoveOwners { uid: uid.to_owned(), owners: leaving }],
+        (true, false) => vec![Action::RemoveOwners {
+            uid: uid.to_owned(),
+            owners: leaving,
+        }],
         (false, false) => {
-            let policy = if waiting && has_dependents { Policy::Foreground } else { Policy::Background };
-            vec![Action::Delete { uid: uid.to_owned(), policy }]
+            let policy = if waiting && has_dependents {
+                Policy::Foreground
+            } else {
+                Policy::Background
+            };
+            vec![Action::Delete {
+                uid: uid.to_owned(),
+                policy,
+            }]
         }
     }
 }
@@ -176,19 +199,30 @@ mod tests {
     }
 
     fn graph(items: &[(&str, Item)]) -> Graph {
-        items.iter().map(|(uid, item)| ((*uid).to_owned(), item.clone())).collect()
+        items
+            .iter()
+            .map(|(uid, item)| ((*uid).to_owned(), item.clone()))
+            .collect()
     }
 
     fn absent(uids: &[&str]) -> Absent {
-        uids.iter().map(|uid| ((*uid).to_owned(), Some("n".to_owned()))).collect()
+        uids.iter()
+            .map(|uid| ((*uid).to_owned(), Some("n".to_owned())))
+            .collect()
     }
 
     fn delete(uid: &str, policy: Policy) -> Action {
-        Action::Delete { uid: uid.to_owned(), policy }
+        Action::Delete {
+            uid: uid.to_owned(),
+            policy,
+        }
     }
 
     fn remove_owners(uid: &str, owners: &[&str]) -> Action {
-        Action::RemoveOwners { uid: uid.to_owned(), owners: owners.iter().map(|o| (*o).to_owned()).collect() }
+        Action::RemoveOwners {
+            uid: uid.to_owned(),
+            owners: owners.iter().map(|o| (*o).to_owned()).collect(),
+        }
     }
 
     #[test]
@@ -235,7 +269,10 @@ mod tests {
         let during = graph(&[("a", owner.clone()), ("d", item(&["a!"], &["x/y"], true))]);
         assert_eq!(plan(&during, &Absent::new()), []);
         let after = graph(&[("a", owner.clone())]);
-        let done = Action::RemoveFinalizer { uid: "a".to_owned(), finalizer: FOREGROUND };
+        let done = Action::RemoveFinalizer {
+            uid: "a".to_owned(),
+            finalizer: FOREGROUND,
+        };
         assert_eq!(plan(&after, &Absent::new()), std::slice::from_ref(&done));
         let not_blocking = graph(&[("a", owner), ("d", item(&["a"], &["x/y"], true))]);
         assert_eq!(plan(&not_blocking, &Absent::new()), [done]);
@@ -257,7 +294,10 @@ mod tests {
         let before = graph(&[("a", owner.clone()), ("d", item(&["a"], &[], false))]);
         assert_eq!(plan(&before, &Absent::new()), [remove_owners("d", &["a"])]);
         let after = graph(&[("a", owner), ("d", item(&[], &[], false))]);
-        let done = Action::RemoveFinalizer { uid: "a".to_owned(), finalizer: ORPHAN };
+        let done = Action::RemoveFinalizer {
+            uid: "a".to_owned(),
+            finalizer: ORPHAN,
+        };
         assert_eq!(plan(&after, &Absent::new()), [done]);
     }
 }

@@ -39,7 +39,8 @@ struct Listener {
 impl Proxy {
     /// Listens exactly where `routes` has backends. Answers the addresses where that failed.
     pub async fn serve(&mut self, routes: BTreeMap<SocketAddr, Vec<SocketAddr>>) -> Vec<(SocketAddr, io::Error)> {
-        self.listeners.retain(|address, _| routes.get(address).is_some_and(|targets| !targets.is_empty()));
+        self.listeners
+            .retain(|address, _| routes.get(address).is_some_and(|targets| !targets.is_empty()));
         let mut failed = Vec::new();
         for (address, targets) in routes.into_iter().filter(|(_, targets)| !targets.is_empty()) {
             if let Some(listener) = self.listeners.get(&address) {
@@ -51,7 +52,13 @@ impl Proxy {
                     let (sender, receiver) = watch::channel(targets);
                     let mut task = JoinSet::new();
                     task.spawn(accept(socket, receiver));
-                    self.listeners.insert(address, Listener { targets: sender, _task: task });
+                    self.listeners.insert(
+                        address,
+                        Listener {
+                            targets: sender,
+                            _task: task,
+                        },
+                    );
                 }
                 Err(error) => failed.push((address, error)),
             }
@@ -85,7 +92,11 @@ async fn accept(socket: TcpListener, targets: watch::Receiver<Vec<SocketAddr>>) 
 }
 
 /// Connects to the next backend, or to one of the others if it does not answer.
-async fn forward(mut client: TcpStream, targets: &watch::Receiver<Vec<SocketAddr>>, turn: &AtomicUsize) -> io::Result<()> {
+async fn forward(
+    mut client: TcpStream,
+    targets: &watch::Receiver<Vec<SocketAddr>>,
+    turn: &AtomicUsize,
+) -> io::Result<()> {
     let backends = targets.borrow().clone();
     let first = turn.fetch_add(1, Ordering::Relaxed);
     let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
@@ -136,7 +147,12 @@ mod tests {
 
     #[tokio::test]
     async fn backends_take_turns_and_a_dead_one_is_passed_over() {
-        let (a, b, dead, front) = (backend("a").await, backend("b").await, free_address().await, free_address().await);
+        let (a, b, dead, front) = (
+            backend("a").await,
+            backend("b").await,
+            free_address().await,
+            free_address().await,
+        );
         let mut proxy = Proxy::default();
         assert!(proxy.serve(BTreeMap::from([(front, vec![a, b])])).await.is_empty());
         let mut answers = vec![ask(front).await.unwrap(), ask(front).await.unwrap()];

@@ -24,9 +24,25 @@ const NAME: &str = "default-scheduler";
 /// Watches pods and nodes; binds for ever.
 pub async fn run(client: Client, events: EventRecorder) {
     let (bell, mut tasks) = (Bell::default(), JoinSet::new());
-    let pods = mirror(Api::<Pod>::all(client.clone()), watcher::Config::default(), &bell, &mut tasks);
-    let nodes = mirror(Api::<Node>::all(client.clone()), watcher::Config::default(), &bell, &mut tasks);
-    let mut scheduler = Scheduler { client, events, pods, nodes, assumed: HashMap::new() };
+    let pods = mirror(
+        Api::<Pod>::all(client.clone()),
+        watcher::Config::default(),
+        &bell,
+        &mut tasks,
+    );
+    let nodes = mirror(
+        Api::<Node>::all(client.clone()),
+        watcher::Config::default(),
+        &bell,
+        &mut tasks,
+    );
+    let mut scheduler = Scheduler {
+        client,
+        events,
+        pods,
+        nodes,
+        assumed: HashMap::new(),
+    };
     loop {
         let pause = if scheduler.pass().await { RESYNC } else { RETRY };
         bell.wait(pause).await;
@@ -47,7 +63,8 @@ impl Scheduler {
     async fn pass(&mut self) -> bool {
         let (pods, nodes) = (self.pods.state(), self.nodes.state());
         self.assumed.retain(|uid, _| {
-            pods.iter().any(|pod| pod.metadata.uid.as_ref() == Some(uid) && node_of(pod).is_none())
+            pods.iter()
+                .any(|pod| pod.metadata.uid.as_ref() == Some(uid) && node_of(pod).is_none())
         });
         let mut pending: Vec<&Arc<Pod>> = pods.iter().filter(|pod| self.is_pending(pod)).collect();
         pending.sort_by_key(|pod| (pod.metadata.creation_timestamp.clone(), pod.metadata.name.clone()));
@@ -64,9 +81,17 @@ impl Scheduler {
 
     fn is_pending(&self, pod: &Pod) -> bool {
         let spec = pod.spec.as_ref();
-        let ours = spec.and_then(|spec| spec.scheduler_name.as_deref()).is_none_or(|name| name.is_empty() || name == NAME);
-        let gated = spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|gates| !gates.is_empty());
-        let assumed = pod.metadata.uid.as_ref().is_some_and(|uid| self.assumed.contains_key(uid));
+        let ours = spec
+            .and_then(|spec| spec.scheduler_name.as_deref())
+            .is_none_or(|name| name.is_empty() || name == NAME);
+        let gated = spec
+            .and_then(|spec| spec.scheduling_gates.as_ref())
+            .is_some_and(|gates| !gates.is_empty());
+        let assumed = pod
+            .metadata
+            .uid
+            .as_ref()
+            .is_some_and(|uid| self.assumed.contains_key(uid));
         ours && !gated && !assumed && node_of(pod).is_none() && pod.metadata.deletion_timestamp.is_none()
     }
 
@@ -104,7 +129,10 @@ impl Scheduler {
             "target": {"apiVersion": "v1", "kind": "Node", "name": node}
         });
         let params = PostParams::default();
-        match api.create_subresource::<_, serde_json::Value>("binding", name, &params, &binding).await {
+        match api
+            .create_subresource::<_, serde_json::Value>("binding", name, &params, &binding)
+            .await
+        {
             Ok(_) => {
                 let text = format!("Successfully assigned {namespace}/{name} to {node}");
                 self.events.record(reference(pod), Severity::Normal, "Scheduled", text);
@@ -121,8 +149,14 @@ impl Scheduler {
 
     /// Says that no node fits, once for each message.
     async fn report(&self, pod: &Pod, message: String) -> bool {
-        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-        let known = conditions.iter().any(|c| c.type_ == "PodScheduled" && c.message.as_ref() == Some(&message));
+        let conditions = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.as_deref())
+            .unwrap_or_default();
+        let known = conditions
+            .iter()
+            .any(|c| c.type_ == "PodScheduled" && c.message.as_ref() == Some(&message));
         let (Some(name), Some(namespace)) = (pod.metadata.name.as_deref(), pod.metadata.namespace.as_deref()) else {
             return true;
         };
@@ -135,8 +169,12 @@ impl Scheduler {
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
             "message": message, "lastTransitionTime": now
         }]}});
-        self.events.record(reference(pod), Severity::Warning, "FailedScheduling", message);
-        match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
+        self.events
+            .record(reference(pod), Severity::Warning, "FailedScheduling", message);
+        match api
+            .patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch))
+            .await
+        {
             Ok(_) => true,
             Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => true,
             Err(error) => {
@@ -152,7 +190,10 @@ fn node_of(pod: &Pod) -> Option<&str> {
 }
 
 fn is_terminal(pod: &Pod) -> bool {
-    matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+    matches!(
+        pod.status.as_ref().and_then(|status| status.phase.as_deref()),
+        Some("Succeeded" | "Failed")
+    )
 }
 
 /// The node with the fewest pods among those where `pod` fits, or the scheduler's message.
@@ -161,7 +202,9 @@ fn choose(pod: &Pod, nodes: &[Arc<Node>], free: &HashMap<String, (Amounts, usize
     let mut best: Option<(usize, &str)> = None;
     for node in nodes {
         let name = node.metadata.name.as_deref().unwrap_or_default();
-        let Some((amounts, count)) = free.get(name) else { continue };
+        let Some((amounts, count)) = free.get(name) else {
+            continue;
+        };
         let obstacles = fit::obstacles(pod, node, amounts);
         if obstacles.is_empty() {
             best = Some(best.map_or((*count, name), |best| best.min((*count, name))));
@@ -176,8 +219,15 @@ fn choose(pod: &Pod, nodes: &[Arc<Node>], free: &HashMap<String, (Amounts, usize
     if nodes.is_empty() {
         return Err("no nodes available to schedule pods".to_owned());
     }
-    let reasons: Vec<String> = reasons.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-    Err(format!("0/{} nodes are available: {}.", nodes.len(), reasons.join(", ")))
+    let reasons: Vec<String> = reasons
+        .into_iter()
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    Err(format!(
+        "0/{} nodes are available: {}.",
+        nodes.len(),
+        reasons.join(", ")
+    ))
 }
 
 #[cfg(test)]
@@ -198,7 +248,10 @@ mod tests {
 
     fn free(nodes: &[Arc<Node>], counts: &[usize]) -> HashMap<String, (Amounts, usize)> {
         let entry = |(node, count): (&Arc<Node>, &usize)| {
-            (node.metadata.name.clone().unwrap(), (fit::free(node, std::iter::empty()), *count))
+            (
+                node.metadata.name.clone().unwrap(),
+                (fit::free(node, std::iter::empty()), *count),
+            )
         };
         nodes.iter().zip(counts).map(entry).collect()
     }
@@ -216,6 +269,9 @@ mod tests {
             choose(&pod("2"), &nodes, &free(&nodes, &[0, 0])),
             Err("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.".to_owned())
         );
-        assert_eq!(choose(&pod("2"), &[], &HashMap::new()), Err("no nodes available to schedule pods".to_owned()));
+        assert_eq!(
+            choose(&pod("2"), &[], &HashMap::new()),
+            Err("no nodes available to schedule pods".to_owned())
+        );
     }
 }

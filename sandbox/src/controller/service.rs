@@ -41,10 +41,26 @@ const MANAGER: &str = "endpoint-controller";
 /// Watches services and pods for ever.
 pub async fn run(client: Client, addresses: Arc<AddressBlock>, events: EventRecorder) {
     let (bell, mut tasks) = (Bell::default(), JoinSet::new());
-    let services = mirror(Api::<Service>::all(client.clone()), watcher::Config::default(), &bell, &mut tasks);
-    let pods = mirror(Api::<Pod>::all(client.clone()), watcher::Config::default(), &bell, &mut tasks);
-    let mut controller =
-        Controller { client, addresses, events, pool: AddressPool::default(), proxy: Proxy::default(), applied: HashMap::new() };
+    let services = mirror(
+        Api::<Service>::all(client.clone()),
+        watcher::Config::default(),
+        &bell,
+        &mut tasks,
+    );
+    let pods = mirror(
+        Api::<Pod>::all(client.clone()),
+        watcher::Config::default(),
+        &bell,
+        &mut tasks,
+    );
+    let mut controller = Controller {
+        client,
+        addresses,
+        events,
+        pool: AddressPool::default(),
+        proxy: Proxy::default(),
+        applied: HashMap::new(),
+    };
     loop {
         let well = controller.pass(&services.state(), &pods.state()).await;
         bell.wait(if well { RESYNC } else { RETRY }).await;
@@ -95,15 +111,24 @@ impl Controller {
             };
         }
         let living: Vec<String> = services.iter().filter_map(|service| service.uid()).collect();
-        let gone: Vec<String> = self.applied.keys().filter(|uid| !living.contains(uid)).cloned().collect();
+        let gone: Vec<String> = self
+            .applied
+            .keys()
+            .filter(|uid| !living.contains(uid))
+            .cloned()
+            .collect();
         for uid in gone {
             self.applied.remove(&uid);
             self.pool.release(&uid);
         }
         for (address, error) in self.proxy.serve(routes).await {
-            if let Some(service) = services.iter().find(|service| cluster_ip(service) == Some(address.ip().to_string())) {
+            if let Some(service) = services
+                .iter()
+                .find(|service| cluster_ip(service) == Some(address.ip().to_string()))
+            {
                 let text = format!("listening on {address}: {error}");
-                self.events.record(reference(service.as_ref()), Severity::Warning, "FailedToListen", text);
+                self.events
+                    .record(reference(service.as_ref()), Severity::Warning, "FailedToListen", text);
             }
             well = false;
         }
@@ -112,7 +137,9 @@ impl Controller {
 
     /// Takes note of an address that the service already has.
     fn reserve(&self, service: &Service) {
-        let last = cluster_ip(service).and_then(|ip| ip.parse::<Ipv4Addr>().ok()).map(|ip| ip.octets()[3]);
+        let last = cluster_ip(service)
+            .and_then(|ip| ip.parse::<Ipv4Addr>().ok())
+            .map(|ip| ip.octets()[3]);
         if let (Some(last), Some(uid)) = (last, service.uid())
             && let Err(error) = self.pool.allocate(&uid, Some(last))
         {
@@ -134,10 +161,14 @@ impl Controller {
             Some(address) => address,
             None => self.assign(service).await?,
         };
-        let Some(selector) = spec.selector.filter(|selector| !selector.is_empty()) else { return Ok(()) };
+        let Some(selector) = spec.selector.filter(|selector| !selector.is_empty()) else {
+            return Ok(());
+        };
         let ports = spec.ports.unwrap_or_default();
         let namespace = service.namespace();
-        let chosen = pods.iter().filter(|pod| pod.namespace() == namespace && selects(&selector, pod));
+        let chosen = pods
+            .iter()
+            .filter(|pod| pod.namespace() == namespace && selects(&selector, pod));
         let publish_all = spec.publish_not_ready_addresses == Some(true);
         let mut backends: Vec<Backend> = chosen.filter_map(|pod| backend(pod, &ports, publish_all)).collect();
         backends.sort_by(|left, right| left.pod.cmp(&right.pod));
@@ -162,14 +193,16 @@ impl Controller {
         let last = match self.pool.allocate(&uid, None) {
             Ok(last) => last,
             Err(error) => {
-                self.events.record(reference(service), Severity::Warning, "NoAddress", error.to_string());
+                self.events
+                    .record(reference(service), Severity::Warning, "NoAddress", error.to_string());
                 return Ok(String::new());
             }
         };
         let address = self.addresses.service(last).to_string();
         let patch = json!({"metadata": {"uid": uid}, "spec": {"clusterIP": address, "clusterIPs": [address]}});
         let api: Api<Service> = Api::namespaced(self.client.clone(), &service.namespace().unwrap_or_default());
-        api.patch(&service.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        api.patch(&service.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
+            .await?;
         Ok(address)
     }
 
@@ -181,7 +214,8 @@ impl Controller {
         slices.patch(&slice.name_any(), &params, &Patch::Apply(&slice)).await?;
         let all: Api<Endpoints> = Api::namespaced(self.client.clone(), &namespace);
         let endpoints = endpoints(service, ports, backends);
-        all.patch(&endpoints.name_any(), &params, &Patch::Apply(&endpoints)).await?;
+        all.patch(&endpoints.name_any(), &params, &Patch::Apply(&endpoints))
+            .await?;
         Ok(())
     }
 }
@@ -200,7 +234,11 @@ fn backend(pod: &Pod, ports: &[ServicePort], publish_all: bool) -> Option<Backen
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
     }
-    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .any(|c| c.type_ == "Ready" && c.status == "True");
     let leaving = pod.metadata.deletion_timestamp.is_some();
     Some(Backend {
         pod: pod.name_any(),
@@ -208,7 +246,10 @@ fn backend(pod: &Pod, ports: &[ServicePort], publish_all: bool) -> Option<Backen
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         ip: status.pod_ip.as_ref()?.parse().ok()?,
         ready: publish_all || (ready && !leaving),
-        ports: ports.iter().map(|port| (port.name.clone(), target_port(port, pod))).collect(),
+        ports: ports
+            .iter()
+            .map(|port| (port.name.clone(), target_port(port, pod)))
+            .collect(),
     })
 }
 
@@ -227,14 +268,19 @@ fn target_port(port: &ServicePort, pod: &Pod) -> Option<u16> {
 
 fn targets(backends: &[Backend], port: usize) -> Vec<SocketAddr> {
     let ready = backends.iter().filter(|backend| backend.ready);
-    ready.filter_map(|backend| Some(SocketAddr::from((backend.ip, backend.ports.get(port)?.1?)))).collect()
+    ready
+        .filter_map(|backend| Some(SocketAddr::from((backend.ip, backend.ports.get(port)?.1?))))
+        .collect()
 }
 
 fn metadata(service: &Service, name: String) -> ObjectMeta {
     let owner: Option<OwnerReference> = service.controller_owner_ref(&());
     let labels = [
         ("kubernetes.io/service-name".to_owned(), service.name_any()),
-        ("endpointslice.kubernetes.io/managed-by".to_owned(), "endpointslice-controller.k8s.io".to_owned()),
+        (
+            "endpointslice.kubernetes.io/managed-by".to_owned(),
+            "endpointslice-controller.k8s.io".to_owned(),
+        ),
     ];
     ObjectMeta {
         name: Some(name),
@@ -257,8 +303,17 @@ fn pod_reference(service: &Service, backend: &Backend) -> ObjectReference {
 
 /// The target numbers of the ports: those of the first backend, for all pods of a service are alike.
 fn numbers(ports: &[ServicePort], backends: &[Backend]) -> Vec<(ServicePort, Option<i32>)> {
-    let of = |index: usize| backends.iter().find_map(|backend| backend.ports.get(index)?.1).map(i32::from);
-    ports.iter().enumerate().map(|(index, port)| (port.clone(), of(index))).collect()
+    let of = |index: usize| {
+        backends
+            .iter()
+            .find_map(|backend| backend.ports.get(index)?.1)
+            .map(i32::from)
+    };
+    ports
+        .iter()
+        .enumerate()
+        .map(|(index, port)| (port.clone(), of(index)))
+        .collect()
 }
 
 fn endpoint_slice(service: &Service, ports: &[ServicePort], backends: &[Backend]) -> EndpointSlice {
@@ -295,7 +350,11 @@ fn endpoints(service: &Service, ports: &[ServicePort], backends: &[Backend]) -> 
         ..EndpointAddress::default()
     };
     let of = |ready: bool| -> Option<Vec<EndpointAddress>> {
-        let list: Vec<_> = backends.iter().filter(|backend| backend.ready == ready).map(address).collect();
+        let list: Vec<_> = backends
+            .iter()
+            .filter(|backend| backend.ready == ready)
+            .map(address)
+            .collect();
         (!list.is_empty()).then_some(list)
     };
     let port = |(port, number): (ServicePort, Option<i32>)| {
@@ -348,8 +407,9 @@ mod tests {
     fn a_pod_that_is_being_deleted_or_has_ended_gets_none() {
         let ports = ports(json!(8080));
         let mut leaving = pod("a", "127.9.0.2", "True");
-        leaving.metadata.deletion_timestamp =
-            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+        leaving.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            jiff::Timestamp::UNIX_EPOCH,
+        ));
         assert_eq!(targets(&[backend(&leaving, &ports, false).unwrap()], 0), []);
         let mut ended = pod("a", "127.9.0.2", "True");
         ended.status.as_mut().unwrap().phase = Some("Failed".to_owned());
@@ -369,6 +429,9 @@ mod tests {
         assert_eq!(subset.not_ready_addresses.as_ref().unwrap()[0].ip, "127.9.0.3");
         assert_eq!(subset.ports.as_ref().unwrap()[0].port, 8080);
         let slice = endpoint_slice(&service, &ports, &backends);
-        assert_eq!(slice.endpoints.unwrap()[1].conditions.as_ref().unwrap().ready, Some(false));
+        assert_eq!(
+            slice.endpoints.unwrap()[1].conditions.as_ref().unwrap().ready,
+            Some(false)
+        );
     }
 }

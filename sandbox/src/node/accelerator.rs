@@ -21,8 +21,13 @@ pub struct Accelerators {
 impl Accelerators {
     /// Counts the machine's devices (`/dev/nvidia0` and so on).
     pub fn detect(advertised: u32) -> Self {
-        let real = (0_u32..).take_while(|n| Path::new(&format!("/dev/nvidia{n}")).exists()).count();
-        Self { advertised, real: u32::try_from(real).unwrap_or(u32::MAX) }
+        let real = (0_u32..)
+            .take_while(|n| Path::new(&format!("/dev/nvidia{n}")).exists())
+            .count();
+        Self {
+            advertised,
+            real: u32::try_from(real).unwrap_or(u32::MAX),
+        }
     }
 
     /// In words, for a node's condition and a pod's event.
@@ -47,14 +52,17 @@ impl Accelerators {
         if self.real == 0 {
             return String::new();
         }
-        let devices: Vec<String> = (0..count.min(self.real)).map(|n| ((taken + n) % self.real).to_string()).collect();
+        let devices: Vec<String> = (0..count.min(self.real))
+            .map(|n| ((taken + n) % self.real).to_string())
+            .collect();
         devices.join(",")
     }
 }
 
 /// Devices that a container asks for; extended resources stand in the limits.
 pub fn requested(container: &Container) -> u32 {
-    let count = |values: Option<&BTreeMap<String, _>>| values.and_then(|values| values.get(RESOURCE)).and_then(quantity::milli);
+    let count =
+        |values: Option<&BTreeMap<String, _>>| values.and_then(|values| values.get(RESOURCE)).and_then(quantity::milli);
     let resources = container.resources.as_ref();
     let milli = count(resources.and_then(|r| r.limits.as_ref()))
         .or_else(|| count(resources.and_then(|r| r.requests.as_ref())))

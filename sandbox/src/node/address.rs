@@ -49,7 +49,13 @@ impl AddressBlock {
             let [high, third] = slot.to_be_bytes();
             let second = 1 + high % 127;
             match TcpListener::bind((Ipv4Addr::new(127, second, third, 1), CLAIM_PORT)) {
-                Ok(claim) => return Ok(Arc::new(Self { second, third, _claim: claim })),
+                Ok(claim) => {
+                    return Ok(Arc::new(Self {
+                        second,
+                        third,
+                        _claim: claim,
+                    }));
+                }
                 Err(error) => last_error = error,
             }
         }
@@ -87,7 +93,12 @@ struct PoolState {
 
 impl Default for AddressPool {
     fn default() -> Self {
-        Self { state: Mutex::new(PoolState { held: HashMap::new(), next: 2 }) }
+        Self {
+            state: Mutex::new(PoolState {
+                held: HashMap::new(),
+                next: 2,
+            }),
+        }
     }
 }
 
@@ -111,7 +122,11 @@ impl AddressPool {
 
     /// Gives the address of `key` back.
     pub fn release(&self, key: &str) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).held.remove(key);
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .held
+            .remove(key);
     }
 }
 

@@ -74,7 +74,9 @@ pub struct Context {
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("node", &self.config.name).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("node", &self.config.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -87,10 +89,19 @@ impl Context {
 
     /// Notes what `pod` asks for and answers how many devices the other pods hold.
     pub fn devices_of_others(&self, pod: &Pod) -> u32 {
-        let wanted = pod.spec.iter().flat_map(|spec| &spec.containers).map(accelerator::requested).sum();
+        let wanted = pod
+            .spec
+            .iter()
+            .flat_map(|spec| &spec.containers)
+            .map(accelerator::requested)
+            .sum();
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = devices.iter().filter(|(other, _)| **other != uid).map(|(_, count)| count).sum();
+        let others = devices
+            .iter()
+            .filter(|(other, _)| **other != uid)
+            .map(|(_, count)| count)
+            .sum();
         devices.insert(uid, wanted);
         others
     }
@@ -116,7 +127,10 @@ impl Agent {
     /// Processes of an earlier agent on the same directory are killed first. Dropping the future kills all containers.
     pub async fn run(client: Client, config: NodeConfig, shutdown: CancellationToken) -> Result<(), NodeError> {
         let _lock = lock(&config)?;
-        let fail = |source| NodeError::Directory { path: config.dir.clone(), source };
+        let fail = |source| NodeError::Directory {
+            path: config.dir.clone(),
+            source,
+        };
         let leftovers = leftover::recover(&config.dir, Timestamp::now()).map_err(fail)?;
         let http = reqwest::Client::builder()
             .no_proxy()
@@ -148,10 +162,17 @@ impl Agent {
 }
 
 fn lock(config: &NodeConfig) -> Result<File, NodeError> {
-    let fail = |source| NodeError::Directory { path: config.dir.clone(), source };
+    let fail = |source| NodeError::Directory {
+        path: config.dir.clone(),
+        source,
+    };
     std::fs::create_dir_all(&config.dir).map_err(fail)?;
-    let file =
-        File::options().create(true).truncate(false).write(true).open(config.dir.join("node.lock")).map_err(fail)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(config.dir.join("node.lock"))
+        .map_err(fail)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(NodeError::InUse(config.dir.clone())),
@@ -195,7 +216,10 @@ impl Pods {
     fn new(context: Arc<Context>, leftovers: Vec<PodRecord>) -> Self {
         Self {
             context,
-            leftovers: leftovers.into_iter().map(|record| (record.uid.clone(), record)).collect(),
+            leftovers: leftovers
+                .into_iter()
+                .map(|record| (record.uid.clone(), record))
+                .collect(),
             views: HashMap::new(),
             workers: Workers::default(),
             listed: HashSet::new(),

@@ -16,8 +16,7 @@ use tokio::{
 };
 
 use super::{
-    NodeConfig,
-    accelerator,
+    NodeConfig, accelerator,
     environment::{self, EnvironmentError},
     expansion::expand,
     guard::Guard,
@@ -135,23 +134,34 @@ impl Recipe<'_> {
     /// Resolves image, environment, paths and directories.
     pub fn prepare(&self, config: &NodeConfig) -> Result<Prepared, ContainerError> {
         let image = self.container.image.as_deref().unwrap_or_default();
-        let binary = config.images.resolve(image).ok_or_else(|| ContainerError::Image(image.to_owned()))?;
+        let binary = config
+            .images
+            .resolve(image)
+            .ok_or_else(|| ContainerError::Image(image.to_owned()))?;
         let dir = self.pod_dir.join("containers").join(&self.container.name);
         let message_file = dir.join(format!("termination-log-{}", self.restart));
         for path in [dir.join("root"), dir.join("tmp")] {
             fs::create_dir_all(&path).map_err(|source| ContainerError::Prepare { path, source })?;
         }
-        fs::write(&message_file, "")
-            .map_err(|source| ContainerError::Prepare { path: message_file.clone(), source })?;
+        fs::write(&message_file, "").map_err(|source| ContainerError::Prepare {
+            path: message_file.clone(),
+            source,
+        })?;
         let base = self.base_environment(config, &dir);
         let plain = environment::resolve(self.pod, self.container, self.facts, self.sources, base.clone())?;
         let rewriter = self.rewriter(&plain, &message_file)?;
         let words = |list: Option<&Vec<String>>| -> Vec<String> {
-            let expanded = list.into_iter().flatten().map(|word| expand(word, |name| plain.get(name).cloned()));
+            let expanded = list
+                .into_iter()
+                .flatten()
+                .map(|word| expand(word, |name| plain.get(name).cloned()));
             expanded.map(|word| rewriter.apply(&word)).collect()
         };
-        let (program, args) =
-            image::command_line(binary, &words(self.container.command.as_ref()), &words(self.container.args.as_ref()));
+        let (program, args) = image::command_line(
+            binary,
+            &words(self.container.command.as_ref()),
+            &words(self.container.args.as_ref()),
+        );
         let env = plain
             .iter()
             .map(|(name, value)| {
@@ -160,19 +170,36 @@ impl Recipe<'_> {
             })
             .collect();
         let working_dir = self.working_dir(&rewriter, &dir)?;
-        Ok(Prepared { launch: Launch { program, args, env, dir: working_dir }, message_file })
+        Ok(Prepared {
+            launch: Launch {
+                program,
+                args,
+                env,
+                dir: working_dir,
+            },
+            message_file,
+        })
     }
 
     fn base_environment(&self, config: &NodeConfig, dir: &Path) -> BTreeMap<String, String> {
-        let passed = config.pass_env.iter().filter_map(|name| Some((name.clone(), std::env::var(name).ok()?)));
+        let passed = config
+            .pass_env
+            .iter()
+            .filter_map(|name| Some((name.clone(), std::env::var(name).ok()?)));
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let uid = self.pod.metadata.uid.as_deref().unwrap_or_default();
         let mut base: BTreeMap<String, String> = passed.collect();
         base.extend([
-            ("PATH".to_owned(), std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned())),
+            (
+                "PATH".to_owned(),
+                std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned()),
+            ),
             ("HOME".to_owned(), text(dir.join("root"))),
             ("TMPDIR".to_owned(), text(dir.join("tmp"))),
-            ("HOSTNAME".to_owned(), self.pod.metadata.name.clone().unwrap_or_default()),
+            (
+                "HOSTNAME".to_owned(),
+                self.pod.metadata.name.clone().unwrap_or_default(),
+            ),
             ("CUDA_VISIBLE_DEVICES".to_owned(), self.visible_devices.to_owned()),
             (MARKER.to_owned(), format!("{uid}/{}", self.container.name)),
         ]);
@@ -180,7 +207,11 @@ impl Recipe<'_> {
     }
 
     fn rewriter(&self, env: &BTreeMap<String, String>, message_file: &Path) -> Result<PathRewriter, VolumeError> {
-        let message_path = self.container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+        let message_path = self
+            .container
+            .termination_message_path
+            .as_deref()
+            .unwrap_or("/dev/termination-log");
         let message = (message_path.to_owned(), message_file.to_string_lossy().into_owned());
         let mounts = self.mounts.of_container(self.container, env)?;
         Ok(PathRewriter::new(mounts.into_iter().chain([message])))
@@ -189,7 +220,12 @@ impl Recipe<'_> {
     /// The working directory: a mount's, an existing one of the machine, or one below the container's own root.
     fn working_dir(&self, rewriter: &PathRewriter, dir: &Path) -> Result<PathBuf, ContainerError> {
         let root = dir.join("root");
-        let Some(wanted) = self.container.working_dir.as_deref().filter(|wanted| !wanted.is_empty()) else {
+        let Some(wanted) = self
+            .container
+            .working_dir
+            .as_deref()
+            .filter(|wanted| !wanted.is_empty())
+        else {
             return Ok(root);
         };
         let local = PathBuf::from(rewriter.apply(wanted));
@@ -197,12 +233,15 @@ impl Recipe<'_> {
             return Ok(local);
         }
         let own = root.join(wanted.trim_start_matches('/'));
-        fs::create_dir_all(&own).map_err(|source| ContainerError::Prepare { path: own.clone(), source })?;
+        fs::create_dir_all(&own).map_err(|source| ContainerError::Prepare {
+            path: own.clone(),
+            source,
+        })?;
         Ok(own)
     }
 }
 
-/// A running container. Dropping it ends its probes, not its process.
+/// A running container. Dropping it kills its processes: nobody would observe them any more.
 #[derive(Debug)]
 pub struct Run {
     /// Which run.
@@ -214,6 +253,12 @@ pub struct Run {
     /// When SIGKILL comes, once the container was told to stop.
     pub kill_at: Option<tokio::time::Instant>,
     tasks: JoinSet<()>,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.process.kill();
+    }
 }
 
 /// What watches over a run.
@@ -238,9 +283,16 @@ pub fn start(
     index: usize,
     around: &Surroundings,
 ) -> Result<Run, ContainerError> {
-    let sink = log::LogSink::open(&around.log_dir, recipe.restart, around.log_limits)
-        .map_err(|source| ContainerError::Prepare { path: around.log_dir.clone(), source })?;
-    let failed = |source| ContainerError::Start { program: prepared.launch.program.clone(), source };
+    let sink = log::LogSink::open(&around.log_dir, recipe.restart, around.log_limits).map_err(|source| {
+        ContainerError::Prepare {
+            path: around.log_dir.clone(),
+            source,
+        }
+    })?;
+    let failed = |source| ContainerError::Start {
+        program: prepared.launch.program.clone(),
+        source,
+    };
     let started = process::start(&prepared.launch).map_err(failed)?;
     around.guard.add(started.process.id());
     let process = Arc::new(started.process);
@@ -249,7 +301,9 @@ pub fn start(
     let stdout = tokio::process::ChildStdout::from_std(started.stdout).map_err(failed);
     let stderr = tokio::process::ChildStderr::from_std(started.stderr).map_err(failed);
     let log = match (stdout, stderr) {
-        (Ok(stdout), Ok(stderr)) => Some(tokio::spawn(log::collect(sink, stdout, stderr, async { drop(end.await) }))),
+        (Ok(stdout), Ok(stderr)) => Some(tokio::spawn(log::collect(sink, stdout, stderr, async {
+            drop(end.await)
+        }))),
         (Err(error), _) | (_, Err(error)) => {
             tracing::warn!(%error, "a container's output is lost");
             None
@@ -272,7 +326,13 @@ pub fn start(
         launch: Arc::new(prepared.launch),
         http: around.http.clone(),
     };
-    let mut run = Run { restart: recipe.restart, process, target, kill_at: None, tasks: JoinSet::new() };
+    let mut run = Run {
+        restart: recipe.restart,
+        process,
+        target,
+        kill_at: None,
+        tasks: JoinSet::new(),
+    };
     if run.target.container.startup_probe.is_some() {
         run.probe(ProbeKind::Startup, index, &around.news);
     }
@@ -284,17 +344,30 @@ impl Run {
     /// Begins to probe; does nothing when the container has no such probe.
     pub fn probe(&mut self, kind: ProbeKind, index: usize, news: &mpsc::Sender<Signal>) {
         if kind.of(&self.target.container).is_some() {
-            self.tasks.spawn(probe_loop(kind, self.target.clone(), index, self.restart, news.clone()));
+            self.tasks
+                .spawn(probe_loop(kind, self.target.clone(), index, self.restart, news.clone()));
         }
     }
 
     fn post_start(&mut self, index: usize, news: &mpsc::Sender<Signal>) {
-        let hook = self.target.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.clone());
+        let hook = self
+            .target
+            .container
+            .lifecycle
+            .as_ref()
+            .and_then(|lifecycle| lifecycle.post_start.clone());
         let Some(hook) = hook else { return };
         let (target, restart, news) = (self.target.clone(), self.restart, news.clone());
         self.tasks.spawn(async move {
             if let Err(text) = run_hook(&hook, &target, Duration::from_secs(60)).await {
-                drop(news.send(Signal { index, restart, news: News::PostStartFailed(text) }).await);
+                drop(
+                    news.send(Signal {
+                        index,
+                        restart,
+                        news: News::PostStartFailed(text),
+                    })
+                    .await,
+                );
             }
         });
     }
@@ -321,7 +394,9 @@ pub async fn run_hook(hook: &LifecycleHandler, target: &ProbeTarget, timeout: Du
 }
 
 async fn probe_loop(kind: ProbeKind, target: ProbeTarget, index: usize, restart: u32, news: mpsc::Sender<Signal>) {
-    let Some(probe) = kind.of(&target.container).cloned() else { return };
+    let Some(probe) = kind.of(&target.container).cloned() else {
+        return;
+    };
     let mut counter = Counter::new(&probe);
     let mut verdict = None;
     tokio::time::sleep(probe::initial_delay(&probe)).await;
@@ -329,7 +404,11 @@ async fn probe_loop(kind: ProbeKind, target: ProbeTarget, index: usize, restart:
         let outcome = probe::attempt(&probe, &target).await;
         let success = outcome.is_ok();
         if let Err(text) = outcome {
-            let signal = Signal { index, restart, news: News::Unhealthy(kind, text) };
+            let signal = Signal {
+                index,
+                restart,
+                news: News::Unhealthy(kind, text),
+            };
             if news.send(signal).await.is_err() {
                 return;
             }
@@ -337,7 +416,11 @@ async fn probe_loop(kind: ProbeKind, target: ProbeTarget, index: usize, restart:
         let reached = counter.observe(success);
         if reached.is_some() && reached != verdict {
             verdict = reached;
-            let signal = Signal { index, restart, news: News::Verdict(kind, success) };
+            let signal = Signal {
+                index,
+                restart,
+                news: News::Verdict(kind, success),
+            };
             if news.send(signal).await.is_err() || (kind == ProbeKind::Startup && success) {
                 return;
             }
@@ -364,10 +447,17 @@ impl ExitWatch {
         let marker = self.marker.clone();
         let swept = tokio::task::spawn_blocking(move || process::kill_marked(&marker)).await;
         if let Ok(1..) = swept {
-            tracing::info!(container = self.container.name, ?swept, "processes that had left their group were killed");
+            tracing::info!(
+                container = self.container.name,
+                ?swept,
+                "processes that had left their group were killed"
+            );
         }
         if ended.send(()).is_err() {
-            tracing::debug!(container = self.container.name, "both ends of the output were closed before the process ended");
+            tracing::debug!(
+                container = self.container.name,
+                "both ends of the output were closed before the process ended"
+            );
         }
         if let Some(log) = log
             && let Err(error) = log.await
@@ -390,9 +480,16 @@ impl ExitWatch {
             finished_at,
             container_id: Some(self.process.id().container_id()),
         };
-        let signal = Signal { index: self.index, restart: self.restart, news: News::Exited(exit) };
+        let signal = Signal {
+            index: self.index,
+            restart: self.restart,
+            news: News::Exited(exit),
+        };
         if self.around.news.send(signal).await.is_err() {
-            tracing::debug!(container = self.container.name, "nobody waits for the end of a container any more");
+            tracing::debug!(
+                container = self.container.name,
+                "nobody waits for the end of a container any more"
+            );
         }
     }
 
@@ -409,5 +506,7 @@ impl ExitWatch {
 
 /// Devices of `container`, `taken` being held by other pods.
 pub fn visible_devices(config: &NodeConfig, container: &Container, taken: u32) -> String {
-    config.accelerators.visible_devices(accelerator::requested(container), taken)
+    config
+        .accelerators
+        .visible_devices(accelerator::requested(container), taken)
 }

@@ -27,9 +27,11 @@ pub fn field(path: &str, pod: &Pod, facts: &PodFacts) -> Option<String> {
         "metadata.labels" => lines(meta.labels.as_ref()),
         "metadata.annotations" => lines(meta.annotations.as_ref()),
         "spec.nodeName" => facts.node_name.clone(),
-        "spec.serviceAccountName" => {
-            pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone()).unwrap_or_else(|| "default".to_owned())
-        }
+        "spec.serviceAccountName" => pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.service_account_name.clone())
+            .unwrap_or_else(|| "default".to_owned()),
         "status.podIP" | "status.podIPs" => facts.pod_ip.to_string(),
         "status.hostIP" | "status.hostIPs" => facts.host_ip.to_string(),
         _ => return None,
@@ -37,7 +39,11 @@ pub fn field(path: &str, pod: &Pod, facts: &PodFacts) -> Option<String> {
 }
 
 fn lines(values: Option<&BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> = values.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
+    let lines: Vec<String> = values
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={value:?}"))
+        .collect();
     lines.join("\n")
 }
 
@@ -56,7 +62,11 @@ pub fn resource(selector: &ResourceFieldSelector, container: &Container) -> Opti
         None => 0,
     };
     let one = Quantity("1".to_owned());
-    let divisor = selector.divisor.as_ref().filter(|divisor| divisor.0 != "0").unwrap_or(&one);
+    let divisor = selector
+        .divisor
+        .as_ref()
+        .filter(|divisor| divisor.0 != "0")
+        .unwrap_or(&one);
     let divisor = quantity::milli(divisor).filter(|divisor| *divisor > 0)?;
     Some(((amount + divisor - 1) / divisor).to_string())
 }
@@ -75,7 +85,11 @@ mod tests {
     }
 
     fn facts() -> PodFacts {
-        PodFacts { pod_ip: Ipv4Addr::new(127, 9, 9, 2), host_ip: Ipv4Addr::new(127, 9, 9, 1), node_name: "node".into() }
+        PodFacts {
+            pod_ip: Ipv4Addr::new(127, 9, 9, 2),
+            host_ip: Ipv4Addr::new(127, 9, 9, 1),
+            node_name: "node".into(),
+        }
     }
 
     #[test]

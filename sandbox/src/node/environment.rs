@@ -92,13 +92,18 @@ fn required<'a>(
     optional: Option<bool>,
 ) -> Result<Option<&'a BTreeMap<String, Vec<u8>>>, EnvironmentError> {
     if found.is_none() && optional != Some(true) {
-        return Err(EnvironmentError::Missing { kind, name: name.to_owned() });
+        return Err(EnvironmentError::Missing {
+            kind,
+            name: name.to_owned(),
+        });
     }
     Ok(found)
 }
 
 fn texts(data: Option<&BTreeMap<String, Vec<u8>>>) -> impl Iterator<Item = (String, String)> {
-    data.into_iter().flatten().map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned()))
+    data.into_iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned()))
 }
 
 fn value_from(
@@ -109,21 +114,40 @@ fn value_from(
     facts: &PodFacts,
     sources: &Sources,
 ) -> Result<Option<String>, EnvironmentError> {
-    let unsupported = |path: &str| EnvironmentError::Unsupported { variable: variable.to_owned(), path: path.to_owned() };
+    let unsupported = |path: &str| EnvironmentError::Unsupported {
+        variable: variable.to_owned(),
+        path: path.to_owned(),
+    };
     if let Some(reference) = &source.field_ref {
         let path = &reference.field_path;
-        return downward::field(path, pod, facts).map(Some).ok_or_else(|| unsupported(path));
+        return downward::field(path, pod, facts)
+            .map(Some)
+            .ok_or_else(|| unsupported(path));
     }
     if let Some(reference) = &source.resource_field_ref {
-        return downward::resource(reference, container).map(Some).ok_or_else(|| unsupported(&reference.resource));
+        return downward::resource(reference, container)
+            .map(Some)
+            .ok_or_else(|| unsupported(&reference.resource));
     }
     if let Some(reference) = &source.config_map_key_ref {
         let found = sources.config_maps.get(&reference.name);
-        return key_of(["configmap", "ConfigMap"], &reference.name, &reference.key, found, reference.optional);
+        return key_of(
+            ["configmap", "ConfigMap"],
+            &reference.name,
+            &reference.key,
+            found,
+            reference.optional,
+        );
     }
     if let Some(reference) = &source.secret_key_ref {
         let found = sources.secrets.get(&reference.name);
-        return key_of(["secret", "Secret"], &reference.name, &reference.key, found, reference.optional);
+        return key_of(
+            ["secret", "Secret"],
+            &reference.name,
+            &reference.key,
+            found,
+            reference.optional,
+        );
     }
     Err(unsupported("an unknown source"))
 }
@@ -139,7 +163,11 @@ fn key_of(
     match value {
         Some(value) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
         None if optional == Some(true) => Ok(None),
-        None => Err(EnvironmentError::MissingKey { kind, name: name.to_owned(), key: key.to_owned() }),
+        None => Err(EnvironmentError::MissingKey {
+            kind,
+            name: name.to_owned(),
+            key: key.to_owned(),
+        }),
     }
 }
 
@@ -153,10 +181,17 @@ fn service_variables(service: &Service) -> Vec<(String, String)> {
     let name = upper(service.metadata.name.as_deref().unwrap_or_default());
     let mut variables = vec![(format!("{name}_SERVICE_HOST"), address.to_owned())];
     let ports = spec.ports.as_deref().unwrap_or_default();
-    variables.extend(ports.first().map(|port| (format!("{name}_SERVICE_PORT"), port.port.to_string())));
+    variables.extend(
+        ports
+            .first()
+            .map(|port| (format!("{name}_SERVICE_PORT"), port.port.to_string())),
+    );
     for port in ports {
         if let Some(port_name) = &port.name {
-            variables.push((format!("{name}_SERVICE_PORT_{}", upper(port_name)), port.port.to_string()));
+            variables.push((
+                format!("{name}_SERVICE_PORT_{}", upper(port_name)),
+                port.port.to_string(),
+            ));
         }
     }
     variables
@@ -190,7 +225,13 @@ mod tests {
                 .unwrap(),
             ],
         };
-        resolve(&pod, &container, &facts, &sources, BTreeMap::from([("PATH".to_owned(), "/bin".to_owned())]))
+        resolve(
+            &pod,
+            &container,
+            &facts,
+            &sources,
+            BTreeMap::from([("PATH".to_owned(), "/bin".to_owned())]),
+        )
     }
 
     #[test]
@@ -204,11 +245,13 @@ mod tests {
 
     #[test]
     fn sources_are_fields_config_maps_secrets_and_services() {
-        let values = resolved(json!({"name": "x", "envFrom": [{"prefix": "P_", "secretRef": {"name": "s"}}], "env": [
-            {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-            {"name": "L", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a']"}}},
-            {"name": "M", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "K"}}}
-        ]}))
+        let values = resolved(
+            json!({"name": "x", "envFrom": [{"prefix": "P_", "secretRef": {"name": "s"}}], "env": [
+                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "L", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a']"}}},
+                {"name": "M", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "K"}}}
+            ]}),
+        )
         .unwrap();
         let expected = [
             ("IP", "127.9.9.2"),
@@ -237,6 +280,10 @@ mod tests {
             of(json!({"name": "c", "key": "none"})).unwrap_err().to_string(),
             "couldn't find key none in ConfigMap c"
         );
-        assert!(!of(json!({"name": "none", "key": "K", "optional": true})).unwrap().contains_key("M"));
+        assert!(
+            !of(json!({"name": "none", "key": "K", "optional": true}))
+                .unwrap()
+                .contains_key("M")
+        );
     }
 }

@@ -45,7 +45,10 @@ impl EventRecorder {
     /// Starts the posting task; it ends when the last clone of the recorder is dropped.
     pub fn new(client: Client, component: &str, host: Option<&str>) -> Self {
         let (queue, notes) = mpsc::channel(QUEUE);
-        let source = EventSource { component: Some(component.to_owned()), host: host.map(str::to_owned) };
+        let source = EventSource {
+            component: Some(component.to_owned()),
+            host: host.map(str::to_owned),
+        };
         tokio::spawn(post_all(client, source, notes));
         Self { queue }
     }
@@ -53,7 +56,12 @@ impl EventRecorder {
     /// Records an event about `object`.
     pub fn record(&self, about: ObjectReference, severity: Severity, reason: &'static str, message: String) {
         tracing::debug!(object = ?about.name, reason, message, "event");
-        if let Err(error) = self.queue.try_send(Note { about, severity, reason, message }) {
+        if let Err(error) = self.queue.try_send(Note {
+            about,
+            severity,
+            reason,
+            message,
+        }) {
             tracing::debug!(%error, "an event was dropped");
         }
     }
@@ -77,7 +85,11 @@ async fn post_all(client: Client, source: EventSource, mut notes: mpsc::Receiver
         if let Some((name, count)) = known.get_mut(&key) {
             *count += 1;
             let patch = serde_json::json!({"count": *count, "lastTimestamp": Time(now)});
-            if api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.is_ok() {
+            if api
+                .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+                .await
+                .is_ok()
+            {
                 continue;
             }
         }

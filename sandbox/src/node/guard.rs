@@ -44,7 +44,10 @@ impl Guard {
             .stderr(Stdio::null())
             .spawn()?;
         let pipe = shell.stdin.take();
-        Ok(Self { pipe: Mutex::new(pipe), shell: Mutex::new(shell) })
+        Ok(Self {
+            pipe: Mutex::new(pipe),
+            shell: Mutex::new(shell),
+        })
     }
 
     /// Registers a group.

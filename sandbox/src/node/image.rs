@@ -24,7 +24,10 @@ impl Images {
     pub fn resolve(&self, image: &str) -> Option<&Path> {
         let repository = repository(image);
         let short = repository.rsplit('/').next().unwrap_or(repository);
-        [image, repository, short].into_iter().find_map(|name| self.binaries.get(name)).map(PathBuf::as_path)
+        [image, repository, short]
+            .into_iter()
+            .find_map(|name| self.binaries.get(name))
+            .map(PathBuf::as_path)
     }
 }
 
@@ -43,8 +46,11 @@ pub fn command_line(binary: &Path, command: &[String], args: &[String]) -> (Path
     let Some((first, rest)) = command.split_first() else {
         return (binary.to_owned(), args.to_vec());
     };
-    let program =
-        if Path::new(first).file_name() == binary.file_name() { binary.to_owned() } else { PathBuf::from(first) };
+    let program = if Path::new(first).file_name() == binary.file_name() {
+        binary.to_owned()
+    } else {
+        PathBuf::from(first)
+    };
     (program, rest.iter().chain(args).cloned().collect())
 }
 
@@ -58,7 +64,12 @@ mod tests {
             ("worker".to_owned(), PathBuf::from("/w")),
             ("worker:special".to_owned(), PathBuf::from("/s")),
         ]));
-        for image in ["worker", "worker:v1", "localhost:5000/a/worker:v1", "x/worker@sha256:00"] {
+        for image in [
+            "worker",
+            "worker:v1",
+            "localhost:5000/a/worker:v1",
+            "x/worker@sha256:00",
+        ] {
             assert_eq!(images.resolve(image), Some(Path::new("/w")), "{image}");
         }
         assert_eq!(images.resolve("worker:special"), Some(Path::new("/s")));
@@ -69,7 +80,10 @@ mod tests {
     fn a_command_replaces_the_binary_unless_it_names_it() {
         let words = |list: &[&str]| -> Vec<String> { list.iter().map(|word| (*word).to_owned()).collect() };
         let binary = Path::new("/target/worker");
-        assert_eq!(command_line(binary, &[], &words(&["run"])), (binary.to_owned(), words(&["run"])));
+        assert_eq!(
+            command_line(binary, &[], &words(&["run"])),
+            (binary.to_owned(), words(&["run"]))
+        );
         assert_eq!(
             command_line(binary, &words(&["/usr/bin/worker", "run"]), &words(&["-x"])),
             (binary.to_owned(), words(&["run", "-x"]))

@@ -45,7 +45,9 @@ pub fn recover(root: &Path, now: Timestamp) -> io::Result<Vec<PodRecord>> {
     let mut records = Vec::new();
     for entry in fs::read_dir(&pods)? {
         let dir = entry?.path();
-        let Some(uid) = dir.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { continue };
+        let Some(uid) = dir.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
+            continue;
+        };
         // The marks also find a process that was started a moment before it could be recorded.
         let killed = kill_marked(&format!("{uid}/"));
         if killed > 0 {
@@ -73,7 +75,9 @@ fn read(dir: &Path) -> io::Result<PodRecord> {
 fn note_ends(root: &Path, record: &mut PodRecord, now: Timestamp) {
     let logs = log::pod_dir(root, &record.namespace, &record.name, &record.uid);
     for container in &mut record.containers {
-        let State::Running { started_at } = container.state else { continue };
+        let State::Running { started_at } = container.state else {
+            continue;
+        };
         if let Some(id) = container.process {
             kill_exactly(id);
         }
@@ -116,10 +120,14 @@ mod tests {
             env: BTreeMap::from([(MARKER.to_owned(), mark.to_owned())]),
             dir: PathBuf::from("/"),
         };
-        let (recorded, marked) =
-            (start(&sleeper("other")).unwrap(), start(&sleeper(&format!("{uid}/c"))).unwrap());
+        let (recorded, marked) = (
+            start(&sleeper("other")).unwrap(),
+            start(&sleeper(&format!("{uid}/c"))).unwrap(),
+        );
         let mut record = PodRecord::new(&pod, Timestamp::UNIX_EPOCH);
-        record.containers[0].state = State::Running { started_at: Timestamp::UNIX_EPOCH };
+        record.containers[0].state = State::Running {
+            started_at: Timestamp::UNIX_EPOCH,
+        };
         record.containers[0].process = Some(recorded.process.id());
         save(root.path(), &record).unwrap();
 

@@ -114,7 +114,14 @@ pub struct NodeConfig {
 impl NodeConfig {
     /// The machine as it is, without GPUs, with restarts that begin after one second.
     pub fn new(name: &str, dir: &Path, addresses: Arc<AddressBlock>) -> Self {
-        let pass_env = ["RUST_LOG", "RUST_BACKTRACE", "RAYON_NUM_THREADS", "LD_LIBRARY_PATH", "TZ", "LANG"];
+        let pass_env = [
+            "RUST_LOG",
+            "RUST_BACKTRACE",
+            "RAYON_NUM_THREADS",
+            "LD_LIBRARY_PATH",
+            "TZ",
+            "LANG",
+        ];
         Self {
             name: name.to_owned(),
             dir: dir.to_owned(),
@@ -125,7 +132,10 @@ impl NodeConfig {
             memory_bytes: total_memory().unwrap_or(1 << 30),
             max_pods: 110,
             labels: BTreeMap::new(),
-            backoff: Backoff { base: Duration::from_secs(1), ..Backoff::default() },
+            backoff: Backoff {
+                base: Duration::from_secs(1),
+                ..Backoff::default()
+            },
             log_limits: LogLimits::default(),
             sync_period: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(10),
@@ -137,5 +147,9 @@ impl NodeConfig {
 fn total_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+    line.split_whitespace()
+        .next()?
+        .parse::<u64>()
+        .ok()
+        .map(|kibibytes| kibibytes * 1024)
 }

@@ -63,6 +63,8 @@ pub struct PodWorker {
     stale: bool,
     retry_at: Option<Instant>,
     resync_at: Instant,
+    /// Volumes are to be compared with their sources again.
+    resync: bool,
     /// The API was told to forget the pod.
     deleted: bool,
 }
@@ -86,6 +88,7 @@ impl PodWorker {
             stale: true,
             retry_at: None,
             resync_at,
+            resync: false,
             deleted: false,
         }
     }
@@ -147,6 +150,10 @@ impl PodWorker {
 
     /// Waits for the next reason to look again.
     async fn wait(&mut self) {
+        if self.resync_at <= Instant::now() {
+            self.resync_at = Instant::now() + self.context.config.sync_period;
+            self.resync = true;
+        }
         let wake = self.wake_at();
         tokio::select! {
             changed = self.view.changed() => {
@@ -175,20 +182,26 @@ impl PodWorker {
 
     fn wake_at(&self) -> Instant {
         let now = Timestamp::now();
-        let later = |at: Timestamp| Instant::now() + at.duration_since(now).unsigned_abs().min(Duration::from_secs(3600));
-        let planned = plan(status::restart_policy(&self.pod), &self.record, &self.context.config.backoff, now);
+        let later =
+            |at: Timestamp| Instant::now() + at.duration_since(now).unsigned_abs().min(Duration::from_secs(3600));
+        let planned = plan(
+            status::restart_policy(&self.pod),
+            &self.record,
+            &self.context.config.backoff,
+            now,
+        );
         let restarts = planned.into_iter().filter_map(|next| match next {
-            Next::Wait { until, .. } => Some(later(until.max(now))),
+            Next::Wait { until, .. } => Some(later(until)),
             Next::Start { .. } => None,
         });
-        let deadline = self.deadline().map(|at| later(at.max(now)));
+        let deadline = self.deadline().filter(|at| *at > now).map(later);
         let kills = self.runs.values().filter_map(|run| run.kill_at);
         restarts
             .chain(deadline)
             .chain(kills)
             .chain(self.retry_at)
             .fold(self.resync_at, std::cmp::Ord::min)
-            .max(Instant::now() + Duration::from_millis(5))
+            .max(Instant::now() + Duration::from_millis(20))
     }
 
     fn deadline(&self) -> Option<Timestamp> {
@@ -196,7 +209,10 @@ impl PodWorker {
         if self.record.ended.is_some() {
             return None;
         }
-        self.record.started_at.checked_add(SignedDuration::from_secs(seconds)).ok()
+        self.record
+            .started_at
+            .checked_add(SignedDuration::from_secs(seconds))
+            .ok()
     }
 
     /// Stops what runs. True when the worker has nothing left to do.
@@ -212,7 +228,8 @@ impl PodWorker {
                 let container = &mut self.record.containers[*index];
                 container.ready = false;
                 let text = format!("Stopping container {}", container.name);
-                self.context.note(&self.pod, Some(&container.name), Severity::Normal, "Killing", text);
+                self.context
+                    .note(&self.pod, Some(&container.name), Severity::Normal, "Killing", text);
             }
             run.kill_when_due(now);
         }
@@ -269,24 +286,32 @@ impl PodWorker {
         }
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
-            self.context.note(&self.pod, None, Severity::Normal, "DeadlineExceeded", message.clone());
+            self.context
+                .note(&self.pod, None, Severity::Normal, "DeadlineExceeded", message.clone());
             self.record.ended = Some(("DeadlineExceeded".to_owned(), message));
             return;
         }
-        let resync = self.resync_at <= Instant::now();
-        if resync {
-            self.resync_at = Instant::now() + self.context.config.sync_period;
-        }
+        let resync = std::mem::take(&mut self.resync);
         if (self.inputs.is_none() || resync) && self.retry_at.is_none() && !self.prepare().await {
             self.retry_soon();
         }
         if self.inputs.is_none() {
             return;
         }
-        for next in plan(status::restart_policy(&self.pod), &self.record, &self.context.config.backoff, now) {
+        for next in plan(
+            status::restart_policy(&self.pod),
+            &self.record,
+            &self.context.config.backoff,
+            now,
+        ) {
             match next {
                 Next::Start { index, backoff } => self.begin(index, backoff).await,
-                Next::Wait { index, delay, until, backoff } => self.hold(index, delay, until, backoff),
+                Next::Wait {
+                    index,
+                    delay,
+                    until,
+                    backoff,
+                } => self.hold(index, delay, until, backoff),
             }
         }
     }
@@ -305,7 +330,8 @@ impl PodWorker {
             Ok(ip) => self.record.ip = Some(ip),
             Err(error) => {
                 let text = error.to_string();
-                self.context.note(&self.pod, None, Severity::Warning, "FailedCreatePodSandBox", text);
+                self.context
+                    .note(&self.pod, None, Severity::Warning, "FailedCreatePodSandBox", text);
                 return false;
             }
         }
@@ -327,7 +353,8 @@ impl PodWorker {
                 true
             }
             Err(error) => {
-                self.context.note(&self.pod, None, Severity::Warning, "FailedMount", error.to_string());
+                self.context
+                    .note(&self.pod, None, Severity::Warning, "FailedMount", error.to_string());
                 false
             }
         }
@@ -342,7 +369,9 @@ impl PodWorker {
         let record = &self.record.containers[index];
         let again = record.newest_exit().is_some();
         let restart = record.restart_count + u32::from(again);
-        let Some(container) = container_spec(&self.pod, &record.name).cloned() else { return };
+        let Some(container) = container_spec(&self.pod, &record.name).cloned() else {
+            return;
+        };
         let previous = record.newest_exit().cloned();
         match self.start(index, restart, &container) {
             Ok(run) => {
@@ -351,7 +380,9 @@ impl PodWorker {
                 record.restart_count = restart;
                 record.backoff = backoff;
                 record.process = Some(run.process.id());
-                record.state = State::Running { started_at: Timestamp::now() };
+                record.state = State::Running {
+                    started_at: Timestamp::now(),
+                };
                 record.started = record.init || container.startup_probe.is_none();
                 record.ready = record.started && container.readiness_probe.is_none();
                 let started = record.started && !record.init;
@@ -362,7 +393,8 @@ impl PodWorker {
                     self.probe_after_startup(index);
                 }
                 let text = format!("Started container {}", container.name);
-                self.context.note(&self.pod, Some(&container.name), Severity::Normal, "Started", text);
+                self.context
+                    .note(&self.pod, Some(&container.name), Severity::Normal, "Started", text);
             }
             Err(error) => self.refuse(index, restart, backoff, previous, &container, &error),
         }
@@ -415,7 +447,8 @@ impl PodWorker {
     ) {
         let now = Timestamp::now();
         let text = format!("Error: {error}");
-        self.context.note(&self.pod, Some(&container.name), Severity::Warning, "Failed", text);
+        self.context
+            .note(&self.pod, Some(&container.name), Severity::Warning, "Failed", text);
         let record = &mut self.record.containers[index];
         record.last = previous;
         if matches!(error, ContainerError::Start { .. }) {
@@ -432,7 +465,8 @@ impl PodWorker {
             });
             return;
         }
-        let pause = SignedDuration::try_from(self.context.config.backoff.base.max(RETRY)).unwrap_or(SignedDuration::ZERO);
+        let pause =
+            SignedDuration::try_from(self.context.config.backoff.base.max(RETRY)).unwrap_or(SignedDuration::ZERO);
         record.state = State::waiting(error.reason(), Some(error.to_string()), now.checked_add(pause).ok());
     }
 
@@ -441,14 +475,17 @@ impl PodWorker {
         let uid = &self.record.uid;
         let (pod, namespace) = (&self.record.name, &self.record.namespace);
         let record = &mut self.record.containers[index];
-        let State::Terminated(exit) = record.state.clone() else { return };
+        let State::Terminated(exit) = record.state.clone() else {
+            return;
+        };
         let name = record.name.clone();
         let message = format!("back-off {delay:?} restarting failed container={name} pod={pod}_{namespace}({uid})");
         record.last = Some(exit);
         record.backoff = backoff;
         record.state = State::waiting("CrashLoopBackOff", Some(message), Some(until));
         let text = format!("Back-off restarting failed container {name} in pod {pod}_{namespace}({uid})");
-        self.context.note(&self.pod, Some(&name), Severity::Warning, "BackOff", text);
+        self.context
+            .note(&self.pod, Some(&name), Severity::Warning, "BackOff", text);
     }
 
     fn probe_after_startup(&mut self, index: usize) {
@@ -480,17 +517,26 @@ impl PodWorker {
             }
             News::Verdict(ProbeKind::Liveness, true) => {}
             News::Verdict(kind, false) => {
-                let text = format!("Container {name} failed {} probe, will be restarted", kind.name().to_lowercase());
+                let text = format!(
+                    "Container {name} failed {} probe, will be restarted",
+                    kind.name().to_lowercase()
+                );
                 self.kill(index, kind, text);
             }
             News::Unhealthy(kind, error) => {
                 let text = format!("{} probe failed: {error}", kind.name());
-                self.context.note(&self.pod, Some(&name), Severity::Warning, "Unhealthy", text);
+                self.context
+                    .note(&self.pod, Some(&name), Severity::Warning, "Unhealthy", text);
             }
             News::PostStartFailed(error) => {
                 let text = format!("PostStartHook failed: {error}");
-                self.context.note(&self.pod, Some(&name), Severity::Warning, "FailedPostStartHook", text);
-                self.kill(index, ProbeKind::Startup, format!("Container {name} failed its postStart hook"));
+                self.context
+                    .note(&self.pod, Some(&name), Severity::Warning, "FailedPostStartHook", text);
+                self.kill(
+                    index,
+                    ProbeKind::Startup,
+                    format!("Container {name} failed its postStart hook"),
+                );
             }
         }
     }
@@ -498,19 +544,27 @@ impl PodWorker {
     fn kill(&mut self, index: usize, kind: ProbeKind, text: String) {
         let grace = stop::grace_period(&self.pod);
         let Some(run) = self.runs.get_mut(&index) else { return };
-        let own = kind.of(&run.target.container).and_then(|probe| probe.termination_grace_period_seconds);
-        let own = own.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
+        let own = kind
+            .of(&run.target.container)
+            .and_then(|probe| probe.termination_grace_period_seconds);
+        let own = own
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .map(Duration::from_secs);
         if run.stop(own.unwrap_or(grace)) {
             let name = run.target.container.name.clone();
             self.record.containers[index].ready = false;
-            self.context.note(&self.pod, Some(&name), Severity::Normal, "Killing", text);
+            self.context
+                .note(&self.pod, Some(&name), Severity::Normal, "Killing", text);
         }
     }
 }
 
 fn container_spec<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     let spec = pod.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|container| container.name == name)
+    spec.containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .find(|container| container.name == name)
 }
 
 impl Context {

@@ -54,7 +54,10 @@ impl Counter {
     /// Thresholds of `probe`; Kubernetes' defaults are 1 success and 3 failures.
     pub fn new(probe: &Probe) -> Self {
         let threshold = |value: Option<i32>, default: u32| {
-            value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0).unwrap_or(default)
+            value
+                .and_then(|value| u32::try_from(value).ok())
+                .filter(|value| *value > 0)
+                .unwrap_or(default)
         };
         Self {
             success_threshold: threshold(probe.success_threshold, 1),
@@ -66,9 +69,17 @@ impl Counter {
 
     /// Counts one outcome; a verdict if its threshold is reached.
     pub fn observe(&mut self, success: bool) -> Option<bool> {
-        self.row = if self.last == Some(success) { self.row.saturating_add(1) } else { 1 };
+        self.row = if self.last == Some(success) {
+            self.row.saturating_add(1)
+        } else {
+            1
+        };
         self.last = Some(success);
-        let threshold = if success { self.success_threshold } else { self.failure_threshold };
+        let threshold = if success {
+            self.success_threshold
+        } else {
+            self.failure_threshold
+        };
         (self.row >= threshold).then_some(success)
     }
 }
@@ -88,7 +99,12 @@ pub struct ProbeTarget {
 
 /// Seconds of a field, at least `least`.
 fn seconds(value: Option<i32>, default: u64, least: u64) -> Duration {
-    Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default).max(least))
+    Duration::from_secs(
+        value
+            .and_then(|value| u64::try_from(value).ok())
+            .unwrap_or(default)
+            .max(least),
+    )
 }
 
 /// Pause before the first try.
@@ -128,7 +144,10 @@ pub fn port_number(port: &IntOrString, container: &Container) -> Result<u16, Str
         IntOrString::Int(number) => Some(*number),
         IntOrString::String(name) => name.parse().ok().or_else(|| {
             let ports = container.ports.iter().flatten();
-            ports.filter(|port| port.name.as_ref() == Some(name)).map(|port| port.container_port).next()
+            ports
+                .filter(|port| port.name.as_ref() == Some(name))
+                .map(|port| port.container_port)
+                .next()
         }),
     };
     number
@@ -147,13 +166,20 @@ pub async fn http_get(action: &HTTPGetAction, target: &ProbeTarget, timeout: Dur
     let port = port_number(&action.port, &target.container)?;
     let path = action.path.as_deref().unwrap_or("/");
     let url = format!("http://{host}:{port}/{}", path.trim_start_matches('/'));
-    let mut request = target.http.get(&url).timeout(timeout).header("user-agent", "kube-probe/flotilla");
+    let mut request = target
+        .http
+        .get(&url)
+        .timeout(timeout)
+        .header("user-agent", "kube-probe/flotilla");
     for header in action.http_headers.iter().flatten() {
         request = request.header(&header.name, &header.value);
     }
     match request.send().await {
         Ok(answer) if (200..400).contains(&answer.status().as_u16()) => Ok(()),
-        Ok(answer) => Err(format!("HTTP probe failed with statuscode: {}", answer.status().as_u16())),
+        Ok(answer) => Err(format!(
+            "HTTP probe failed with statuscode: {}",
+            answer.status().as_u16()
+        )),
         Err(error) => Err(format!("Get \"{url}\": {}", innermost(&error))),
     }
 }
@@ -180,12 +206,19 @@ pub async fn exec(command: &[String], target: &ProbeTarget, timeout: Duration) -
     let started = process::start(&launch).map_err(|error| format!("{program}: {error}"))?;
     match tokio::time::timeout(timeout, started.process.wait(|_| ())).await {
         Ok(Ok(ended)) if ended.code == 0 => Ok(()),
-        Ok(Ok(ended)) => Err(format!("command {command:?} exited with {}: {}", ended.code, output_of(started))),
+        Ok(Ok(ended)) => Err(format!(
+            "command {command:?} exited with {}: {}",
+            ended.code,
+            output_of(started)
+        )),
         Ok(Err(error)) => Err(format!("waiting for {command:?}: {error}")),
         Err(_) => {
             started.process.kill();
             let reaped = started.process.wait(|_| ()).await;
-            Err(format!("command {command:?} timed out after {timeout:?} ({})", reaped.map_or(-1, |ended| ended.code)))
+            Err(format!(
+                "command {command:?} timed out after {timeout:?} ({})",
+                reaped.map_or(-1, |ended| ended.code)
+            ))
         }
     }
 }
@@ -194,7 +227,10 @@ pub async fn exec(command: &[String], target: &ProbeTarget, timeout: Duration) -
 fn output_of(started: process::Started) -> String {
     use std::io::Read;
     let mut text = Vec::new();
-    for stream in [&mut started.stdout.take(512) as &mut dyn Read, &mut started.stderr.take(512)] {
+    for stream in [
+        &mut started.stdout.take(512) as &mut dyn Read,
+        &mut started.stderr.take(512),
+    ] {
         if let Err(error) = stream.read_to_end(&mut text) {
             tracing::debug!(%error, "reading the output of a probe");
         }
@@ -211,7 +247,11 @@ mod tests {
     use super::*;
 
     fn probe(success: i32, failure: i32) -> Probe {
-        Probe { success_threshold: Some(success), failure_threshold: Some(failure), ..Probe::default() }
+        Probe {
+            success_threshold: Some(success),
+            failure_threshold: Some(failure),
+            ..Probe::default()
+        }
     }
 
     fn target() -> ProbeTarget {
@@ -279,7 +319,10 @@ mod tests {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = i32::from(listener.local_addr().unwrap().port());
         let probe = Probe {
-            tcp_socket: Some(TCPSocketAction { port: IntOrString::Int(port), host: None }),
+            tcp_socket: Some(TCPSocketAction {
+                port: IntOrString::Int(port),
+                host: None,
+            }),
             ..Probe::default()
         };
         assert_eq!(attempt(&probe, &target()).await, Ok(()));

@@ -77,9 +77,16 @@ pub fn start(launch: &Launch) -> io::Result<Started> {
         .spawn()?;
     let pid = Pid::from_child(&child);
     match observe(pid, &mut child) {
-        Ok((id, pidfd, stdout, stderr)) => {
-            Ok(Started { process: Process { id, pid, pidfd, child: Mutex::new(Some(child)) }, stdout, stderr })
-        }
+        Ok((id, pidfd, stdout, stderr)) => Ok(Started {
+            process: Process {
+                id,
+                pid,
+                pidfd,
+                child: Mutex::new(Some(child)),
+            },
+            stdout,
+            stderr,
+        }),
         Err(error) => {
             child.kill()?;
             child.wait()?;
@@ -90,8 +97,12 @@ pub fn start(launch: &Launch) -> io::Result<Started> {
 
 fn observe(pid: Pid, child: &mut Child) -> io::Result<(ProcessId, AsyncFd<OwnedFd>, ChildStdout, ChildStderr)> {
     let raw = pid.as_raw_nonzero().get();
-    let start_ticks = start_ticks(raw).ok_or_else(|| io::Error::other(format!("/proc/{raw}/stat has no start time")))?;
-    #[expect(deprecated, reason = "an OwnedFd stays open as long as the AsyncFd; the successor is an unsafe function")]
+    let start_ticks =
+        start_ticks(raw).ok_or_else(|| io::Error::other(format!("/proc/{raw}/stat has no start time")))?;
+    #[expect(
+        deprecated,
+        reason = "an OwnedFd stays open as long as the AsyncFd; the successor is an unsafe function"
+    )]
     let pidfd = AsyncFd::new(pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
     let missing = || io::Error::other("the process has no output pipe");
     let stdout = child.stdout.take().ok_or_else(missing)?;
@@ -133,10 +144,15 @@ impl Process {
             tracing::debug!(pid = self.id.pid, %error, "nothing was left of the group");
         }
         before_reaping(self.id);
-        let mut leader = child.take().ok_or_else(|| io::Error::other("the process was waited for twice"))?;
+        let mut leader = child
+            .take()
+            .ok_or_else(|| io::Error::other("the process was waited for twice"))?;
         let status = leader.wait()?;
         let signal = status.signal();
-        Ok(Ended { code: status.code().unwrap_or_else(|| 128 + signal.unwrap_or(0)), signal })
+        Ok(Ended {
+            code: status.code().unwrap_or_else(|| 128 + signal.unwrap_or(0)),
+            signal,
+        })
     }
 }
 
@@ -167,19 +183,25 @@ fn parse_start_ticks(stat: &str) -> Option<u64> {
 /// Kills the process `id` if it still is that process, never another that got its number. True when it was there.
 pub fn kill_exactly(id: ProcessId) -> bool {
     let Some(pid) = Pid::from_raw(id.pid) else { return false };
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return false;
+    };
     start_ticks(id.pid) == Some(id.start_ticks) && pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
 }
 
 /// Processes whose environment holds `MARKER=value` for a value that begins with `prefix`.
 pub fn marked(prefix: &str) -> Vec<ProcessId> {
     let wanted = format!("{MARKER}={prefix}");
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .filter_map(|pid| {
             let environment = fs::read(Path::new("/proc").join(pid.to_string()).join("environ")).ok()?;
-            let found = environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(wanted.as_bytes()));
+            let found = environment
+                .split(|byte| *byte == 0)
+                .any(|entry| entry.starts_with(wanted.as_bytes()));
             let start_ticks = found.then(|| start_ticks(pid)).flatten()?;
             Some(ProcessId { pid, start_ticks })
         })
@@ -216,16 +238,28 @@ mod tests {
     #[test]
     fn the_start_time_is_read_past_a_name_with_brackets() {
         let fields: Vec<String> = (4..=52).map(|n| n.to_string()).collect();
-        assert_eq!(parse_start_ticks(&format!("7 (a) b (c)) S {}", fields.join(" "))), Some(22));
+        assert_eq!(
+            parse_start_ticks(&format!("7 (a) b (c)) S {}", fields.join(" "))),
+            Some(22)
+        );
         assert_eq!(parse_start_ticks("7 (a) S 1"), None);
     }
 
     #[tokio::test]
     async fn exit_code_and_signal_are_told_apart() {
         let started = start(&shell("exit 3")).unwrap();
-        assert_eq!(started.process.wait(|_| ()).await.unwrap(), Ended { code: 3, signal: None });
+        assert_eq!(
+            started.process.wait(|_| ()).await.unwrap(),
+            Ended { code: 3, signal: None }
+        );
         let started = start(&shell("kill -9 $$")).unwrap();
-        assert_eq!(started.process.wait(|_| ()).await.unwrap(), Ended { code: 137, signal: Some(9) });
+        assert_eq!(
+            started.process.wait(|_| ()).await.unwrap(),
+            Ended {
+                code: 137,
+                signal: Some(9)
+            }
+        );
     }
 
     #[tokio::test]
@@ -254,7 +288,10 @@ mod tests {
     async fn a_number_with_another_start_time_is_not_killed() {
         let started = start(&shell("sleep 600")).unwrap();
         let id = started.process.id();
-        assert!(!kill_exactly(ProcessId { start_ticks: id.start_ticks + 1, ..id }));
+        assert!(!kill_exactly(ProcessId {
+            start_ticks: id.start_ticks + 1,
+            ..id
+        }));
         assert!(kill_exactly(id));
         assert_eq!(started.process.wait(|_| ()).await.unwrap().signal, Some(9));
     }

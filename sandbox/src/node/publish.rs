@@ -36,14 +36,22 @@ pub struct Publisher {
 impl Publisher {
     /// Nothing is written yet.
     pub fn new(context: Arc<Context>) -> Self {
-        Self { context, saved: None, published: None }
+        Self {
+            context,
+            saved: None,
+            published: None,
+        }
     }
 
     /// `pod` as the API will show it once it has caught up with what was written here.
     pub fn with_own_status(&self, pod: &Pod) -> Pod {
         let mut pod = pod.clone();
         if let Some(published) = &self.published {
-            let foreign = pod.status.take().and_then(|status| status.conditions).unwrap_or_default();
+            let foreign = pod
+                .status
+                .take()
+                .and_then(|status| status.conditions)
+                .unwrap_or_default();
             let mut status = published.clone();
             let own = status.conditions.get_or_insert_default();
             let is_own = |c: &PodCondition, own: &[PodCondition]| own.iter().any(|o| o.type_ == c.type_);
@@ -76,7 +84,9 @@ impl Publisher {
         }
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &record.namespace);
         let mut own = status.clone();
-        own.conditions.get_or_insert_default().retain(|c| super::status::OWN_CONDITIONS.contains(&c.type_.as_str()));
+        own.conditions
+            .get_or_insert_default()
+            .retain(|c| super::status::OWN_CONDITIONS.contains(&c.type_.as_str()));
         let patch = serde_json::json!({"metadata": {"uid": record.uid}, "status": own});
         let (params, patch) = (PatchParams::default(), Patch::Strategic(&patch));
         let write = api.patch_status(&record.name, &params, &patch);
@@ -95,7 +105,10 @@ impl Publisher {
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &record.namespace);
         let params = DeleteParams {
             grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: Some(record.uid.clone()), ..Preconditions::default() }),
+            preconditions: Some(Preconditions {
+                uid: Some(record.uid.clone()),
+                ..Preconditions::default()
+            }),
             ..DeleteParams::default()
         };
         match tokio::time::timeout(PATIENCE, api.delete(&record.name, &params)).await {

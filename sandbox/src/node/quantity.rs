@@ -5,7 +5,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 /// Thousandths of the quantity's unit, rounded up as Kubernetes does; `None` when it is no quantity or too large.
 pub fn milli(quantity: &Quantity) -> Option<i128> {
     let text = quantity.0.trim();
-    let split = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-'))
+        .unwrap_or(text.len());
     let (number, suffix) = text.split_at(split);
     let (factor_numerator, factor_denominator) = factor(suffix)?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -13,10 +15,16 @@ pub fn milli(quantity: &Quantity) -> Option<i128> {
         return None;
     }
     let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let denominator = 10_i128.checked_pow(u32::try_from(fraction.len()).ok()?)?.checked_mul(factor_denominator)?;
+    let denominator = 10_i128
+        .checked_pow(u32::try_from(fraction.len()).ok()?)?
+        .checked_mul(factor_denominator)?;
     let numerator = digits.checked_mul(factor_numerator)?.checked_mul(1000)?;
     let quotient = numerator.div_euclid(denominator);
-    Some(if numerator.rem_euclid(denominator) == 0 { quotient } else { quotient + 1 })
+    Some(if numerator.rem_euclid(denominator) == 0 {
+        quotient
+    } else {
+        quotient + 1
+    })
 }
 
 fn factor(suffix: &str) -> Option<(i128, i128)> {
@@ -39,7 +47,9 @@ fn factor(suffix: &str) -> Option<(i128, i128)> {
         "Ei" => (1 << 60, 1),
         _ => {
             let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let power = 10_i128.checked_pow(exponent.unsigned_abs()).filter(|_| exponent.abs() <= 18)?;
+            let power = 10_i128
+                .checked_pow(exponent.unsigned_abs())
+                .filter(|_| exponent.abs() <= 18)?;
             if exponent >= 0 { (power, 1) } else { (1, power) }
         }
     })

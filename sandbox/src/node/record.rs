@@ -115,9 +115,15 @@ impl PodRecord {
     /// Record of a pod that the node has just been given.
     pub fn new(pod: &Pod, now: Timestamp) -> Self {
         let spec = pod.spec.as_ref();
-        let init = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
+        let init = spec
+            .and_then(|spec| spec.init_containers.as_deref())
+            .unwrap_or_default();
         let main = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
-        let waiting = if init.is_empty() { "ContainerCreating" } else { "PodInitializing" };
+        let waiting = if init.is_empty() {
+            "ContainerCreating"
+        } else {
+            "PodInitializing"
+        };
         Self {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
@@ -128,7 +134,10 @@ impl PodRecord {
             containers: init
                 .iter()
                 .map(|container| ContainerRecord::new(container, true, waiting))
-                .chain(main.iter().map(|container| ContainerRecord::new(container, false, waiting)))
+                .chain(
+                    main.iter()
+                        .map(|container| ContainerRecord::new(container, false, waiting)),
+                )
                 .collect(),
             ended: None,
         }
@@ -136,7 +145,9 @@ impl PodRecord {
 
     /// Whether any process of the pod runs.
     pub fn is_running(&self) -> bool {
-        self.containers.iter().any(|container| matches!(container.state, State::Running { .. }))
+        self.containers
+            .iter()
+            .any(|container| matches!(container.state, State::Running { .. }))
     }
 
     /// The init containers.
@@ -190,6 +201,10 @@ impl ContainerRecord {
 impl State {
     /// A waiting state.
     pub fn waiting(reason: &str, message: Option<String>, until: Option<Timestamp>) -> Self {
-        Self::Waiting { reason: reason.to_owned(), message, until }
+        Self::Waiting {
+            reason: reason.to_owned(),
+            message,
+            until,
+        }
     }
 }

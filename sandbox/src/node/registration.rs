@@ -46,7 +46,9 @@ pub async fn register(client: &Client, config: &NodeConfig) -> Result<(), kube::
         None => nodes.create(&PostParams::default(), &wanted).await?,
     };
     let status = serde_json::json!({"status": status(config, existing.status.as_ref(), Timestamp::now())});
-    nodes.patch_status(&config.name, &params, &Patch::Strategic(&status)).await?;
+    nodes
+        .patch_status(&config.name, &params, &Patch::Strategic(&status))
+        .await?;
     renew(client, config, existing.metadata.uid.as_deref()).await
 }
 
@@ -73,7 +75,9 @@ async fn renew(client: &Client, config: &NodeConfig, uid: Option<&str>) -> Resul
         let patch = serde_json::json!({"spec": {
             "holderIdentity": config.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now
         }});
-        leases.patch(&config.name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        leases
+            .patch(&config.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await?;
         return Ok(());
     }
     let owner = uid.map(|uid| OwnerReference {
@@ -110,7 +114,10 @@ fn node(config: &NodeConfig) -> Node {
         (ACCELERATOR_LABEL.to_owned(), accelerator.to_owned()),
     ]);
     labels.extend(config.labels.clone());
-    let note = ("sandbox.flotilla.dev/accelerator-note".to_owned(), config.accelerators.describe());
+    let note = (
+        "sandbox.flotilla.dev/accelerator-note".to_owned(),
+        config.accelerators.describe(),
+    );
     Node {
         metadata: ObjectMeta {
             name: Some(config.name.clone()),
@@ -133,25 +140,63 @@ fn architecture() -> &'static str {
 fn status(config: &NodeConfig, before: Option<&NodeStatus>, now: Timestamp) -> NodeStatus {
     let capacity = BTreeMap::from([
         ("cpu".to_owned(), Quantity(config.cpus.to_string())),
-        ("memory".to_owned(), Quantity(format!("{}Ki", config.memory_bytes / 1024))),
+        (
+            "memory".to_owned(),
+            Quantity(format!("{}Ki", config.memory_bytes / 1024)),
+        ),
         ("pods".to_owned(), Quantity(config.max_pods.to_string())),
-        (accelerator::RESOURCE.to_owned(), Quantity(config.accelerators.advertised.to_string())),
+        (
+            accelerator::RESOURCE.to_owned(),
+            Quantity(config.accelerators.advertised.to_string()),
+        ),
     ]);
-    let emulated = if config.accelerators.is_emulated() { "True" } else { "False" };
+    let emulated = if config.accelerators.is_emulated() {
+        "True"
+    } else {
+        "False"
+    };
     let conditions = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available".to_owned()),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned()),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned()),
+        (
+            "MemoryPressure",
+            "False",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available".to_owned(),
+        ),
+        (
+            "DiskPressure",
+            "False",
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure".to_owned(),
+        ),
+        (
+            "PIDPressure",
+            "False",
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available".to_owned(),
+        ),
         (EMULATED, emulated, "DevicesCounted", config.accelerators.describe()),
-        ("Ready", "True", "KubeletReady", "the node agent runs pods as local processes".to_owned()),
+        (
+            "Ready",
+            "True",
+            "KubeletReady",
+            "the node agent runs pods as local processes".to_owned(),
+        ),
     ];
-    let known = before.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let known = before
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
     NodeStatus {
         capacity: Some(capacity.clone()),
         allocatable: Some(capacity),
         addresses: Some(vec![
-            NodeAddress { type_: "InternalIP".to_owned(), address: config.addresses.host().to_string() },
-            NodeAddress { type_: "Hostname".to_owned(), address: config.name.clone() },
+            NodeAddress {
+                type_: "InternalIP".to_owned(),
+                address: config.addresses.host().to_string(),
+            },
+            NodeAddress {
+                type_: "Hostname".to_owned(),
+                address: config.name.clone(),
+            },
         ]),
         conditions: Some(
             conditions
@@ -187,7 +232,11 @@ fn condition(
 }
 
 fn system_info() -> NodeSystemInfo {
-    let line = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let line = |path: &str| {
+        std::fs::read_to_string(path)
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
+    };
     NodeSystemInfo {
         architecture: architecture().to_owned(),
         boot_id: line("/proc/sys/kernel/random/boot_id"),

@@ -69,7 +69,11 @@ impl Backoff {
 
     fn row(&self, record: &ContainerRecord, exit: &Exit) -> u32 {
         let length = exit.finished_at.duration_since(exit.started_at);
-        if length.unsigned_abs() >= self.reset_after { 0 } else { record.backoff }
+        if length.unsigned_abs() >= self.reset_after {
+            0
+        } else {
+            record.backoff
+        }
     }
 }
 
@@ -102,10 +106,16 @@ pub fn plan(policy: RestartPolicy, record: &PodRecord, backoff: &Backoff, now: T
         return Vec::new();
     }
     let indexed = || record.containers.iter().enumerate();
-    let main_began = record.main().any(|container| container.newest_exit().is_some() || is_running(container));
+    let main_began = record
+        .main()
+        .any(|container| container.newest_exit().is_some() || is_running(container));
     if !main_began && let Some((index, container)) = indexed().find(|(_, c)| c.init && !c.succeeded()) {
         // An init container that fails is tried again under Always too; under Never it fails the pod.
-        let policy = if policy == RestartPolicy::Always { RestartPolicy::OnFailure } else { policy };
+        let policy = if policy == RestartPolicy::Always {
+            RestartPolicy::OnFailure
+        } else {
+            policy
+        };
         return next(policy, index, container, backoff, now).into_iter().collect();
     }
     indexed()
@@ -132,9 +142,17 @@ fn next(
             match until {
                 Some(until) if *until > now => {
                     let delay = until.duration_since(now).unsigned_abs();
-                    Some(Next::Wait { index, until: *until, delay, backoff: container.backoff })
+                    Some(Next::Wait {
+                        index,
+                        until: *until,
+                        delay,
+                        backoff: container.backoff,
+                    })
                 }
-                _ => Some(Next::Start { index, backoff: container.backoff + u32::from(restarted) }),
+                _ => Some(Next::Start {
+                    index,
+                    backoff: container.backoff + u32::from(restarted),
+                }),
             }
         }
         State::Terminated(exit) if policy.restarts(exit) => {
@@ -145,9 +163,17 @@ fn next(
                 .checked_add(SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX))
                 .unwrap_or(Timestamp::MAX);
             Some(if until > now {
-                Next::Wait { index, until, delay, backoff: row }
+                Next::Wait {
+                    index,
+                    until,
+                    delay,
+                    backoff: row,
+                }
             } else {
-                Next::Start { index, backoff: row + 1 }
+                Next::Start {
+                    index,
+                    backoff: row + 1,
+                }
             })
         }
         State::Terminated(_) => None,
@@ -166,7 +192,12 @@ mod tests {
 
     fn record(init: usize, main: usize) -> PodRecord {
         let containers = |count: usize, prefix: &str| -> Vec<Container> {
-            (0..count).map(|i| Container { name: format!("{prefix}{i}"), ..Container::default() }).collect()
+            (0..count)
+                .map(|i| Container {
+                    name: format!("{prefix}{i}"),
+                    ..Container::default()
+                })
+                .collect()
         };
         let pod = Pod {
             spec: Some(PodSpec {
@@ -202,7 +233,13 @@ mod tests {
         record.containers[0].end(exit(0, 2));
         assert_eq!(starts(&record), [Next::Start { index: 1, backoff: 0 }]);
         record.containers[1].end(exit(0, 3));
-        assert_eq!(starts(&record), [Next::Start { index: 2, backoff: 0 }, Next::Start { index: 3, backoff: 0 }]);
+        assert_eq!(
+            starts(&record),
+            [
+                Next::Start { index: 2, backoff: 0 },
+                Next::Start { index: 3, backoff: 0 }
+            ]
+        );
     }
 
     #[test]
@@ -237,7 +274,12 @@ mod tests {
         record.containers[0].end(exit(1, 100));
         assert_eq!(
             plan(RestartPolicy::Always, &record, &backoff, at(100)),
-            [Next::Wait { index: 0, until: at(120), delay: Duration::from_secs(20), backoff: 2 }]
+            [Next::Wait {
+                index: 0,
+                until: at(120),
+                delay: Duration::from_secs(20),
+                backoff: 2
+            }]
         );
         assert_eq!(
             plan(RestartPolicy::Always, &record, &backoff, at(120)),
@@ -249,7 +291,10 @@ mod tests {
     fn a_long_run_begins_a_new_row_of_restarts() {
         let mut record = record(0, 1);
         record.containers[0].backoff = 6;
-        record.containers[0].end(Exit { started_at: at(0), ..exit(1, 1000) });
+        record.containers[0].end(Exit {
+            started_at: at(0),
+            ..exit(1, 1000)
+        });
         assert_eq!(
             plan(RestartPolicy::Always, &record, &Backoff::default(), at(1000)),
             [Next::Start { index: 0, backoff: 1 }]

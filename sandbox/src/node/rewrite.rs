@@ -79,7 +79,10 @@ mod tests {
     #[test]
     fn a_mount_path_and_what_lies_below_it_become_local() {
         assert_eq!(rewriter().apply("/data"), "/local/volumes/data");
-        assert_eq!(rewriter().apply("/etc/flotilla/config/role.json"), "/local/config/role.json");
+        assert_eq!(
+            rewriter().apply("/etc/flotilla/config/role.json"),
+            "/local/config/role.json"
+        );
     }
 
     #[test]
@@ -96,8 +99,14 @@ mod tests {
 
     #[test]
     fn a_path_after_an_equals_sign_or_a_space_is_rewritten() {
-        assert_eq!(rewriter().apply("--volume=claim=/data"), "--volume=claim=/local/volumes/data");
-        assert_eq!(rewriter().apply("cat /data/x > /data/y;"), "cat /local/volumes/data/x > /local/volumes/data/y;");
+        assert_eq!(
+            rewriter().apply("--volume=claim=/data"),
+            "--volume=claim=/local/volumes/data"
+        );
+        assert_eq!(
+            rewriter().apply("cat /data/x > /data/y;"),
+            "cat /local/volumes/data/x > /local/volumes/data/y;"
+        );
     }
 
     #[test]

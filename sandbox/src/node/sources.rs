@@ -49,22 +49,35 @@ impl References {
         }
         for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
             for source in container.env_from.iter().flatten() {
-                found.config_maps.extend(source.config_map_ref.iter().map(|r| r.name.clone()));
+                found
+                    .config_maps
+                    .extend(source.config_map_ref.iter().map(|r| r.name.clone()));
                 found.secrets.extend(source.secret_ref.iter().map(|r| r.name.clone()));
             }
             for source in container.env.iter().flatten().filter_map(|env| env.value_from.as_ref()) {
-                found.config_maps.extend(source.config_map_key_ref.iter().map(|r| r.name.clone()));
-                found.secrets.extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
+                found
+                    .config_maps
+                    .extend(source.config_map_key_ref.iter().map(|r| r.name.clone()));
+                found
+                    .secrets
+                    .extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
             }
         }
         found
     }
 
     fn add_volume(&mut self, volume: &Volume) {
-        self.config_maps.extend(volume.config_map.iter().map(|source| source.name.clone()));
-        self.secrets.extend(volume.secret.iter().filter_map(|source| source.secret_name.clone()));
-        for source in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()) {
-            self.config_maps.extend(source.config_map.iter().map(|s| s.name.clone()));
+        self.config_maps
+            .extend(volume.config_map.iter().map(|source| source.name.clone()));
+        self.secrets
+            .extend(volume.secret.iter().filter_map(|source| source.secret_name.clone()));
+        for source in volume
+            .projected
+            .iter()
+            .flat_map(|projected| projected.sources.iter().flatten())
+        {
+            self.config_maps
+                .extend(source.config_map.iter().map(|s| s.name.clone()));
             self.secrets.extend(source.secret.iter().map(|s| s.name.clone()));
         }
     }
@@ -85,11 +98,19 @@ impl Sources {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
         for name in references.secrets {
             if let Some(object) = secrets.get_opt(&name).await? {
-                let data = object.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect();
+                let data = object
+                    .data
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(|(key, value)| (key, value.0))
+                    .collect();
                 sources.secrets.insert(name, data);
             }
         }
-        let links = pod.spec.as_ref().is_none_or(|spec| spec.enable_service_links.unwrap_or(true));
+        let links = pod
+            .spec
+            .as_ref()
+            .is_none_or(|spec| spec.enable_service_links.unwrap_or(true));
         if links {
             let services: Api<Service> = Api::namespaced(client.clone(), namespace);
             sources.services = services.list(&ListParams::default()).await?.items;
@@ -99,8 +120,16 @@ impl Sources {
 }
 
 fn config_map_bytes(object: ConfigMap) -> BTreeMap<String, Vec<u8>> {
-    let text = object.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.into_bytes()));
-    let binary = object.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0));
+    let text = object
+        .data
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(key, value)| (key, value.into_bytes()));
+    let binary = object
+        .binary_data
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(key, value)| (key, value.0));
     text.chain(binary).collect()
 }
 

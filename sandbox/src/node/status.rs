@@ -17,8 +17,13 @@ use super::{
 };
 
 /// The node's own conditions; others belong to whoever wrote them.
-pub const OWN_CONDITIONS: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub const OWN_CONDITIONS: [&str; 5] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+];
 
 /// Phase of a pod (core/v1 `PodStatus.phase`).
 pub fn phase(pod: &Pod, record: &PodRecord) -> &'static str {
@@ -37,7 +42,9 @@ pub fn phase(pod: &Pod, record: &PodRecord) -> &'static str {
     let main_began = record.main().any(|c| c.newest_exit().is_some() || running(c));
     if !main_began && record.init().any(|c| !c.succeeded()) {
         let failed = policy == RestartPolicy::Never
-            && record.init().any(|c| matches!(&c.state, State::Terminated(exit) if exit.code != 0));
+            && record
+                .init()
+                .any(|c| matches!(&c.state, State::Terminated(exit) if exit.code != 0));
         return if failed { "Failed" } else { "Pending" };
     }
     main_phase(policy, record)
@@ -89,7 +96,9 @@ pub fn pod_status(pod: &Pod, record: &PodRecord, host_ip: Ipv4Addr, now: Timesta
             spec.init_containers.as_deref().unwrap_or_default(),
         )),
         host_ip: Some(host_ip.to_string()),
-        host_ips: Some(vec![HostIP { ip: host_ip.to_string() }]),
+        host_ips: Some(vec![HostIP {
+            ip: host_ip.to_string(),
+        }]),
         pod_ip: address.clone(),
         pod_ips: address.map(|ip| vec![PodIP { ip }]),
         phase: Some(phase.to_owned()),
@@ -109,7 +118,10 @@ fn some_if_any<T>(list: Vec<T>) -> Option<Vec<T>> {
 fn statuses<'a>(records: impl Iterator<Item = &'a ContainerRecord>, specs: &[Container]) -> Vec<ContainerStatus> {
     records
         .map(|record| {
-            let image = specs.iter().find(|c| c.name == record.name).and_then(|c| c.image.clone());
+            let image = specs
+                .iter()
+                .find(|c| c.name == record.name)
+                .and_then(|c| c.image.clone());
             container_status(record, image.unwrap_or_default())
         })
         .collect()
@@ -141,16 +153,22 @@ fn container_status(record: &ContainerRecord, image: String) -> ContainerStatus 
 fn container_state(state: &State) -> ContainerState {
     match state {
         State::Waiting { reason, message, .. } => ContainerState {
-            waiting: Some(ContainerStateWaiting { reason: Some(reason.clone()), message: message.clone() }),
+            waiting: Some(ContainerStateWaiting {
+                reason: Some(reason.clone()),
+                message: message.clone(),
+            }),
             ..ContainerState::default()
         },
         State::Running { started_at } => ContainerState {
-            running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
+            running: Some(ContainerStateRunning {
+                started_at: Some(Time(*started_at)),
+            }),
             ..ContainerState::default()
         },
-        State::Terminated(exit) => {
-            ContainerState { terminated: Some(terminated(exit)), ..ContainerState::default() }
-        }
+        State::Terminated(exit) => ContainerState {
+            terminated: Some(terminated(exit)),
+            ..ContainerState::default()
+        },
     }
 }
 
@@ -176,10 +194,21 @@ fn conditions(pod: &Pod, record: &PodRecord, phase: &str, now: Timestamp) -> Vec
         ("ContainersReady", containers_ready),
         ("PodScheduled", Verdict::of(true)),
     ];
-    let before = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let mut all: Vec<PodCondition> =
-        own.into_iter().map(|(kind, verdict)| condition(kind, verdict, before, pod.metadata.generation, now)).collect();
-    all.extend(before.iter().filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str())).cloned());
+    let before = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
+    let mut all: Vec<PodCondition> = own
+        .into_iter()
+        .map(|(kind, verdict)| condition(kind, verdict, before, pod.metadata.generation, now))
+        .collect();
+    all.extend(
+        before
+            .iter()
+            .filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str()))
+            .cloned(),
+    );
     all
 }
 
@@ -191,11 +220,19 @@ struct Verdict {
 
 impl Verdict {
     fn of(holds: bool) -> Self {
-        Self { holds, reason: None, message: None }
+        Self {
+            holds,
+            reason: None,
+            message: None,
+        }
     }
 
     fn not(reason: &'static str, message: Option<String>) -> Self {
-        Self { holds: false, reason: Some(reason), message }
+        Self {
+            holds: false,
+            reason: Some(reason),
+            message,
+        }
     }
 }
 
@@ -225,10 +262,18 @@ fn condition(
 
 fn initialized(record: &PodRecord, phase: &str) -> Verdict {
     if phase == "Succeeded" {
-        return Verdict { holds: true, reason: Some("PodCompleted"), message: None };
+        return Verdict {
+            holds: true,
+            reason: Some("PodCompleted"),
+            message: None,
+        };
     }
     let main_began = record.main().any(|c| c.newest_exit().is_some() || running(c));
-    let incomplete: Vec<&str> = record.init().filter(|c| !c.succeeded()).map(|c| c.name.as_str()).collect();
+    let incomplete: Vec<&str> = record
+        .init()
+        .filter(|c| !c.succeeded())
+        .map(|c| c.name.as_str())
+        .collect();
     if main_began || incomplete.is_empty() {
         return Verdict::of(true);
     }
@@ -248,7 +293,10 @@ fn containers_ready(record: &PodRecord, phase: &str) -> Verdict {
     if unready.is_empty() {
         return Verdict::of(true);
     }
-    Verdict::not("ContainersNotReady", Some(format!("containers with unready status: [{}]", unready.join(" "))))
+    Verdict::not(
+        "ContainersNotReady",
+        Some(format!("containers with unready status: [{}]", unready.join(" "))),
+    )
 }
 
 fn pod_ready(pod: &Pod, record: &PodRecord, phase: &str) -> Verdict {
@@ -256,16 +304,26 @@ fn pod_ready(pod: &Pod, record: &PodRecord, phase: &str) -> Verdict {
     if !containers.holds {
         return containers;
     }
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
     let closed: Vec<String> = pod
         .spec
         .iter()
         .flat_map(|spec| spec.readiness_gates.iter().flatten())
         .map(|gate| gate.condition_type.as_str())
         .filter(|gate| !conditions.iter().any(|c| c.type_ == *gate && c.status == "True"))
-        .map(|gate| format!("corresponding condition of pod readiness gate \"{gate}\" does not exist or is not \"True\"."))
+        .map(|gate| {
+            format!("corresponding condition of pod readiness gate \"{gate}\" does not exist or is not \"True\".")
+        })
         .collect();
-    if closed.is_empty() { Verdict::of(true) } else { Verdict::not("ReadinessGatesNotReady", Some(closed.join(", "))) }
+    if closed.is_empty() {
+        Verdict::of(true)
+    } else {
+        Verdict::not("ReadinessGatesNotReady", Some(closed.join(", ")))
+    }
 }
 
 fn running(record: &ContainerRecord) -> bool {
@@ -278,10 +336,15 @@ fn qos_class(spec: &PodSpec) -> &'static str {
     let (mut any, mut guaranteed) = (false, true);
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         let resources = container.resources.clone().unwrap_or_default();
-        let (requests, limits) = (resources.requests.unwrap_or_default(), resources.limits.unwrap_or_default());
+        let (requests, limits) = (
+            resources.requests.unwrap_or_default(),
+            resources.limits.unwrap_or_default(),
+        );
         for kind in kinds {
             any |= requests.contains_key(kind) || limits.contains_key(kind);
-            guaranteed &= limits.get(kind).is_some_and(|limit| requests.get(kind).unwrap_or(limit) == limit);
+            guaranteed &= limits
+                .get(kind)
+                .is_some_and(|limit| requests.get(kind).unwrap_or(limit) == limit);
         }
     }
     match (any, guaranteed) {
@@ -336,7 +399,13 @@ mod tests {
     }
 
     fn status_of<'a>(status: &'a PodStatus, kind: &str) -> &'a PodCondition {
-        status.conditions.as_deref().unwrap().iter().find(|c| c.type_ == kind).unwrap()
+        status
+            .conditions
+            .as_deref()
+            .unwrap()
+            .iter()
+            .find(|c| c.type_ == kind)
+            .unwrap()
     }
 
     fn status(pod: &Pod, record: &PodRecord) -> PodStatus {
@@ -348,9 +417,17 @@ mod tests {
         let pod = pod("Always", &[], &["a"]);
         let status = status(&pod, &PodRecord::new(&pod, at(0)));
         assert_eq!(status.phase.as_deref(), Some("Pending"));
-        let waiting = status.container_statuses.as_ref().unwrap()[0].state.clone().unwrap().waiting.unwrap();
+        let waiting = status.container_statuses.as_ref().unwrap()[0]
+            .state
+            .clone()
+            .unwrap()
+            .waiting
+            .unwrap();
         assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));
-        assert_eq!(status_of(&status, "Ready").reason.as_deref(), Some("ContainersNotReady"));
+        assert_eq!(
+            status_of(&status, "Ready").reason.as_deref(),
+            Some("ContainersNotReady")
+        );
         assert_eq!(
             status_of(&status, "ContainersReady").message.as_deref(),
             Some("containers with unready status: [a]")
@@ -367,7 +444,10 @@ mod tests {
         assert_eq!(status.phase.as_deref(), Some("Pending"));
         let initialized = status_of(&status, "Initialized");
         assert_eq!(initialized.reason.as_deref(), Some("ContainersNotInitialized"));
-        assert_eq!(initialized.message.as_deref(), Some("containers with incomplete status: [i]"));
+        assert_eq!(
+            initialized.message.as_deref(),
+            Some("containers with incomplete status: [i]")
+        );
     }
 
     #[test]
@@ -398,7 +478,10 @@ mod tests {
     #[test]
     fn a_terminal_phase_never_changes_again() {
         let mut pod = pod("Never", &[], &["a"]);
-        pod.status = Some(PodStatus { phase: Some("Failed".to_owned()), ..PodStatus::default() });
+        pod.status = Some(PodStatus {
+            phase: Some("Failed".to_owned()),
+            ..PodStatus::default()
+        });
         let mut record = PodRecord::new(&pod, at(0));
         record.containers[0].state = State::Running { started_at: at(1) };
         assert_eq!(phase(&pod, &record), "Failed");
@@ -415,7 +498,10 @@ mod tests {
         }
         let container = &status.container_statuses.as_ref().unwrap()[0];
         assert_eq!(container.container_id.as_deref(), Some("process://7-9"));
-        assert_eq!(container.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 0);
+        assert_eq!(
+            container.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code,
+            0
+        );
     }
 
     #[test]
@@ -432,14 +518,18 @@ mod tests {
     #[test]
     fn a_readiness_gate_holds_back_ready_but_not_containers_ready() {
         let mut pod = pod("Always", &[], &["a"]);
-        pod.spec.as_mut().unwrap().readiness_gates =
-            Some(vec![PodReadinessGate { condition_type: "example.org/gate".to_owned() }]);
+        pod.spec.as_mut().unwrap().readiness_gates = Some(vec![PodReadinessGate {
+            condition_type: "example.org/gate".to_owned(),
+        }]);
         let mut record = PodRecord::new(&pod, at(0));
         record.containers[0].state = State::Running { started_at: at(1) };
         record.containers[0].ready = true;
         let closed = status(&pod, &record);
         assert_eq!(status_of(&closed, "ContainersReady").status, "True");
-        assert_eq!(status_of(&closed, "Ready").reason.as_deref(), Some("ReadinessGatesNotReady"));
+        assert_eq!(
+            status_of(&closed, "Ready").reason.as_deref(),
+            Some("ReadinessGatesNotReady")
+        );
         pod.status = Some(PodStatus {
             conditions: Some(vec![PodCondition {
                 type_: "example.org/gate".to_owned(),

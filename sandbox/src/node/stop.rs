@@ -15,8 +15,15 @@ const LEAST_GRACE: Duration = Duration::from_secs(1);
 /// Time that a pod has between SIGTERM and SIGKILL: what the deletion says, else what its spec says.
 pub fn grace_period(pod: &Pod) -> Duration {
     let spec = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
-    let deletion = pod.metadata.deletion_timestamp.as_ref().and(pod.metadata.deletion_grace_period_seconds);
-    let seconds = deletion.or(spec).and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(DEFAULT_GRACE);
+    let deletion = pod
+        .metadata
+        .deletion_timestamp
+        .as_ref()
+        .and(pod.metadata.deletion_grace_period_seconds);
+    let seconds = deletion
+        .or(spec)
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .unwrap_or(DEFAULT_GRACE);
     Duration::from_secs(seconds).max(LEAST_GRACE)
 }
 
@@ -35,7 +42,12 @@ impl Run {
         }
         self.kill_at = Some(kill_at);
         self.quiet();
-        let hook = self.target.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
+        let hook = self
+            .target
+            .container
+            .lifecycle
+            .as_ref()
+            .and_then(|lifecycle| lifecycle.pre_stop.clone());
         let (process, target) = (std::sync::Arc::clone(&self.process), self.target.clone());
         tokio::spawn(async move {
             if let Some(hook) = hook

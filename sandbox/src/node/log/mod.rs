@@ -52,7 +52,12 @@ impl<'a> Line<'a> {
         let time = std::str::from_utf8(stamp).ok()?.parse().ok()?;
         parts.next()?;
         let partial = parts.next()? == b"P";
-        Some(Self { time, stamp, partial, text: parts.next().unwrap_or_default() })
+        Some(Self {
+            time,
+            stamp,
+            partial,
+            text: parts.next().unwrap_or_default(),
+        })
     }
 
     /// The line as it is written.
@@ -74,7 +79,10 @@ mod tests {
         let bytes = Line::format(time, "stdout", false, b"two words");
         assert_eq!(bytes, b"2026-01-02T03:04:05.600000000Z stdout F two words\n");
         let line = Line::parse(&bytes[..bytes.len() - 1]).unwrap();
-        assert_eq!((line.time, line.partial, line.text), (time, false, b"two words".as_slice()));
+        assert_eq!(
+            (line.time, line.partial, line.text),
+            (time, false, b"two words".as_slice())
+        );
         assert_eq!(Line::parse(b"no time"), None);
     }
 }

@@ -58,7 +58,15 @@ fn file_of_run(dir: &Path, target: &LogTarget, previous: bool) -> Result<PathBuf
     let newest = fs::read_dir(dir)
         .into_iter()
         .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".log")?.parse::<u32>().ok())
+        .filter_map(|entry| {
+            entry
+                .ok()?
+                .file_name()
+                .to_str()?
+                .strip_suffix(".log")?
+                .parse::<u32>()
+                .ok()
+        })
         .max();
     let (pod, container) = (&target.pod, &target.container);
     let run = match (newest, previous) {
@@ -88,8 +96,9 @@ struct Selection {
 
 impl Selection {
     fn new(options: &LogOptions, now: Timestamp) -> Self {
-        let since_seconds =
-            options.since_seconds.and_then(|seconds| now.checked_sub(SignedDuration::from_secs(seconds)).ok());
+        let since_seconds = options
+            .since_seconds
+            .and_then(|seconds| now.checked_sub(SignedDuration::from_secs(seconds)).ok());
         Self {
             follow: options.follow,
             timestamps: options.timestamps,
@@ -129,7 +138,12 @@ impl Follower {
     fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let inode = file.metadata()?.ino();
-        Ok(Self { path: path.to_owned(), reader: BufReader::new(file), inode, partial: Vec::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            reader: BufReader::new(file),
+            inode,
+            partial: Vec::new(),
+        })
     }
 
     /// The next whole line without its line feed, or `None` when there is none yet.
@@ -141,7 +155,9 @@ impl Follower {
                 return Ok(Some(std::mem::take(&mut self.partial)));
             }
             // At the end: a new file may have taken this one's place.
-            let Ok(metadata) = fs::metadata(&self.path) else { return Ok(None) };
+            let Ok(metadata) = fs::metadata(&self.path) else {
+                return Ok(None);
+            };
             if metadata.ino() == self.inode {
                 return Ok(None);
             }
@@ -189,8 +205,13 @@ fn within(mut bytes: Vec<u8>, left: &mut u64) -> Option<Bytes> {
 }
 
 fn has_ended(path: &Path, ended: &Path) -> bool {
-    let run = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u32>().ok());
-    let last = fs::read_to_string(ended).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    let run = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .and_then(|stem| stem.parse::<u32>().ok());
+    let last = fs::read_to_string(ended)
+        .ok()
+        .and_then(|text| text.trim().parse::<u32>().ok());
     matches!((run, last), (Some(run), Some(last)) if run <= last) || !path.exists()
 }
 
@@ -201,7 +222,11 @@ fn history(path: &Path, tail: Option<u64>) -> io::Result<(Vec<Vec<u8>>, Follower
         let mut lines = Vec::new();
         for rotated in rotated_files(path) {
             let text = fs::read(rotated)?;
-            lines.extend(text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec));
+            lines.extend(
+                text.split(|byte| *byte == b'\n')
+                    .filter(|line| !line.is_empty())
+                    .map(<[u8]>::to_vec),
+            );
         }
         return Ok((lines, follower));
     };
@@ -215,7 +240,9 @@ fn history(path: &Path, tail: Option<u64>) -> io::Result<(Vec<Vec<u8>>, Follower
     };
     for rotated in rotated_files(path) {
         let text = fs::read(rotated)?;
-        text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).for_each(|line| keep(line.to_vec()));
+        text.split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .for_each(|line| keep(line.to_vec()));
     }
     let end = fs::metadata(path)?.len();
     while follower.reader.stream_position()? < end {
@@ -239,7 +266,9 @@ fn rotated_files(path: &Path) -> Vec<PathBuf> {
 pub fn tail_for_status(container_dir: &Path, restart: u32) -> String {
     const BYTES: usize = 2048;
     const LINES: u64 = 80;
-    let Ok(mut file) = File::open(run_file(container_dir, restart)) else { return String::new() };
+    let Ok(mut file) = File::open(run_file(container_dir, restart)) else {
+        return String::new();
+    };
     // Each stored line has some 42 bytes of prefix.
     let length = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);
     let from = length.saturating_sub(BYTES as u64 + LINES * 64);
@@ -263,7 +292,12 @@ mod tests {
     use super::*;
 
     fn target() -> LogTarget {
-        LogTarget { namespace: "n".into(), pod: "p".into(), uid: "u".into(), container: "c".into() }
+        LogTarget {
+            namespace: "n".into(),
+            pod: "p".into(),
+            uid: "u".into(),
+            container: "c".into(),
+        }
     }
 
     struct Fixture {
@@ -282,7 +316,11 @@ mod tests {
 
     impl Fixture {
         fn append(&self, restart: u32, lines: &[(i64, &str)]) {
-            let mut file = File::options().create(true).append(true).open(run_file(&self.dir, restart)).unwrap();
+            let mut file = File::options()
+                .create(true)
+                .append(true)
+                .open(run_file(&self.dir, restart))
+                .unwrap();
             for (second, text) in lines {
                 let time = Timestamp::from_second(*second).unwrap();
                 io::Write::write_all(&mut file, &Line::format(time, "stdout", false, text.as_bytes())).unwrap();
@@ -303,21 +341,60 @@ mod tests {
     async fn all_lines_the_last_ones_those_since_a_time_and_the_first_bytes() {
         let fixture = fixture(&[(1, "a"), (2, "b"), (3, "c")]);
         assert_eq!(fixture.text(LogOptions::default()).await, "a\nb\nc\n");
-        assert_eq!(fixture.text(LogOptions { tail_lines: Some(2), ..LogOptions::default() }).await, "b\nc\n");
-        assert_eq!(fixture.text(LogOptions { tail_lines: Some(0), ..LogOptions::default() }).await, "");
-        let since = LogOptions { since_time: Timestamp::from_second(3).ok(), ..LogOptions::default() };
+        assert_eq!(
+            fixture
+                .text(LogOptions {
+                    tail_lines: Some(2),
+                    ..LogOptions::default()
+                })
+                .await,
+            "b\nc\n"
+        );
+        assert_eq!(
+            fixture
+                .text(LogOptions {
+                    tail_lines: Some(0),
+                    ..LogOptions::default()
+                })
+                .await,
+            ""
+        );
+        let since = LogOptions {
+            since_time: Timestamp::from_second(3).ok(),
+            ..LogOptions::default()
+        };
         assert_eq!(fixture.text(since).await, "c\n");
-        assert_eq!(fixture.text(LogOptions { limit_bytes: Some(3), ..LogOptions::default() }).await, "a\nb");
-        let stamped = LogOptions { timestamps: true, tail_lines: Some(1), ..LogOptions::default() };
+        assert_eq!(
+            fixture
+                .text(LogOptions {
+                    limit_bytes: Some(3),
+                    ..LogOptions::default()
+                })
+                .await,
+            "a\nb"
+        );
+        let stamped = LogOptions {
+            timestamps: true,
+            tail_lines: Some(1),
+            ..LogOptions::default()
+        };
         assert_eq!(fixture.text(stamped).await, "1970-01-01T00:00:03.000000000Z c\n");
     }
 
     #[tokio::test]
     async fn the_run_before_is_read_by_previous() {
         let fixture = fixture(&[(1, "first")]);
-        let previous = LogOptions { previous: true, ..LogOptions::default() };
-        let Err(error) = fixture.open(previous.clone()).await else { panic!("there was no run before") };
-        assert_eq!(error.to_string(), "previous terminated container \"c\" in pod \"p\" not found");
+        let previous = LogOptions {
+            previous: true,
+            ..LogOptions::default()
+        };
+        let Err(error) = fixture.open(previous.clone()).await else {
+            panic!("there was no run before")
+        };
+        assert_eq!(
+            error.to_string(),
+            "previous terminated container \"c\" in pod \"p\" not found"
+        );
         fixture.append(1, &[(2, "second")]);
         assert_eq!(fixture.text(previous).await, "first\n");
         assert_eq!(fixture.text(LogOptions::default()).await, "second\n");
@@ -326,7 +403,13 @@ mod tests {
     #[tokio::test]
     async fn following_passes_a_rotation_and_ends_with_the_run() {
         let fixture = fixture(&[(1, "a")]);
-        let mut stream = fixture.open(LogOptions { follow: true, ..LogOptions::default() }).await.unwrap();
+        let mut stream = fixture
+            .open(LogOptions {
+                follow: true,
+                ..LogOptions::default()
+            })
+            .await
+            .unwrap();
         assert_eq!(stream.next().await.unwrap().unwrap(), "a\n");
         fixture.append(0, &[(2, "b")]);
         fs::rename(run_file(&fixture.dir, 0), fixture.dir.join("0.log.1")).unwrap();

@@ -31,7 +31,10 @@ pub struct LogLimits {
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self { file_bytes: 10 << 20, files: 5 }
+        Self {
+            file_bytes: 10 << 20,
+            files: 5,
+        }
     }
 }
 
@@ -52,7 +55,12 @@ impl LogSink {
         let path = run_file(container_dir, restart);
         let file = File::options().create(true).append(true).open(&path)?;
         let written = file.metadata()?.len();
-        Ok(Self { path, file, written, limits })
+        Ok(Self {
+            path,
+            file,
+            written,
+            limits,
+        })
     }
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
@@ -86,7 +94,10 @@ impl LogSink {
 fn remove_older_runs(dir: &Path, oldest_kept: u32) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
-        let run = name.to_str().and_then(|name| name.split_once(".log")).and_then(|(run, _)| run.parse::<u32>().ok());
+        let run = name
+            .to_str()
+            .and_then(|name| name.split_once(".log"))
+            .and_then(|(run, _)| run.parse::<u32>().ok());
         if run.is_some_and(|run| run < oldest_kept) {
             fs::remove_file(dir.join(&name))?;
         }
@@ -102,8 +113,10 @@ pub async fn collect(
     ended: impl Future<Output = ()>,
 ) {
     let (sender, mut lines) = mpsc::channel::<Vec<u8>>(1024);
-    let readers =
-        [tokio::spawn(pieces(stdout, "stdout", sender.clone())), tokio::spawn(pieces(stderr, "stderr", sender))];
+    let readers = [
+        tokio::spawn(pieces(stdout, "stdout", sender.clone())),
+        tokio::spawn(pieces(stderr, "stderr", sender)),
+    ];
     let write_all = async {
         while let Some(line) = lines.recv().await {
             if let Err(error) = sink.append(&line) {
@@ -175,7 +188,13 @@ mod tests {
     async fn written(text: &[u8], limits: LogLimits) -> (tempfile::TempDir, String) {
         let dir = tempfile::tempdir().unwrap();
         let sink = LogSink::open(dir.path(), 0, limits).unwrap();
-        collect(sink, io::Cursor::new(text.to_vec()), tokio::io::empty(), std::future::pending()).await;
+        collect(
+            sink,
+            io::Cursor::new(text.to_vec()),
+            tokio::io::empty(),
+            std::future::pending(),
+        )
+        .await;
         let log = fs::read_to_string(run_file(dir.path(), 0)).unwrap();
         (dir, log)
     }
@@ -183,7 +202,10 @@ mod tests {
     #[tokio::test]
     async fn lines_are_stamped_and_a_last_one_without_line_feed_counts() {
         let (_dir, log) = written(b"a\nb", LogLimits::default()).await;
-        let texts: Vec<&[u8]> = log.lines().map(|line| Line::parse(line.as_bytes()).unwrap().text).collect();
+        let texts: Vec<&[u8]> = log
+            .lines()
+            .map(|line| Line::parse(line.as_bytes()).unwrap().text)
+            .collect();
         assert_eq!(texts, [b"a", b"b"]);
     }
 
@@ -191,17 +213,31 @@ mod tests {
     async fn a_long_line_is_cut_into_parts() {
         let long = vec![b'x'; PIECE * 2 + 5];
         let (_dir, log) = written(&long, LogLimits::default()).await;
-        let parts: Vec<(bool, usize)> =
-            log.lines().map(|line| Line::parse(line.as_bytes()).unwrap()).map(|l| (l.partial, l.text.len())).collect();
+        let parts: Vec<(bool, usize)> = log
+            .lines()
+            .map(|line| Line::parse(line.as_bytes()).unwrap())
+            .map(|l| (l.partial, l.text.len()))
+            .collect();
         assert_eq!(parts, [(true, PIECE), (true, PIECE), (false, 5)]);
     }
 
     #[tokio::test]
     async fn a_full_file_is_rotated_and_old_ones_are_dropped() {
         let text: String = (0..20).map(|n| format!("line {n:02}\n")).collect();
-        let (dir, log) = written(text.as_bytes(), LogLimits { file_bytes: 200, files: 2 }).await;
+        let (dir, log) = written(
+            text.as_bytes(),
+            LogLimits {
+                file_bytes: 200,
+                files: 2,
+            },
+        )
+        .await;
         assert!(log.contains("line 19"));
-        assert!(fs::read_to_string(dir.path().join("0.log.1")).unwrap().contains("line 1"));
+        assert!(
+            fs::read_to_string(dir.path().join("0.log.1"))
+                .unwrap()
+                .contains("line 1")
+        );
         assert!(!dir.path().join("0.log.2").exists());
     }
 

@@ -49,8 +49,11 @@ pub fn write(dir: &Path, payload: &Payload) -> io::Result<()> {
 }
 
 fn link_entries(dir: &Path, payload: &Payload) -> io::Result<()> {
-    let tops: std::collections::BTreeSet<_> =
-        payload.keys().filter_map(|path| path.components().next()).map(|part| part.as_os_str().to_owned()).collect();
+    let tops: std::collections::BTreeSet<_> = payload
+        .keys()
+        .filter_map(|path| path.components().next())
+        .map(|part| part.as_os_str().to_owned())
+        .collect();
     for top in &tops {
         if fs::symlink_metadata(dir.join(top)).is_err() {
             symlink(Path::new(DATA).join(top), dir.join(top))?;
@@ -85,7 +88,10 @@ mod tests {
     use super::*;
 
     fn payload(files: &[(&str, &str)]) -> Payload {
-        files.iter().map(|(path, text)| (PathBuf::from(path), (text.as_bytes().to_vec(), 0o600))).collect()
+        files
+            .iter()
+            .map(|(path, text)| (PathBuf::from(path), (text.as_bytes().to_vec(), 0o600)))
+            .collect()
     }
 
     #[test]
@@ -106,7 +112,9 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "3");
         assert_eq!(fs::read_to_string(dir.path().join("c")).unwrap(), "4");
         assert!(!dir.path().join("b").exists());
-        let versions = fs::read_dir(dir.path()).unwrap().filter(|e| e.as_ref().unwrap().file_type().unwrap().is_dir());
+        let versions = fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().file_type().unwrap().is_dir());
         assert_eq!(versions.count(), 1);
     }
 }

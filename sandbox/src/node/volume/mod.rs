@@ -128,8 +128,11 @@ pub async fn mount(
             local
         } else {
             let payload = payload_of(client, volume, pod, facts, sources).await?;
-            atomic::write(&local, &payload)
-                .map_err(|source| VolumeError::Write { volume: volume.name.clone(), path: local.clone(), source })?;
+            atomic::write(&local, &payload).map_err(|source| VolumeError::Write {
+                volume: volume.name.clone(),
+                path: local.clone(),
+                source,
+            })?;
             local
         };
         mounts.volumes.insert(volume.name.clone(), path);
@@ -145,11 +148,17 @@ async fn payload_of(
     sources: &Sources,
 ) -> Result<Payload, VolumeError> {
     let mut payload = payload::of(volume, pod, facts, sources)?;
-    let tokens = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    let tokens = volume
+        .projected
+        .iter()
+        .flat_map(|projected| projected.sources.iter().flatten());
     for request in tokens.filter_map(|source| source.service_account_token.as_ref()) {
         let token = payload::service_account_token(client, pod, request)
             .await
-            .map_err(|source| VolumeError::Api { volume: volume.name.clone(), source })?;
+            .map_err(|source| VolumeError::Api {
+                volume: volume.name.clone(),
+                source,
+            })?;
         payload.insert(PathBuf::from(&request.path), (token.into_bytes(), 0o600));
     }
     Ok(payload)
@@ -166,7 +175,10 @@ async fn bound_claim(
     let found = api
         .get_opt(claim)
         .await
-        .map_err(|source| VolumeError::Api { volume: volume.to_owned(), source })?
+        .map_err(|source| VolumeError::Api {
+            volume: volume.to_owned(),
+            source,
+        })?
         .ok_or_else(|| VolumeError::Missing {
             volume: volume.to_owned(),
             kind: "persistentvolumeclaim",
@@ -177,7 +189,10 @@ async fn bound_claim(
     if bound && dir.is_dir() {
         Ok(dir)
     } else {
-        Err(VolumeError::Unbound { volume: volume.to_owned(), claim: claim.to_owned() })
+        Err(VolumeError::Unbound {
+            volume: volume.to_owned(),
+            claim: claim.to_owned(),
+        })
     }
 }
 
@@ -206,9 +221,15 @@ impl Mounts {
                 Some(expression) => super::expansion::expand(expression, |name| environment.get(name).cloned()),
                 None => mount.sub_path.clone().unwrap_or_default(),
             };
-            if Path::new(&sub).components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+            if Path::new(&sub)
+                .components()
+                .any(|part| !matches!(part, std::path::Component::Normal(_)))
+            {
                 let what = format!("subPath \"{sub}\": it leaves the volume");
-                return Err(VolumeError::Unsupported { volume: mount.name.clone(), what });
+                return Err(VolumeError::Unsupported {
+                    volume: mount.name.clone(),
+                    what,
+                });
             }
             let local = if sub.is_empty() { base.clone() } else { base.join(&sub) };
             if !local.exists() {

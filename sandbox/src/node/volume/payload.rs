@@ -62,9 +62,11 @@ pub fn of(volume: &Volume, pod: &Pod, facts: &PodFacts, sources: &Sources) -> Re
     if volume.projected.is_some() {
         return projected(volume, pod, facts, sources);
     }
-    let kind = serde_json::to_value(volume)
-        .ok()
-        .and_then(|value| value.as_object().and_then(|map| map.keys().find(|key| *key != "name").cloned()));
+    let kind = serde_json::to_value(volume).ok().and_then(|value| {
+        value
+            .as_object()
+            .and_then(|map| map.keys().find(|key| *key != "name").cloned())
+    });
     Err(VolumeError::Unsupported {
         volume: name.to_owned(),
         what: kind.unwrap_or_else(|| "a volume without a source".to_owned()),
@@ -72,7 +74,9 @@ pub fn of(volume: &Volume, pod: &Pod, facts: &PodFacts, sources: &Sources) -> Re
 }
 
 fn projected(volume: &Volume, pod: &Pod, facts: &PodFacts, sources: &Sources) -> Result<Payload, VolumeError> {
-    let Some(projected) = &volume.projected else { return Ok(Payload::new()) };
+    let Some(projected) = &volume.projected else {
+        return Ok(Payload::new());
+    };
     let mode = projected.default_mode.unwrap_or(DEFAULT_MODE);
     let mut files = Payload::new();
     for source in projected.sources.iter().flatten() {
@@ -104,7 +108,10 @@ fn projected(volume: &Volume, pod: &Pod, facts: &PodFacts, sources: &Sources) ->
         }
         if source.cluster_trust_bundle.is_some() || source.pod_certificate.is_some() {
             let what = "a projected trust bundle or certificate".to_owned();
-            return Err(VolumeError::Unsupported { volume: volume.name.clone(), what });
+            return Err(VolumeError::Unsupported {
+                volume: volume.name.clone(),
+                what,
+            });
         }
     }
     Ok(files)
@@ -123,7 +130,10 @@ impl Projection<'_> {
             });
         };
         let Some(items) = self.items.filter(|items| !items.is_empty()) else {
-            return Ok(data.iter().map(|(key, value)| (PathBuf::from(key), (value.clone(), mode(self.mode)))).collect());
+            return Ok(data
+                .iter()
+                .map(|(key, value)| (PathBuf::from(key), (value.clone(), mode(self.mode))))
+                .collect());
         };
         let mut files = Payload::new();
         for item in items {
@@ -134,7 +144,10 @@ impl Projection<'_> {
                 }
                 None if self.optional => {}
                 None => {
-                    return Err(VolumeError::MissingKey { volume: self.volume.to_owned(), key: item.key.clone() });
+                    return Err(VolumeError::MissingKey {
+                        volume: self.volume.to_owned(),
+                        key: item.key.clone(),
+                    });
                 }
             }
         }
@@ -173,11 +186,17 @@ fn downward_files(
 
 fn relative(volume: &str, path: &str) -> Result<PathBuf, VolumeError> {
     let path = PathBuf::from(path);
-    if path.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
+    if path
+        .components()
+        .all(|part| matches!(part, std::path::Component::Normal(_)))
+    {
         return Ok(path);
     }
     let what = format!("the path {}: it leaves the volume", path.display());
-    Err(VolumeError::Unsupported { volume: volume.to_owned(), what })
+    Err(VolumeError::Unsupported {
+        volume: volume.to_owned(),
+        what,
+    })
 }
 
 fn mode(mode: i32) -> u32 {
@@ -191,7 +210,11 @@ pub async fn service_account_token(
     projection: &ServiceAccountTokenProjection,
 ) -> Result<String, kube::Error> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
+    let account = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.service_account_name.as_deref())
+        .unwrap_or("default");
     let api: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
     let request = TokenRequest {
         spec: Some(TokenRequestSpec {
@@ -201,7 +224,9 @@ pub async fn service_account_token(
         }),
         ..TokenRequest::default()
     };
-    let answer = api.create_token_request(account, &PostParams::default(), &request).await?;
+    let answer = api
+        .create_token_request(account, &PostParams::default(), &request)
+        .await?;
     Ok(answer.status.and_then(|status| status.token).unwrap_or_default())
 }
 
@@ -215,8 +240,11 @@ mod tests {
 
     fn files(volume: serde_json::Value) -> Result<Payload, VolumeError> {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}})).unwrap();
-        let facts =
-            PodFacts { pod_ip: Ipv4Addr::LOCALHOST, host_ip: Ipv4Addr::LOCALHOST, node_name: "node".to_owned() };
+        let facts = PodFacts {
+            pod_ip: Ipv4Addr::LOCALHOST,
+            host_ip: Ipv4Addr::LOCALHOST,
+            node_name: "node".to_owned(),
+        };
         let data = BTreeMap::from([("a".to_owned(), b"1".to_vec()), ("b".to_owned(), b"2".to_vec())]);
         let sources = Sources {
             config_maps: BTreeMap::from([("c".to_owned(), data.clone())]),
@@ -244,7 +272,11 @@ mod tests {
             missing.to_string(),
             "MountVolume.SetUp failed for volume \"v\" : configmap \"x\" not found"
         );
-        assert!(files(json!({"name": "v", "configMap": {"name": "x", "optional": true}})).unwrap().is_empty());
+        assert!(
+            files(json!({"name": "v", "configMap": {"name": "x", "optional": true}}))
+                .unwrap()
+                .is_empty()
+        );
         let key = json!({"name": "v", "configMap": {"name": "c", "items": [{"key": "z", "path": "z"}]}});
         assert!(matches!(files(key), Err(VolumeError::MissingKey { .. })));
     }
