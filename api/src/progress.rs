@@ -142,8 +142,7 @@ impl Progress {
                     report.first_bad.pop();
                 }
             } else if short.message.len() > 256 {
-                let cut = short.message.floor_char_boundary(short.message.len() / 2);
-                short.message.truncate(cut);
+                short.message = short.message.chars().take(short.message.chars().count() / 2).collect();
             } else {
                 short = Self {
                     stage: short.stage,

@@ -100,7 +100,7 @@ fn worker(node: &Node) -> anyhow::Result<PathBuf> {
 }
 
 /// A running control plane.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "a client has none")]
 pub struct ControlPlane {
     sandbox: Sandbox,
     client: Client,
