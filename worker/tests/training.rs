@@ -233,12 +233,14 @@ impl Fixture {
         (outcome, context.progress.snapshot())
     }
 
-    /// Runs to the end and gives the digest of the result.
+    /// Runs to the end and gives the manifest of the result: name, size and digest of every file.
     fn complete(&self, spec: &Train) -> String {
         let (outcome, progress) = self.run(spec);
         outcome.expect("completes");
         assert_eq!(progress.stage, Stage::Completed);
-        progress.checkpoints.last().expect("a checkpoint").digest.clone()
+        let uri = &progress.checkpoints.last().expect("a checkpoint").uri;
+        let relative = uri.strip_prefix("pvc://data/").expect("in the claim");
+        fs::read_to_string(self.path(relative).join("manifest.json")).expect("manifest")
     }
 
     fn steps(&self, run: &str) -> Vec<u32> {
@@ -272,9 +274,7 @@ fn a_killed_sft_run_that_goes_on_ends_with_the_same_bytes() {
     let fixture = Fixture::new();
     let spec = fixture.sft("a");
     let straight = fixture.complete(&spec);
-    let (outcome, progress) = fixture.run(&spec);
-    outcome.expect("a complete run stays complete");
-    assert_eq!(progress.checkpoints.last().expect("a checkpoint").digest, straight);
+    assert_eq!(fixture.complete(&spec), straight, "a complete run stays complete");
     for step in [3, 1] {
         fixture.kill_after("a", step);
         assert_eq!(fixture.complete(&spec), straight, "killed after step {step}");

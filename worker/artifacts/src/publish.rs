@@ -24,6 +24,7 @@ const TEMPORARY: &str = ".tmp-";
 pub struct Draft {
     temporary: PathBuf,
     target: PathBuf,
+    replaces: bool,
 }
 
 /// A directory that is visible.
@@ -40,18 +41,25 @@ pub struct Published {
 impl Draft {
     /// Begins an empty directory beside `target`, in place of one that an earlier process left there.
     pub fn begin(target: &Path) -> Result<Self, ArtifactError> {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let parent = target.parent().unwrap_or(Path::new("."));
-        let temporary = parent.join(format!("{TEMPORARY}{name}"));
         if is_stable(target) {
             return Err(ArtifactError::AlreadyPublished {
                 path: target.to_path_buf(),
             });
         }
+        Self::begin_replacing(target)
+    }
+
+    /// Like [`Draft::begin`], but takes the place of a stable directory: that one stays readable until the new one is
+    /// wholly on disk. A crash between the removal of the one and the renaming of the other loses both.
+    pub fn begin_replacing(target: &Path) -> Result<Self, ArtifactError> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let parent = target.parent().unwrap_or(Path::new("."));
+        let temporary = parent.join(format!("{TEMPORARY}{name}"));
         remove_dir(&temporary)?;
         fs::create_dir_all(&temporary).map_err(io("create", &temporary))?;
         Ok(Self {
             temporary,
+            replaces: is_stable(target),
             target: target.to_path_buf(),
         })
     }
@@ -66,6 +74,9 @@ impl Draft {
         let manifest = Manifest::of(&self.temporary)?;
         write_flushed(&self.temporary.join(MANIFEST), &manifest.to_bytes())?;
         flush_tree(&self.temporary)?;
+        if self.replaces {
+            remove_published(&self.target)?;
+        }
         remove_dir(&self.target)?;
         fs::rename(&self.temporary, &self.target).map_err(io("rename", &self.temporary))?;
         let parent = self.target.parent().unwrap_or(Path::new("."));
@@ -234,5 +245,18 @@ mod tests {
             Draft::begin(&target),
             Err(ArtifactError::AlreadyPublished { .. })
         ));
+    }
+
+    #[test]
+    fn a_replaced_directory_stays_until_the_new_one_is_written() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let target = dir.path().join("x");
+        let first = draft(&target, "a").publish().expect("publish").digest;
+        let second = Draft::begin_replacing(&target).expect("begin");
+        fs::write(second.path().join("c.txt"), "c").expect("write");
+        assert_eq!(Manifest::read(&target).expect("read").expect("manifest").1, first);
+        let second = second.publish().expect("publish").digest;
+        assert_eq!(Manifest::read(&target).expect("read").expect("manifest").1, second);
+        assert!(is_stable(&target) && !target.join("a.txt").exists());
     }
 }

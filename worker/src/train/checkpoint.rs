@@ -104,14 +104,14 @@ fn is_carried_on(name: &str) -> bool {
         && !name.starts_with('.')
 }
 
-/// Writes and publishes a checkpoint.
+/// Writes and publishes a checkpoint, in place of one of the same step that was saved before its evaluation was done.
 pub fn write(
     run: &RunDir,
     files: &ModelFiles,
     learner: &Learner,
     position: &Position,
 ) -> Result<Published, TrainError> {
-    let draft = Draft::begin(&run.checkpoint(position.step))?;
+    let draft = Draft::begin_replacing(&run.checkpoint(position.step))?;
     let dir = draft.path();
     let failed =
         |path: &Path, error: &std::io::Error| TrainError::Invalid(format!("write {}: {error}", path.display()));

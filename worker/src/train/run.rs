@@ -369,6 +369,8 @@ impl Runner<'_> {
         self.line
             .insert("timing_s/evaluate".into(), begin.elapsed().as_secs_f64());
         self.position.evaluated = Some(step);
+        // A run that was suspended in this evaluation has saved the step without its scores.
+        self.saved = self.saved.filter(|saved| *saved != step);
         self.position.history.extend(scores);
         if self
             .guard_score()
