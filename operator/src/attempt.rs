@@ -153,7 +153,7 @@ mod tests {
             code,
             disrupted: false,
             at: Some(Timestamp::UNIX_EPOCH),
-            progress: Some(Progress::default()),
+            progress: Some(Box::default()),
             reason: String::new(),
         }
     }
@@ -259,7 +259,7 @@ mod tests {
             code in proptest::option::of(prop_oneof![Just(0), Just(1), Just(78), Just(137), Just(143)]),
             disrupted: bool, terminating: bool, told: bool, second in 0_i64..200,
         ) {
-            let exit = Exit { disrupted, progress: told.then(Progress::default), ..ended(code) };
+            let exit = Exit { disrupted, progress: told.then(Box::<Progress>::default), ..ended(code) };
             let pod = PodView { terminating, ..pod(PodStage::Exited(exit)) };
             let attempts = Attempts { current, restarts, max_restarts };
             match judge(attempts, Some(&pod), later(second)) {

@@ -120,8 +120,9 @@ fn shortened(name: &str, longest: usize) -> String {
         return name.to_owned();
     }
     let hash = hex::encode(Sha256::digest(name.as_bytes()));
-    let cut = name.floor_char_boundary(longest - 9);
-    format!("{}-{}", name[..cut].trim_end_matches(['.', '-']), &hash[..8])
+    // Names of objects are ASCII, so bytes are characters.
+    let cut = name.get(..longest - 9).unwrap_or_default();
+    format!("{}-{}", cut.trim_end_matches(['.', '-']), &hash[..8])
 }
 
 #[cfg(test)]

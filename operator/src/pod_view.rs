@@ -74,7 +74,7 @@ pub struct Exit {
     /// When it ended, if known.
     pub at: Option<Timestamp>,
     /// The worker's last word, if it left one.
-    pub progress: Option<Progress>,
+    pub progress: Option<Box<Progress>>,
     /// What the kubelet says about it.
     pub reason: String,
 }
@@ -218,7 +218,7 @@ fn exit(terminated: Option<&ContainerStateTerminated>, status: &PodStatus) -> Ex
     let text = terminated
         .and_then(|state| state.message.as_deref())
         .unwrap_or_default();
-    let progress = serde_json::from_str::<Progress>(text).ok();
+    let progress = serde_json::from_str::<Box<Progress>>(text).ok();
     let pod_reason = status.reason.as_deref().unwrap_or_default();
     let target = |type_: &str| {
         let mut conditions = status.conditions.iter().flatten();

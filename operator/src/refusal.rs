@@ -13,10 +13,10 @@ pub struct Refusal {
 
 impl Refusal {
     /// The spec asks for something that cannot be.
-    pub fn invalid(message: impl ToString) -> Self {
+    pub fn invalid(message: impl Into<String>) -> Self {
         Self {
             reason: reason::INVALID_SPEC,
-            message: message.to_string(),
+            message: message.into(),
         }
     }
 

@@ -107,10 +107,12 @@ fn spawn_watches(tasks: &mut JoinSet<()>, context: &Context, writers: Writers, t
         .clone()
         .labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), ours, pods, move |change| tell.pod(&change)));
+    tasks.spawn(watch(api(context), ours, pods, move |change| {
+        tell.pod(&change);
+    }));
     let tell = triggers.clone();
     tasks.spawn(watch(api(context), config.clone(), datasets, move |change| {
-        tell.dataset(&change)
+        tell.dataset(&change);
     }));
     let tell = triggers.clone();
     tasks.spawn(watch(api(context), config.clone(), training_jobs, move |change| {

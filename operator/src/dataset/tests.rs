@@ -38,11 +38,11 @@ fn ended(mut observed: Observed, code: i32, report: Option<ConversionReport>, me
         code: Some(code),
         disrupted: false,
         at: Some(Timestamp::UNIX_EPOCH),
-        progress: Some(Progress {
+        progress: Some(Box::new(Progress {
             message: message.into(),
             conversion: report,
             ..Progress::default()
-        }),
+        })),
         reason: String::new(),
     };
     let pod: k8s_openapi::api::core::v1::Pod =

@@ -8,7 +8,7 @@ use crate::{refusal::Refusal, volumes, worker_pod};
 /// The role of the conversion pod, or why there is none.
 pub fn validate(observed: &Observed) -> Result<RoleConfig, Refusal> {
     let spec = &observed.dataset.spec;
-    worker_pod::check(&spec.prepare).map_err(Refusal::invalid)?;
+    worker_pod::check(&spec.prepare).map_err(|error| Refusal::invalid(error.to_string()))?;
     let owner = &observed.owner;
     let generation = observed.dataset.metadata.generation.unwrap_or(1);
     let role = Role::Prepare(Prepare {
@@ -19,7 +19,7 @@ pub fn validate(observed: &Observed) -> Result<RoleConfig, Refusal> {
         ),
         conversion: spec.conversion.clone(),
     });
-    volumes::claims(&role).map_err(Refusal::invalid)?;
+    volumes::claims(&role).map_err(|error| Refusal::invalid(error.to_string()))?;
     Ok(RoleConfig {
         schema_version: SCHEMA_VERSION,
         owner: owner.role_owner(),

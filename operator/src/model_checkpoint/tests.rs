@@ -35,10 +35,10 @@ fn ended(code: i32) -> PodView {
             code: Some(code),
             disrupted: false,
             at: Some(Timestamp::UNIX_EPOCH),
-            progress: Some(Progress {
+            progress: Some(Box::new(Progress {
                 message: "model.safetensors differs".into(),
                 ..Progress::default()
-            }),
+            })),
             reason: String::new(),
         }),
         ..PodView::of(&pod, Timestamp::UNIX_EPOCH)

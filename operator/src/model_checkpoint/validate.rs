@@ -8,7 +8,7 @@ use crate::{refusal::Refusal, volumes, worker_pod};
 /// The role of the verification pod, or why there is none.
 pub fn validate(observed: &Observed) -> Result<RoleConfig, Refusal> {
     let spec = &observed.checkpoint.spec;
-    worker_pod::check(&spec.verify).map_err(Refusal::invalid)?;
+    worker_pod::check(&spec.verify).map_err(|error| Refusal::invalid(error.to_string()))?;
     let role = Role::Verify(Verify {
         model: ModelSource {
             uri: spec.uri.clone(),
@@ -16,7 +16,7 @@ pub fn validate(observed: &Observed) -> Result<RoleConfig, Refusal> {
             random_seed: None,
         },
     });
-    volumes::claims(&role).map_err(Refusal::invalid)?;
+    volumes::claims(&role).map_err(|error| Refusal::invalid(error.to_string()))?;
     Ok(RoleConfig {
         schema_version: SCHEMA_VERSION,
         owner: observed.owner.role_owner(),

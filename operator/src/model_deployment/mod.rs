@@ -32,7 +32,7 @@ pub async fn reconcile(object: Arc<ModelDeployment>, context: Arc<Context>) -> R
     let rollout = decide(&observed, plan.as_ref().ok());
     let objects = build(&observed, &rollout, plan.as_ref().ok(), &context.config.worker_image)?;
     // Writes (client required).
-    let applied = apply(&context, &observed, objects).await?;
+    let applied = Box::pin(apply(&context, &observed, objects)).await?;
     // A last read: what the ready pods loaded, asked once per revision.
     let digest = gather::digest(&context, &observed, plan.as_ref().ok()).await?;
     let news = report::News {

@@ -9,7 +9,7 @@ use flotilla_api::{
 use super::{apply::Applied, build::selector, gather::Observed, rollout::Rollout, validate::Plan};
 use crate::{
     conditions::Conditions,
-    pod_view::{PodStage, PodView},
+    pod_view::{Exit, PodStage, PodView},
     refusal::Refusal,
     report::Note,
 };
@@ -126,14 +126,14 @@ fn judge(status: &mut ModelDeploymentStatus, observed: &Observed, news: &News<'_
 fn trouble(status: &ModelDeploymentStatus, observed: &Observed) -> Option<String> {
     let mut failing = observed.pods.iter().filter(|pod| {
         let crashed = pod.crash.as_ref();
-        let hopeless = crashed.is_some_and(|exit| exit.is_permanent());
+        let hopeless = crashed.is_some_and(Exit::is_permanent);
         is_current(status, pod)
             && pod.is_live()
             && !pod.ready
             && (hopeless || crashed.is_some() && pod.container_restarts >= PATIENCE)
     });
     let pod = failing.next()?;
-    let message = pod.crash.as_ref().map(|exit| exit.message()).unwrap_or_default();
+    let message = pod.crash.as_ref().map(Exit::message).unwrap_or_default();
     Some(format!("pod {}: {message}", pod.name))
 }
 

@@ -2,7 +2,7 @@
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use crate::pod_view::{PodStage, PodView};
+use crate::pod_view::{Exit, PodStage, PodView};
 
 /// Pods beyond `replicas` while they are replaced.
 const SURGE: usize = 1;
@@ -77,7 +77,7 @@ fn clear_away(step: &mut Rollout, wanted: &Wanted<'_>, pods: &[PodView]) {
             continue;
         }
         // Weights that do not match their digest will not match in another pod either.
-        let hopeless = pod.crash.as_ref().is_some_and(|exit| exit.is_permanent());
+        let hopeless = pod.crash.as_ref().is_some_and(Exit::is_permanent);
         if pod.ready || hopeless || pod.revision != wanted.revision {
             continue;
         }
@@ -129,7 +129,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pod_view::Exit;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).expect("in range")

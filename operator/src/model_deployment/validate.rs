@@ -20,7 +20,7 @@ pub struct Plan {
 /// The plan, or why there is none.
 pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
     let spec = &observed.deployment.spec;
-    worker_pod::check(&spec.serve).map_err(Refusal::invalid)?;
+    worker_pod::check(&spec.serve).map_err(|error| Refusal::invalid(error.to_string()))?;
     let (model, checkpoint) = match &observed.model {
         Resolution::Resolved { source, name } => (source.clone(), name.clone()),
         Resolution::Waiting(text) => return Err(Refusal::waiting(text.clone())),
@@ -36,7 +36,7 @@ pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
         max_model_len: positive(spec.max_model_len, "maxModelLen")?,
         max_queue: positive(spec.max_queue, "maxQueue")?,
     });
-    volumes::claims(&role).map_err(Refusal::invalid)?;
+    volumes::claims(&role).map_err(|error| Refusal::invalid(error.to_string()))?;
     let config = RoleConfig {
         schema_version: SCHEMA_VERSION,
         owner: observed.owner.role_owner(),

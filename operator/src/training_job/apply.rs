@@ -47,7 +47,7 @@ pub async fn apply(context: &Context, observed: &Observed, objects: Objects) -> 
         delete::<Pod>(client, &owner.namespace, &name, &uid, Some(grace)).await?;
     }
     if let Some(learner) = learner {
-        learner.apply(client, owner).await?;
+        Box::pin(learner.apply(client, owner)).await?;
     }
     if expire {
         tracing::info!(job = owner.name, "past its time to live");

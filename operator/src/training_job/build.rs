@@ -13,7 +13,7 @@ use crate::{apply::RunObjects, error::Result, pod_view::PodView, run_pod::Run};
 #[derive(Debug, Default)]
 pub struct Objects {
     /// A new learner.
-    pub learner: Option<RunObjects>,
+    pub learner: Option<Box<RunObjects>>,
     /// Checkpoints to register.
     pub register: Vec<ModelCheckpoint>,
     /// Names and UIDs of ModelCheckpoints to delete.
@@ -30,7 +30,7 @@ pub struct Objects {
 pub fn build(observed: &Observed, decision: &Decision, plan: Option<&RoleConfig>, image: &str) -> Result<Objects> {
     let Registry { register, forget, last } = checkpoints::plan(observed);
     let learner = match (decision, plan) {
-        (Decision::Start { attempt, .. }, Some(config)) => Some(learner(observed, config, *attempt, image)?),
+        (Decision::Start { attempt, .. }, Some(config)) => Some(Box::new(learner(observed, config, *attempt, image)?)),
         _ => None,
     };
     Ok(Objects {

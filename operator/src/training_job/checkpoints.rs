@@ -78,7 +78,8 @@ fn forgotten(observed: &Observed, progress: &Progress) -> Vec<(String, String)> 
         let step = step_of(checkpoint);
         match kept(step) {
             Some(record) => record.digest != checkpoint.spec.digest,
-            None => complete && newest.is_some_and(|newest| step < newest),
+            // A guard that tripped removes what came after the result, but only at the end.
+            None => complete && newest.is_some_and(|newest| step < newest || progress.stage == Stage::Completed),
         }
     };
     own(observed)

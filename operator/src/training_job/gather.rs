@@ -73,7 +73,7 @@ impl Observed {
     /// The newest words of the learner: its last one, or what it says now.
     pub fn news(&self) -> Option<&Progress> {
         let exit = self.pod.as_ref().and_then(PodView::exit);
-        exit.and_then(|exit| exit.progress.as_ref()).or(self.live.as_ref())
+        exit.and_then(|exit| exit.progress.as_deref()).or(self.live.as_ref())
     }
 }
 

@@ -26,7 +26,7 @@ use self::{
     gather::{Observed, gather},
     validate::validate,
 };
-use crate::{context::Context, error::Result, report::report as write, requeue};
+use crate::{context::Context, error::Result, pod_view::PodView, report::report as write, requeue};
 
 /// One pass over one TrainingJob.
 pub async fn reconcile(object: Arc<TrainingJob>, context: Arc<Context>) -> Result<Action> {
@@ -50,9 +50,7 @@ pub async fn reconcile(object: Arc<TrainingJob>, context: Arc<Context>) -> Resul
 
 fn next_look(context: &Context, observed: &Observed, decision: &Decision) -> Action {
     let usual = match decision {
-        Decision::Watch if observed.pod.as_ref().is_some_and(|pod| pod.is_running()) => {
-            context.config.progress_interval
-        }
+        Decision::Watch if observed.pod.as_ref().is_some_and(PodView::is_running) => context.config.progress_interval,
         Decision::BackOff { until, .. } => requeue::until(*until, observed.now),
         Decision::Rest { expires: Some(at) } => requeue::until(*at, observed.now),
         Decision::Complete(_) | Decision::Fail { .. } => match ttl::expires_after(&observed.job) {

@@ -96,7 +96,7 @@ fn exit(code: i32, progress: Progress) -> Exit {
         code: Some(code),
         disrupted: false,
         at: Some(at(0)),
-        progress: Some(progress),
+        progress: Some(Box::new(progress)),
         reason: String::new(),
     }
 }
@@ -435,6 +435,12 @@ fn checkpoints_that_the_learner_removed_are_forgotten_unless_they_are_served() {
     };
     // 10 is served, 50 is newer than the list, 5 belongs to a deleted namesake.
     assert_eq!(forgotten(&observed), ["critic-step-20"]);
+    // A guard that tripped removed what came after the result.
+    observed.live = Some(Progress {
+        stage: Stage::Completed,
+        ..at_step(40, &[30, 40])
+    });
+    assert_eq!(forgotten(&observed), ["critic-step-20", "critic-step-50"]);
     // A worker that only starts has not looked yet.
     observed.live = Some(Progress {
         stage: Stage::Loading,
@@ -503,7 +509,7 @@ proptest! {
             observed.job.spec.suspend = suspend;
             // Before the first attempt there is no pod to be seen.
             observed.pod = pod.filter(|_| observed.status.attempt > 0);
-            observed.now = observed.now + SignedDuration::from_secs(100);
+            observed.now += SignedDuration::from_secs(100);
             let before = observed.status.clone();
             let finished = observed.is_finished();
             let (after, notes) = step(&observed);

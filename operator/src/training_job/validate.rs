@@ -15,7 +15,7 @@ use crate::{model::Resolution, refusal::Refusal, volumes, worker_pod};
 /// The role of the learner, or why there is none yet.
 pub fn validate(observed: &Observed) -> Result<RoleConfig, Refusal> {
     let spec = &observed.job.spec;
-    worker_pod::check(&spec.roles.learner.pod).map_err(Refusal::invalid)?;
+    worker_pod::check(&spec.roles.learner.pod).map_err(|error| Refusal::invalid(error.to_string()))?;
     let Resolution::Resolved { source: model, .. } = &observed.model else {
         return Err(Refusal::waiting(waits_for_model(observed)));
     };
@@ -53,7 +53,7 @@ pub fn validate(observed: &Observed) -> Result<RoleConfig, Refusal> {
         keep_last: spec.checkpoint.keep_last,
         threads: spec.roles.learner.threads,
     }));
-    volumes::claims(&role).map_err(Refusal::invalid)?;
+    volumes::claims(&role).map_err(|error| Refusal::invalid(error.to_string()))?;
     Ok(RoleConfig {
         schema_version: SCHEMA_VERSION,
         owner: owner.role_owner(),
