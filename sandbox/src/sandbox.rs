@@ -11,12 +11,12 @@ use std::{
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use rand::RngCore;
 use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     fault::FaultPlan,
     kubeconfig,
-    server::{ApiServer, ServerSettings, connection, log::PodLogs},
+    server::{ApiServer, ServerSettings, connection, kind::event, log::PodLogs},
     store::{Store, StoreError, persist::PersistError},
     tls::{Identity, TlsError},
 };
@@ -87,7 +87,8 @@ pub struct Sandbox {
     address: SocketAddr,
     directory: PathBuf,
     kubeconfig: Kubeconfig,
-    shutdown: CancellationToken,
+    // A sandbox that is dropped stops, too.
+    shutdown: DropGuard,
     task: JoinHandle<()>,
     // Held for its lock, which ends with it.
     _lock: fs::File,
@@ -125,7 +126,8 @@ impl Sandbox {
         // Last: whoever finds the file finds a server.
         kubeconfig::write_private(&kubeconfig_path, &text).map_err(file("write", &kubeconfig_path))?;
         tracing::info!(%address, kubeconfig = %kubeconfig_path.display(), "the API server listens");
-        Ok(Self { server, address, directory, kubeconfig, shutdown, task, _lock: lock })
+        tokio::spawn(event::expire(server.clone()));
+        Ok(Self { server, address, directory, kubeconfig, shutdown: shutdown.drop_guard(), task, _lock: lock })
     }
 
     /// Where the server listens.
@@ -179,7 +181,7 @@ impl Sandbox {
 
     /// Ends watches and logs, finishes requests in flight, and writes the state compactly.
     pub async fn shutdown(self) -> Result<(), SandboxError> {
-        self.shutdown.cancel();
+        self.shutdown.disarm().cancel();
         if let Err(error) = self.task.await {
             tracing::warn!(%error, "the API server's task ended badly");
         }

@@ -1,8 +1,13 @@
 //! A request's path and query, typed.
 
-use crate::server::{
-    selector::{FieldSelector, LabelSelector},
-    status::ApiError,
+use serde_json::{Value, json};
+
+use crate::{
+    schema::Cause,
+    server::{
+        selector::{FieldSelector, LabelSelector},
+        status::ApiError,
+    },
 };
 
 /// What a path below `/api` or `/apis` names.
@@ -136,20 +141,20 @@ pub struct Query {
 }
 
 impl Query {
-    /// Reads the part of the URL after `?`.
-    pub fn parse(query: &str) -> Result<Self, ApiError> {
+    /// Reads the part of the URL after `?`. `options` is the kind that errors name: `ListOptions`, `CreateOptions`, …
+    pub fn parse(query: &str, options: &str) -> Result<Self, ApiError> {
         let mut parsed = Self::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (key, value) = (percent_decode(key), percent_decode(&value.replace('+', " ")));
-            parsed.set(&key, &value)?;
+            parsed.set(&key, &value, options)?;
             parsed.pairs.push((key, value));
         }
-        parsed.check()?;
+        parsed.check(options)?;
         Ok(parsed)
     }
 
-    fn set(&mut self, key: &str, value: &str) -> Result<(), ApiError> {
+    fn set(&mut self, key: &str, value: &str, options: &str) -> Result<(), ApiError> {
         let bad = || ApiError::bad_request(format!("invalid value {value:?} of query parameter {key}"));
         let number = || value.parse::<u64>().map_err(|_| bad());
         match key {
@@ -171,7 +176,7 @@ impl Query {
             }
             "limit" => self.limit = usize::try_from(number()?).map_err(|_| bad())?,
             "continue" => self.continuation = Some(value.to_owned()).filter(|value| !value.is_empty()),
-            "dryRun" => self.dry_run = read_dry_run(value)?,
+            "dryRun" => self.dry_run = read_dry_run(value, options)?,
             "fieldManager" => self.field_manager = Some(value.to_owned()).filter(|value| !value.is_empty()),
             "force" => self.force = is_true(value),
             "fieldValidation" => {
@@ -179,7 +184,7 @@ impl Query {
                     "" | "Warn" => FieldValidation::Warn,
                     "Ignore" => FieldValidation::Ignore,
                     "Strict" => FieldValidation::Strict,
-                    _ => return Err(bad()),
+                    _ => return Err(unsupported(options, key, value, &["Ignore", "Warn", "Strict"])),
                 };
             }
             "propagationPolicy" => self.propagation_policy = Some(value.to_owned()),
@@ -190,22 +195,32 @@ impl Query {
         Ok(())
     }
 
-    fn check(&self) -> Result<(), ApiError> {
+    fn check(&self, options: &str) -> Result<(), ApiError> {
+        let refuse = |cause: Cause| Err(ApiError::invalid("meta.k8s.io", options, "", vec![cause]));
         if self.field_manager.as_ref().is_some_and(|manager| manager.len() > 128) {
-            return Err(ApiError::bad_request("fieldManager may have at most 128 bytes"));
+            return refuse(Cause::too_long("fieldManager", 128));
         }
         if self.send_initial_events.is_some() && self.version_match != Some(VersionMatch::NotOlderThan) {
-            return Err(ApiError::bad_request(
-                "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            return refuse(Cause::forbidden(
+                "resourceVersionMatch",
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
             ));
         }
-        if !self.watch && self.continuation.is_none() && self.version_match.is_some() && self.resource_version.is_none() {
-            return Err(ApiError::bad_request(
-                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
+        let first_page = !self.watch && self.continuation.is_none();
+        if first_page && self.version_match.is_some() && self.resource_version.is_none() {
+            return refuse(Cause::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
             ));
         }
         Ok(())
     }
+}
+
+fn unsupported(options: &str, key: &str, value: &str, known: &[&str]) -> ApiError {
+    let known: Vec<Value> = known.iter().map(|known| json!(known)).collect();
+    let cause = Cause::not_supported(key, &json!(value), &known);
+    ApiError::invalid("meta.k8s.io", options, "", vec![cause])
 }
 
 fn is_true(value: &str) -> bool {
@@ -213,13 +228,11 @@ fn is_true(value: &str) -> bool {
 }
 
 /// `All` is the only dry run that exists.
-pub fn read_dry_run(value: &str) -> Result<bool, ApiError> {
+pub fn read_dry_run(value: &str, options: &str) -> Result<bool, ApiError> {
     match value {
         "" => Ok(false),
         "All" => Ok(true),
-        other => Err(ApiError::bad_request(format!(
-            "dryRun: Unsupported value: {other:?}: supported values: \"All\""
-        ))),
+        other => Err(unsupported(options, "dryRun", other, &["All"])),
     }
 }
 
@@ -258,7 +271,7 @@ mod tests {
 
     #[test]
     fn an_escaped_selector_is_read() {
-        let query = Query::parse("labelSelector=a%3Db%2Cc&limit=5&watch=1").unwrap();
+        let query = Query::parse("labelSelector=a%3Db%2Cc&limit=5&watch=1", "ListOptions").unwrap();
         assert!(query.watch);
         assert_eq!(query.limit, 5);
         assert!(!query.labels.is_empty());

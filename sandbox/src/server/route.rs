@@ -140,7 +140,14 @@ async fn resource(
     if path.namespace.is_some() && !resource.namespaced {
         return Ok(reply::text(404, "404 page not found\n"));
     }
-    let query = Query::parse(parts.uri.query().unwrap_or_default())?;
+    let options = match parts.method.as_str() {
+        "POST" => "CreateOptions",
+        "PUT" => "UpdateOptions",
+        "PATCH" => "PatchOptions",
+        "DELETE" => "DeleteOptions",
+        _ => "ListOptions",
+    };
+    let query = Query::parse(parts.uri.query().unwrap_or_default(), options)?;
     let raw_form = negotiate::form(text_of(&parts.headers, header::ACCEPT));
     let manager = manager_name(query.field_manager.as_deref(), text_of(&parts.headers, header::USER_AGENT));
     let logs = path.subresource.as_deref() == Some("log");

@@ -7,9 +7,10 @@ use crate::{
     server::{
         ApiServer,
         call::Call,
+        status::ApiError,
         write::{metadata, store::key_of},
     },
-    store::object::{self, ResourceKey},
+    store::object::{self, ObjectKey, ResourceKey},
 };
 
 /// API group of definitions.
@@ -108,6 +109,22 @@ pub fn check(new: &Value, old: Option<&Value>) -> Vec<Cause> {
         }
     }
     causes
+}
+
+/// No new object of a definition that is being deleted.
+pub fn check_is_open(call: &Call) -> Result<(), ApiError> {
+    if !call.resource.custom {
+        return Ok(());
+    }
+    let definition = call.server.store.get(&table(), &ObjectKey::new("", call.resource.key().to_string()));
+    match definition {
+        Some(definition) if definition["metadata"]["deletionTimestamp"].is_string() => {
+            let mut error = ApiError::method_not_allowed(&call.resource.key());
+            "create not allowed while custom resource definition is terminating".clone_into(&mut error.message);
+            Err(error)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Deletes the objects of definitions that are being deleted, and then the definitions. Objects with finalizers keep

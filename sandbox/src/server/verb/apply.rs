@@ -88,7 +88,7 @@ fn merged(call: &Call, live: Option<&Value>, config: &Value) -> Result<Value, Ap
             ApplyError::Ambiguous(_) | ApplyError::HasManagedFields => ApiError::bad_request(error.to_string()),
         }
     })?;
-    patch::settle(call, &mut merged)?;
+    patch::settle(call, &mut merged, &[])?;
     Ok(merged)
 }
 

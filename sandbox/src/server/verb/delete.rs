@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::update::ATTEMPTS;
 use crate::{
+    schema::Cause,
     server::{
         call::Call,
         kind::definition,
@@ -89,13 +90,15 @@ fn read_options(call: &mut Call, body: &[u8]) -> Result<Options, ApiError> {
         options.propagation_policy = Some(if orphan { "Orphan" } else { "Background" }.into());
     }
     for value in &options.dry_run {
-        call.query.dry_run |= request::read_dry_run(value)?;
+        call.query.dry_run |= request::read_dry_run(value, "DeleteOptions")?;
     }
     match options.propagation_policy.as_deref() {
         None | Some("Orphan" | "Background" | "Foreground") => Ok(options),
-        Some(other) => Err(ApiError::bad_request(format!(
-            "propagationPolicy: Unsupported value: {other:?}: supported values: \"Foreground\", \"Background\", \"Orphan\", \"nil\""
-        ))),
+        Some(other) => {
+            let known = ["Foreground", "Background", "Orphan", "nil"].map(|policy| json!(policy));
+            let cause = Cause::not_supported("propagationPolicy", &json!(other), &known);
+            Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", vec![cause]))
+        }
     }
 }
 
@@ -137,7 +140,9 @@ fn check_preconditions(call: &Call, options: &Options, stored: &Value) -> Result
 fn mark(call: &Call, options: &Options, stored: &Object) -> Result<(Object, bool), ApiError> {
     let mut new = stored.as_ref().clone();
     let finalizers = finalizers(&new, options.propagation_policy.as_deref());
-    let waits = !finalizers.is_empty() || !new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+    let holds_content = call.resource.is_core("namespaces")
+        && !new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+    let waits = !finalizers.is_empty() || holds_content;
     let had = new["metadata"]["finalizers"].as_array().map(Vec::as_slice).unwrap_or_default();
     if finalizers != had {
         new["metadata"]["finalizers"] = Value::Array(finalizers);

@@ -40,7 +40,7 @@ pub fn patch(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
     let patch: Value = serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
     for attempt in 1.. {
-        match once(call, &format, &patch) {
+        match once(call, &format, &patch, body) {
             // Without a version in the patch a rival's write is no reason to fail.
             Err((error, false)) if error.reason == "Conflict" && attempt < ATTEMPTS => {}
             Err((error, _)) => return Err(error),
@@ -51,7 +51,7 @@ pub fn patch(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
 }
 
 /// One attempt; an error says whether it stands whatever others write.
-fn once(call: &Call, format: &Format, patch: &Value) -> Result<Reply, (ApiError, bool)> {
+fn once(call: &Call, format: &Format, patch: &Value, text: &[u8]) -> Result<Reply, (ApiError, bool)> {
     let fixed = |error: ApiError| (error, true);
     let stored = call.stored().map_err(fixed)?;
     let old = view::convert(&call.resource, &stored);
@@ -62,7 +62,7 @@ fn once(call: &Call, format: &Format, patch: &Value) -> Result<Reply, (ApiError,
         Format::Strategic => patch::strategic::apply(&mut new, patch, definition_name(call)),
     };
     applied.map_err(|error| fixed(refusal(&error)))?;
-    settle(call, &mut new).map_err(fixed)?;
+    settle(call, &mut new, text).map_err(fixed)?;
     let given = version(&new).map_err(fixed)?;
     if given.is_some_and(|given| given != object::revision(&stored)) {
         return Err(fixed(ApiError::modified(&call.resource.key(), call.name())));
@@ -72,8 +72,8 @@ fn once(call: &Call, format: &Format, patch: &Value) -> Result<Reply, (ApiError,
     Ok(super::answer(call, 200, &written))
 }
 
-/// The patched object is of the kind and has no unknown fields.
-pub fn settle(call: &Call, new: &mut Value) -> Result<(), ApiError> {
+/// The patched object is of the kind and has no unknown fields; `text` is the patch, which a refusal quotes.
+pub fn settle(call: &Call, new: &mut Value, text: &[u8]) -> Result<(), ApiError> {
     fields::check_kind(call, new)?;
     if !call.resource.custom {
         kind::drop_nulls(new);
@@ -82,7 +82,7 @@ pub fn settle(call: &Call, new: &mut Value) -> Result<(), ApiError> {
     if call.query.field_validation == crate::server::request::FieldValidation::Strict && !unknown.is_empty() {
         let resource = &call.resource;
         let detail = format!("strict decoding error: {}", unknown.join(", "));
-        let cause = Cause::invalid_unshown("patch", &detail);
+        let cause = Cause::invalid("patch", &String::from_utf8_lossy(text).into(), &detail);
         return Err(ApiError::invalid(&resource.group, &resource.kind, call.name(), vec![cause]));
     }
     fields::report(call, &unknown)?;

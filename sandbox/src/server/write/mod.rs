@@ -26,6 +26,7 @@ pub enum Ownership {
 pub fn create(call: &Call, mut object: Value, ownership: Ownership) -> Result<Object, ApiError> {
     let resource = &call.resource;
     identity::check_namespace_is_open(call)?;
+    kind::definition::check_is_open(call)?;
     metadata::begin(resource, &mut object);
     if resource.custom && resource.has_status() {
         subresource::keep_status(&mut object, None);
