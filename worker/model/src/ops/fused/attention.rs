@@ -64,7 +64,7 @@ fn columns_dot(query: &[f32], columns: &[f32], stride: usize, count: usize, scal
         for (d, q) in query.iter().enumerate() {
             let column = &columns[d * stride + start..d * stride + start + LANES];
             for lane in 0..LANES {
-                sums[lane] += q * column[lane];
+                sums[lane] = q.mul_add(column[lane], sums[lane]);
             }
         }
         for (out, sum) in out[start..start + LANES].iter_mut().zip(sums) {
@@ -212,7 +212,7 @@ fn mix(weights: &[f32], vectors: &[f32], width: usize, out: &mut [f32]) {
             for (j, weight) in weights.iter().enumerate() {
                 let vector = &vectors[j * width + start..j * width + end];
                 for lane in 0..LANES {
-                    sums[lane] += weight * vector[lane];
+                    sums[lane] = weight.mul_add(vector[lane], sums[lane]);
                 }
             }
             out[start..end].copy_from_slice(&sums);
@@ -239,7 +239,10 @@ impl CustomOp1 for Attention {
         let qkv = operand(storage, layout)?;
         let rows = layout.shape().dims2()?.0;
         let mut output = vec![0f32; rows * self.heads.q_size()];
-        vectorize(|| self.forward(qkv, &mut output));
+        vectorize(
+            #[inline(always)]
+            || self.forward(qkv, &mut output),
+        );
         Ok((CpuStorage::F32(output), Shape::from((rows, self.heads.q_size()))))
     }
 
@@ -248,7 +251,10 @@ impl CustomOp1 for Attention {
         let ((qs, ql), (gs, gl)) = (qkv.storage_and_layout(), grad.storage_and_layout());
         let (qv, gv) = (values(&qs, ql)?, values(&gs, gl)?);
         let mut d_qkv = vec![0f32; qv.len()];
-        vectorize(|| self.backward(qv, gv, &mut d_qkv));
+        vectorize(
+            #[inline(always)]
+            || self.backward(qv, gv, &mut d_qkv),
+        );
         Ok(Some(tensor_like(d_qkv, qkv)?))
     }
 }

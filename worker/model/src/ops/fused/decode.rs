@@ -52,24 +52,29 @@ impl CustomOp3 for DecodeAttention<'_> {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let mut output = vec![0f32; rows * self.heads.q_size()];
         let mut weights = vec![0f32; self.lengths.iter().copied().max().unwrap_or(0)];
-        vectorize(|| {
-            for (row, length) in self.lengths.iter().copied().enumerate() {
-                for head in 0..heads {
-                    let query = &qkv[row * width + head * head_dim..][..head_dim];
-                    let base = row * capacity * size + head / (heads / kv_heads) * head_dim;
-                    for (j, weight) in weights[..length].iter_mut().enumerate() {
-                        *weight = dot(query, &keys[base + j * size..][..head_dim]) * scale;
-                    }
-                    let largest = max(&weights[..length]);
-                    weights[..length].iter_mut().for_each(|w| *w = exp(*w - largest));
-                    let inverse = 1.0 / sum(&weights[..length]);
-                    let out = &mut output[(row * heads + head) * head_dim..][..head_dim];
-                    for (j, weight) in weights[..length].iter().enumerate() {
-                        add_scaled(out, weight * inverse, &values[base + j * size..][..head_dim]);
+        vectorize(
+            #[inline(always)]
+            || {
+                for (row, length) in self.lengths.iter().copied().enumerate() {
+                    for head in 0..heads {
+                        let query = &qkv[row * width + head * head_dim..][..head_dim];
+                        let base = row * capacity * size + head / (heads / kv_heads) * head_dim;
+                        for (j, weight) in weights[..length].iter_mut().enumerate() {
+                            *weight = dot(query, &keys[base + j * size..][..head_dim]) * scale;
+                        }
+                        let largest = max(&weights[..length]);
+                        for weight in &mut weights[..length] {
+                            *weight = exp(*weight - largest);
+                        }
+                        let inverse = 1.0 / sum(&weights[..length]);
+                        let out = &mut output[(row * heads + head) * head_dim..][..head_dim];
+                        for (j, weight) in weights[..length].iter().enumerate() {
+                            add_scaled(out, weight * inverse, &values[base + j * size..][..head_dim]);
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         Ok((CpuStorage::F32(output), Shape::from((rows, self.heads.q_size()))))
     }
 }

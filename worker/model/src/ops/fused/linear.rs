@@ -43,7 +43,14 @@ fn column_sums(grad: &Tensor, like: &Tensor) -> Result<Tensor> {
     let grad = values(&storage, layout)?;
     let width = like.elem_count();
     let mut sums = vec![0f32; width];
-    vectorize(|| grad.chunks_exact(width).for_each(|row| add_scaled(&mut sums, 1.0, row)));
+    vectorize(
+        #[inline(always)]
+        || {
+            for row in grad.chunks_exact(width) {
+                add_scaled(&mut sums, 1.0, row);
+            }
+        },
+    );
     Tensor::from_vec(sums, width, like.device())
 }
 
@@ -78,11 +85,14 @@ impl CustomOp3 for Linear {
         let (mut storage, shape) = product(s1, l1, s2, l2)?;
         let bias = operand(s3, l3)?;
         if let CpuStorage::F32(values) = &mut storage {
-            vectorize(|| {
-                values
-                    .chunks_exact_mut(bias.len())
-                    .for_each(|row| add_scaled(row, 1.0, bias))
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    values
+                        .chunks_exact_mut(bias.len())
+                        .for_each(|row| add_scaled(row, 1.0, bias))
+                },
+            );
         }
         Ok((storage, shape))
     }

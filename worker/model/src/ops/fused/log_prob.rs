@@ -41,13 +41,16 @@ impl CustomOp1 for LogProbs {
         let logits = operand(storage, layout)?;
         let (rows, vocab) = layout.shape().dims2()?;
         let mut output = vec![0f32; rows];
-        vectorize(|| {
-            let mut scratch = vec![0f32; vocab];
-            for ((out, row), target) in output.iter_mut().zip(logits.chunks_exact(vocab)).zip(&self.targets) {
-                let (largest, total) = self.exponentials(row, &mut scratch);
-                *out = (row[*target as usize] - largest) * self.inverse - total.ln();
-            }
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                let mut scratch = vec![0f32; vocab];
+                for ((out, row), target) in output.iter_mut().zip(logits.chunks_exact(vocab)).zip(&self.targets) {
+                    let (largest, total) = self.exponentials(row, &mut scratch);
+                    *out = (row[*target as usize] - largest) * self.inverse - total.ln();
+                }
+            },
+        );
         Ok((CpuStorage::F32(output), Shape::from(rows)))
     }
 
@@ -57,15 +60,20 @@ impl CustomOp1 for LogProbs {
         let (lv, gv) = (values(&ls, ll)?, values(&gs, gl)?);
         let vocab = logits.dim(1)?;
         let mut output = vec![0f32; lv.len()];
-        vectorize(|| {
-            let rows = output.chunks_exact_mut(vocab).zip(lv.chunks_exact(vocab));
-            for ((out, row), (target, g)) in rows.zip(self.targets.iter().zip(gv)) {
-                let (_, total) = self.exponentials(row, out);
-                let factor = -g * self.inverse / total;
-                out.iter_mut().for_each(|p| *p *= factor);
-                out[*target as usize] += g * self.inverse;
-            }
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                let rows = output.chunks_exact_mut(vocab).zip(lv.chunks_exact(vocab));
+                for ((out, row), (target, g)) in rows.zip(self.targets.iter().zip(gv)) {
+                    let (_, total) = self.exponentials(row, out);
+                    let factor = -g * self.inverse / total;
+                    for p in out.iter_mut() {
+                        *p *= factor;
+                    }
+                    out[*target as usize] += g * self.inverse;
+                }
+            },
+        );
         Ok(Some(tensor_like(output, logits)?))
     }
 }

@@ -34,7 +34,8 @@ pub(super) use log_prob::log_probs;
 pub(super) use norm::rms_norm;
 pub(super) use rotate::rotate;
 
-/// Runs `work` compiled for wide vector registers where the processor has them.
+/// Runs `work` compiled for wide vector registers where the processor has them. That compiles what is inlined into it:
+/// closures and functions given to it are `#[inline(always)]`.
 #[inline(always)]
 fn vectorize<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]

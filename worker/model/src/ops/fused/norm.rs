@@ -29,14 +29,17 @@ impl CustomOp2 for RmsNorm {
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (operand(s1, l1)?, operand(s2, l2)?);
         let mut output = vec![0f32; x.len()];
-        vectorize(|| {
-            for (row, out) in x.chunks_exact(weight.len()).zip(output.chunks_exact_mut(weight.len())) {
-                let inverse = self.inverse(row);
-                for ((out, x), w) in out.iter_mut().zip(row).zip(weight) {
-                    *out = x * inverse * w;
+        vectorize(
+            #[inline(always)]
+            || {
+                for (row, out) in x.chunks_exact(weight.len()).zip(output.chunks_exact_mut(weight.len())) {
+                    let inverse = self.inverse(row);
+                    for ((out, x), w) in out.iter_mut().zip(row).zip(weight) {
+                        *out = x * inverse * w;
+                    }
                 }
-            }
-        });
+            },
+        );
         Ok((CpuStorage::F32(output), l1.shape().clone()))
     }
 
@@ -51,24 +54,27 @@ impl CustomOp2 for RmsNorm {
         let width = wv.len();
         let mut dx = vec![0f32; xv.len()];
         let mut dw = vec![0f32; width];
-        vectorize(|| {
-            let mut scaled = vec![0f32; width];
-            for ((row, g), dx) in xv
-                .chunks_exact(width)
-                .zip(gv.chunks_exact(width))
-                .zip(dx.chunks_exact_mut(width))
-            {
-                let inverse = self.inverse(row);
-                for (((s, g), w), (dw, x)) in scaled.iter_mut().zip(g).zip(wv).zip(dw.iter_mut().zip(row)) {
-                    *s = g * w;
-                    *dw += g * x * inverse;
+        vectorize(
+            #[inline(always)]
+            || {
+                let mut scaled = vec![0f32; width];
+                for ((row, g), dx) in xv
+                    .chunks_exact(width)
+                    .zip(gv.chunks_exact(width))
+                    .zip(dx.chunks_exact_mut(width))
+                {
+                    let inverse = self.inverse(row);
+                    for (((s, g), w), (dw, x)) in scaled.iter_mut().zip(g).zip(wv).zip(dw.iter_mut().zip(row)) {
+                        *s = g * w;
+                        *dw += g * x * inverse;
+                    }
+                    let along = dot(&scaled, row) / width as f32 * inverse * inverse;
+                    for ((dx, s), x) in dx.iter_mut().zip(&scaled).zip(row) {
+                        *dx = inverse * (s - x * along);
+                    }
                 }
-                let along = dot(&scaled, row) / width as f32 * inverse * inverse;
-                for ((dx, s), x) in dx.iter_mut().zip(&scaled).zip(row) {
-                    *dx = inverse * (s - x * along);
-                }
-            }
-        });
+            },
+        );
         let dw = if weight.track_op() {
             Some(tensor_like(dw, weight)?)
         } else {

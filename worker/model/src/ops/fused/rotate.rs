@@ -35,18 +35,21 @@ impl Rotate {
         let width = (heads + 2 * kv_heads) * head_dim;
         let turned = (heads + kv_heads) * head_dim;
         let mut output = x.to_vec();
-        vectorize(|| {
-            let tables = cos.chunks_exact(half).zip(sin.chunks_exact(half));
-            for (row, (cos, sin)) in output.chunks_exact_mut(width).zip(tables) {
-                for head in row[..turned].chunks_exact_mut(head_dim) {
-                    let (first, second) = head.split_at_mut(half);
-                    for ((a, b), (c, s)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
-                        let s = s * direction;
-                        (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        vectorize(
+            #[inline(always)]
+            || {
+                let tables = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+                for (row, (cos, sin)) in output.chunks_exact_mut(width).zip(tables) {
+                    for head in row[..turned].chunks_exact_mut(head_dim) {
+                        let (first, second) = head.split_at_mut(half);
+                        for ((a, b), (c, s)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
+                            let s = s * direction;
+                            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         Ok(output)
     }
 }
