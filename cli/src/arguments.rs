@@ -10,9 +10,12 @@ use clap::{Args, Parser, Subcommand};
     name = "flotilla",
     version,
     after_help = "Examples:\n  \
-        flotilla demo                                   train a tiny critic on scanned digits and ask it something\n  \
-        flotilla run manifests/samples/critic-digits    the same manifests, without the question\n  \
-        flotilla sandbox up --dir .flotilla             a control plane for kubectl:\n  \
+        Train a tiny critic on scanned digits and ask it something:\n    \
+        flotilla demo\n  \
+        The same manifests, without the question:\n    \
+        flotilla run manifests/samples/critic-digits\n  \
+        A control plane for kubectl:\n    \
+        flotilla sandbox up --dir .flotilla\n    \
         kubectl --kubeconfig .flotilla/kubeconfig get tj -w"
 )]
 pub struct Arguments {

@@ -145,7 +145,7 @@ async fn ask(plane: &ControlPlane) -> anyhow::Result<()> {
     let folder = held_out(plane).await?;
     let rows = std::fs::read_to_string(folder.join("rows.jsonl")).context("rows of the held-out set")?;
     let row: Row = serde_json::from_str(rows.lines().next().context("the held-out set is empty")?)?;
-    let image = std::fs::read(folder.join(row.images.first().context("the row has no image")?))?;
+    let image = std::fs::read(folder.join("images").join(row.images.first().context("the row has no image")?))?;
     let url = deployment_url(client).await?;
     let body = serde_json::json!({
         "images": [format!("data:image/png;base64,{}", STANDARD.encode(&image))],

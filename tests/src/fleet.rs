@@ -58,7 +58,7 @@ impl Fleet {
     async fn start_api_server(&mut self) -> anyhow::Result<()> {
         let dir = self.dir().display().to_string();
         let arguments = ["sandbox", "up", "--without-operator", "--without-node", "--dir", &dir].map(str::to_owned);
-        self.api_server = Some(Running::start("flotilla", &arguments, &self.dir().join("api-server.log"))?);
+        self.api_server = Some(Running::start("flotilla", &arguments, &[], &self.dir().join("api-server.log"))?);
         eventually("the API server answers", Duration::from_secs(30), || async {
             let client = self.client().await?;
             Ok(Some(client.apiserver_version().await?))
@@ -72,15 +72,17 @@ impl Fleet {
         let (dir, kubeconfig) = (self.dir().display().to_string(), self.kubeconfig().display().to_string());
         let worker = program::path("flotilla-worker")?.display().to_string();
         let arguments = ["sandbox", "node", "--dir", &dir, "--kubeconfig", &kubeconfig, "--worker", &worker].map(str::to_owned);
-        self.node = Some(Running::start("flotilla", &arguments, &self.dir().join("node.log"))?);
+        self.node = Some(Running::start("flotilla", &arguments, &[], &self.dir().join("node.log"))?);
         Ok(())
     }
 
     /// Starts the operator.
     pub fn start_operator(&mut self) -> anyhow::Result<()> {
         let kubeconfig = self.kubeconfig().display().to_string();
-        let arguments = ["run", "--kubeconfig", &kubeconfig, "--listen", "127.0.0.1:0"].map(str::to_owned);
-        self.operator = Some(Running::start("flotilla-operator", &arguments, &self.dir().join("operator.log"))?);
+        let arguments = ["run", "--listen", "127.0.0.1:0", "--progress-interval", "1"].map(str::to_owned);
+        let environment = [("KUBECONFIG", kubeconfig.as_str())];
+        let log = self.dir().join("operator.log");
+        self.operator = Some(Running::start("flotilla-operator", &arguments, &environment, &log)?);
         Ok(())
     }
 

@@ -30,10 +30,15 @@ pub struct Running {
 
 impl Running {
     /// Starts `program` with its output in `log`.
-    pub fn start(program: &str, arguments: &[String], log: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        program: &str,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         let output = std::fs::OpenOptions::new().create(true).append(true).open(log).context("log of a program")?;
         let mut command = Command::new(path(program)?);
-        command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         Ok(Self { child: command.spawn().with_context(|| format!("start {program}"))? })
     }
 
