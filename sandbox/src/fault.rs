@@ -60,7 +60,13 @@ pub struct FaultPlan {
 
 impl Default for FaultPlan {
     fn default() -> Self {
-        Self { state: Mutex::new(State { random: ChaCha8Rng::seed_from_u64(0), rules: Vec::new(), injected: 0 }) }
+        Self {
+            state: Mutex::new(State {
+                random: ChaCha8Rng::seed_from_u64(0),
+                rules: Vec::new(),
+                injected: 0,
+            }),
+        }
     }
 }
 
@@ -94,7 +100,11 @@ impl FaultPlan {
     /// The failure of this request, if it is to fail.
     pub fn draw(&self, verb: &str, resource: &ResourceKey, name: &str) -> Option<ApiError> {
         let mut state = self.lock();
-        let State { random, rules, injected } = &mut *state;
+        let State {
+            random,
+            rules,
+            injected,
+        } = &mut *state;
         let fits = |list: &[String], item: &str| list.is_empty() || list.iter().any(|known| known == item);
         let rule = rules.iter_mut().find(|rule| {
             rule.remaining != Some(0)
@@ -108,9 +118,10 @@ impl FaultPlan {
         *injected += 1;
         Some(match rule.failure {
             Failure::Conflict => ApiError::modified(resource, name),
-            Failure::TooManyRequests => {
-                ApiError::too_many_requests("the server has received too many requests and has asked us to try again later", 1)
-            }
+            Failure::TooManyRequests => ApiError::too_many_requests(
+                "the server has received too many requests and has asked us to try again later",
+                1,
+            ),
             Failure::Internal => ApiError::internal("injected by the fault plan"),
         })
     }
@@ -146,7 +157,9 @@ mod tests {
             let plan = FaultPlan::default();
             plan.set(7, vec![rule(0.5, None)]);
             let pods = ResourceKey::new("", "pods");
-            (0..64).map(|_| plan.draw("create", &pods, "a").is_some()).collect::<Vec<_>>()
+            (0..64)
+                .map(|_| plan.draw("create", &pods, "a").is_some())
+                .collect::<Vec<_>>()
         };
         assert_eq!(draw(), draw());
         assert!(draw().contains(&true) && draw().contains(&false));

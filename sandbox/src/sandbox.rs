@@ -35,7 +35,11 @@ pub struct Settings {
 impl Settings {
     /// Any port, and a bookmark a minute.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), port: 0, bookmark_period: Duration::from_secs(60) }
+        Self {
+            directory: directory.into(),
+            port: 0,
+            bookmark_period: Duration::from_secs(60),
+        }
     }
 }
 
@@ -119,15 +123,26 @@ impl Sandbox {
 
         let shutdown = CancellationToken::new();
         let store = Store::open(&directory.join("apiserver"))?;
-        let server_settings =
-            ServerSettings { token, address: address.to_string(), bookmark_period: settings.bookmark_period };
+        let server_settings = ServerSettings {
+            token,
+            address: address.to_string(),
+            bookmark_period: settings.bookmark_period,
+        };
         let server = ApiServer::new(store, server_settings, shutdown.clone())?;
         let task = tokio::spawn(connection::serve(server.clone(), listener, identity.server));
         // Last: whoever finds the file finds a server.
         kubeconfig::write_private(&kubeconfig_path, &text).map_err(file("write", &kubeconfig_path))?;
         tracing::info!(%address, kubeconfig = %kubeconfig_path.display(), "the API server listens");
         tokio::spawn(event::expire(server.clone()));
-        Ok(Self { server, address, directory, kubeconfig, shutdown: shutdown.drop_guard(), task, _lock: lock })
+        Ok(Self {
+            server,
+            address,
+            directory,
+            kubeconfig,
+            shutdown: shutdown.drop_guard(),
+            task,
+            _lock: lock,
+        })
     }
 
     /// Where the server listens.
@@ -193,7 +208,11 @@ impl Sandbox {
 /// One server a directory: two would write the same file.
 fn lock(directory: &Path) -> Result<fs::File, SandboxError> {
     let path = directory.join("lock");
-    let file = fs::File::create(&path).map_err(|source| SandboxError::File { action: "create", path, source })?;
+    let file = fs::File::create(&path).map_err(|source| SandboxError::File {
+        action: "create",
+        path,
+        source,
+    })?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(_) => Err(SandboxError::InUse(directory.to_owned())),
@@ -206,15 +225,22 @@ fn token(directory: &Path) -> Result<String, SandboxError> {
     match fs::read_to_string(&path) {
         Ok(text) if text.trim().len() >= 32 => return Ok(text.trim().to_owned()),
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(SandboxError::File { action: "read", path, source: error });
+            return Err(SandboxError::File {
+                action: "read",
+                path,
+                source: error,
+            });
         }
         _ => {}
     }
     let mut bytes = [0; 32];
     rand::rng().fill_bytes(&mut bytes);
     let text = hex::encode(bytes);
-    kubeconfig::write_private(&path, &text)
-        .map_err(|source| SandboxError::File { action: "write", path, source })?;
+    kubeconfig::write_private(&path, &text).map_err(|source| SandboxError::File {
+        action: "write",
+        path,
+        source,
+    })?;
     Ok(text)
 }
 
@@ -222,12 +248,19 @@ fn token(directory: &Path) -> Result<String, SandboxError> {
 async fn listen(directory: &Path, port: u16) -> Result<TcpListener, SandboxError> {
     let at = |port: u16| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     if port == 0 {
-        let last = fs::read_to_string(directory.join("port")).ok().and_then(|text| text.trim().parse().ok());
+        let last = fs::read_to_string(directory.join("port"))
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
         if let Some(last) = last
             && let Ok(listener) = TcpListener::bind(at(last)).await
         {
             return Ok(listener);
         }
     }
-    TcpListener::bind(at(port)).await.map_err(|source| SandboxError::Listen { address: at(port), source })
+    TcpListener::bind(at(port))
+        .await
+        .map_err(|source| SandboxError::Listen {
+            address: at(port),
+            source,
+        })
 }

@@ -32,17 +32,26 @@ impl Identity {
     pub fn generate(addresses: &[String]) -> Result<Self, TlsError> {
         let mut authority = CertificateParams::new(Vec::<String>::new())?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.distinguished_name.push(DnType::CommonName, "flotilla-sandbox-ca");
-        authority.key_usages =
-            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        authority
+            .distinguished_name
+            .push(DnType::CommonName, "flotilla-sandbox-ca");
+        authority.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+        ];
         let authority_key = KeyPair::generate()?;
         let authority_pem = authority.self_signed(&authority_key)?.pem();
         let issuer = Issuer::new(authority, authority_key);
 
-        let names: Vec<String> = ["localhost".to_owned(), "kubernetes".to_owned(), "kubernetes.default.svc".to_owned()]
-            .into_iter()
-            .chain(addresses.iter().cloned())
-            .collect();
+        let names: Vec<String> = [
+            "localhost".to_owned(),
+            "kubernetes".to_owned(),
+            "kubernetes.default.svc".to_owned(),
+        ]
+        .into_iter()
+        .chain(addresses.iter().cloned())
+        .collect();
         let mut leaf = CertificateParams::new(names)?;
         leaf.distinguished_name.push(DnType::CommonName, "flotilla-sandbox");
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -57,6 +66,9 @@ impl Identity {
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], key)?;
         server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self { authority_pem, server: Arc::new(server) })
+        Ok(Self {
+            authority_pem,
+            server: Arc::new(server),
+        })
     }
 }

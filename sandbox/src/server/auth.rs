@@ -17,7 +17,10 @@ impl User {
     /// The only user.
     #[must_use]
     pub fn admin() -> Self {
-        Self { name: "sandbox-admin".into(), groups: vec!["system:masters".into(), "system:authenticated".into()] }
+        Self {
+            name: "sandbox-admin".into(),
+            groups: vec!["system:masters".into(), "system:authenticated".into()],
+        }
     }
 }
 
@@ -36,7 +39,12 @@ pub fn authenticate(headers: &HeaderMap, token: &str) -> Result<User, ApiError> 
 
 /// Compares in a time that depends on the lengths only.
 fn same(left: &[u8], right: &[u8]) -> bool {
-    left.len() == right.len() && left.iter().zip(right).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+    left.len() == right.len()
+        && left
+            .iter()
+            .zip(right)
+            .fold(0, |difference, (a, b)| difference | (a ^ b))
+            == 0
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 
 use super::{
-    ApiServer, auth::User,
+    ApiServer,
+    auth::User,
     negotiate::Form,
     registry::Resource,
     request::{Query, ResourcePath},
@@ -42,7 +43,10 @@ pub struct Call {
 impl Call {
     /// Adds a warning to the answer.
     pub fn warn(&self, warning: impl Into<String>) {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(warning.into());
+        self.warnings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(warning.into());
     }
 
     /// The warnings so far.

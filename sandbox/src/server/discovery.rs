@@ -45,8 +45,12 @@ pub fn core_versions(address: &str) -> Value {
 /// `/apis`.
 #[must_use]
 pub fn groups(registry: &Registry) -> Value {
-    let groups: Vec<Value> =
-        registry.groups.iter().filter(|(name, _)| !name.is_empty()).map(|(name, versions)| group_entry(name, versions)).collect();
+    let groups: Vec<Value> = registry
+        .groups
+        .iter()
+        .filter(|(name, _)| !name.is_empty())
+        .map(|(name, versions)| group_entry(name, versions))
+        .collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
@@ -93,8 +97,10 @@ pub fn resources(registry: &Registry, group: &str, version: &str) -> Option<Valu
             entries.push(entry);
         }
     }
-    Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version),
-        "resources": entries}))
+    Some(
+        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version),
+        "resources": entries}),
+    )
 }
 
 /// `APIGroupDiscoveryList` of the core group (for `/api`) or of all others (for `/apis`).
@@ -103,8 +109,15 @@ pub fn aggregated(registry: &Registry, core: bool, version: &str) -> Value {
     let groups = registry.groups.iter().filter(|(name, _)| name.is_empty() == core);
     let items: Vec<Value> = groups
         .map(|(name, versions)| {
-            let metadata = if name.is_empty() { json!({"creationTimestamp": null}) } else { json!({"name": name, "creationTimestamp": null}) };
-            let versions: Vec<Value> = versions.iter().map(|version| aggregated_version(registry, name, version)).collect();
+            let metadata = if name.is_empty() {
+                json!({"creationTimestamp": null})
+            } else {
+                json!({"name": name, "creationTimestamp": null})
+            };
+            let versions: Vec<Value> = versions
+                .iter()
+                .map(|version| aggregated_version(registry, name, version))
+                .collect();
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();

@@ -46,7 +46,10 @@ use tokio_util::sync::CancellationToken;
 use self::{kind::definition, log::PodLogs, registry::Registry, write::metadata};
 use crate::{
     fault::FaultPlan,
-    store::{Store, StoreError, object::{ObjectKey, ResourceKey}},
+    store::{
+        Store, StoreError,
+        object::{ObjectKey, ResourceKey},
+    },
 };
 
 /// Namespaces that exist from the start.
@@ -79,7 +82,9 @@ pub struct ApiServer {
 
 impl fmt::Debug for ApiServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiServer").field("address", &self.settings.address).finish_non_exhaustive()
+        f.debug_struct("ApiServer")
+            .field("address", &self.settings.address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -106,7 +111,11 @@ impl ApiServer {
             "metadata": {"name": name, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": metadata::now(),
                 "labels": {"kubernetes.io/metadata.name": name}},
             "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
-        match self.store.create(&ResourceKey::new("", "namespaces"), &ObjectKey::new("", name), namespace) {
+        match self.store.create(
+            &ResourceKey::new("", "namespaces"),
+            &ObjectKey::new("", name),
+            namespace,
+        ) {
             Ok(_) | Err(StoreError::Exists(_)) => Ok(()),
             Err(error) => Err(error),
         }

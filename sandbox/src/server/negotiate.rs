@@ -23,7 +23,10 @@ struct Entry<'a> {
 
 impl Entry<'_> {
     fn parameter(&self, name: &str) -> Option<&str> {
-        self.parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+        self.parameters
+            .iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| *value)
     }
 
     fn is_json(&self) -> bool {
@@ -35,7 +38,10 @@ fn entries(accept: &str) -> impl Iterator<Item = Entry<'_>> {
     accept.split(',').map(|entry| {
         let mut parts = entry.split(';').map(str::trim);
         let media = parts.next().unwrap_or_default();
-        let parameters = parts.filter_map(|part| part.split_once('=')).map(|(k, v)| (k.trim(), v.trim())).collect();
+        let parameters = parts
+            .filter_map(|part| part.split_once('='))
+            .map(|(k, v)| (k.trim(), v.trim()))
+            .collect();
         Entry { media, parameters }
     })
 }
@@ -43,7 +49,9 @@ fn entries(accept: &str) -> impl Iterator<Item = Entry<'_>> {
 /// The first form in the header that this server has; `None` when there is none (406).
 #[must_use]
 pub fn form(accept: Option<&str>) -> Option<Form> {
-    let Some(accept) = accept.filter(|accept| !accept.is_empty()) else { return Some(Form::Object) };
+    let Some(accept) = accept.filter(|accept| !accept.is_empty()) else {
+        return Some(Form::Object);
+    };
     entries(accept).find_map(|entry| {
         if !entry.is_json() {
             return None;
@@ -78,8 +86,14 @@ mod tests {
     fn the_first_form_that_is_known_is_taken() {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(form(Some(kubectl)), Some(Form::Table));
-        assert_eq!(form(Some("application/vnd.kubernetes.protobuf,application/json")), Some(Form::Object));
-        assert_eq!(form(Some("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")), Some(Form::Metadata));
+        assert_eq!(
+            form(Some("application/vnd.kubernetes.protobuf,application/json")),
+            Some(Form::Object)
+        );
+        assert_eq!(
+            form(Some("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")),
+            Some(Form::Metadata)
+        );
         assert_eq!(form(Some("application/vnd.kubernetes.protobuf")), None);
         assert_eq!(form(None), Some(Form::Object));
     }

@@ -15,14 +15,23 @@ pub fn documents(registry: &Registry) -> &BTreeMap<String, Value> {
             .iter()
             .flat_map(|(group, versions)| versions.iter().map(move |version| (group.as_str(), version.as_str())));
         versions
-            .map(|(group, version)| (openapi::document_path(group, version), document(registry, group, version)))
+            .map(|(group, version)| {
+                (
+                    openapi::document_path(group, version),
+                    document(registry, group, version),
+                )
+            })
             .collect()
     })
 }
 
 /// The index.
 pub fn index(registry: &Registry) -> Value {
-    openapi::index(documents(registry).iter().map(|(path, document)| (path.clone(), document)))
+    openapi::index(
+        documents(registry)
+            .iter()
+            .map(|(path, document)| (path.clone(), document)),
+    )
 }
 
 fn document(registry: &Registry, group: &str, version: &str) -> Value {
@@ -30,8 +39,12 @@ fn document(registry: &Registry, group: &str, version: &str) -> Value {
     let subresources: Vec<Vec<&str>> = found
         .iter()
         .map(|resource| {
-            let mut names: Vec<&str> =
-                resource.subresources.iter().copied().filter(|name| *name == "status").collect();
+            let mut names: Vec<&str> = resource
+                .subresources
+                .iter()
+                .copied()
+                .filter(|name| *name == "status")
+                .collect();
             names.extend(resource.scale.is_some().then_some("scale"));
             names
         })

@@ -28,8 +28,12 @@ pub const MAX_BODY: usize = 3 << 20;
 pub fn bytes(code: u16, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
     let mut reply = Response::new(Full::new(body.into()).boxed_unsync());
     *reply.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    reply
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     reply
 }
 
@@ -52,7 +56,9 @@ pub fn failure(error: &ApiError) -> Reply {
     let body = serde_json::to_vec(&error.to_status()).unwrap_or_default();
     let mut reply = bytes(error.code, "application/json", body);
     if let Some(seconds) = error.details.as_ref().and_then(|details| details.retry_after_seconds) {
-        reply.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        reply
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     reply
 }
@@ -61,15 +67,22 @@ pub fn failure(error: &ApiError) -> Reply {
 pub fn stream(content_type: &'static str, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Reply {
     let frames = futures::StreamExt::map(chunks, |chunk| Ok(Frame::data(chunk)));
     let mut reply = Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)));
-    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    reply
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     reply
 }
 
 /// Adds `Warning: 299` headers, which kubectl prints.
 pub fn warn(reply: &mut Reply, warnings: &[String]) {
     for warning in warnings {
-        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
+        let quoted = warning
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace(['\n', '\r'], " ");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
             reply.headers_mut().append(header::WARNING, value);
         }
@@ -94,7 +107,12 @@ const READ: &str = "application/json, application/yaml, application/vnd.kubernet
 
 /// Decodes an object by its content type: JSON, YAML or (of some kinds) protobuf.
 pub fn decode(content_type: Option<&str>, body: &[u8]) -> Result<Value, ApiError> {
-    let media = content_type.unwrap_or("application/json").split(';').next().unwrap_or_default().trim();
+    let media = content_type
+        .unwrap_or("application/json")
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
     let value: Value = match media {
         "application/json" | "" => serde_json::from_slice(body)
             .map_err(|error| ApiError::bad_request(format!("the object provided is unrecognized: {error}")))?,
@@ -109,5 +127,7 @@ pub fn decode(content_type: Option<&str>, body: &[u8]) -> Result<Value, ApiError
     if value.is_object() {
         return Ok(value);
     }
-    Err(ApiError::bad_request("the object provided is unrecognized (must be of type object)"))
+    Err(ApiError::bad_request(
+        "the object provided is unrecognized (must be of type object)",
+    ))
 }

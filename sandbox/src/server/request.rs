@@ -55,7 +55,14 @@ impl ResourcePath {
         if resource.is_empty() || name.as_deref() == Some("") {
             return None;
         }
-        Some(Self { group, version, namespace, resource: resource.to_owned(), name, subresource })
+        Some(Self {
+            group,
+            version,
+            namespace,
+            resource: resource.to_owned(),
+            name,
+            subresource,
+        })
     }
 }
 
@@ -258,7 +265,10 @@ mod tests {
     fn a_namespace_is_an_object_with_subresources() {
         assert_eq!(path("/api/v1/namespaces/x").name.as_deref(), Some("x"));
         let finalize = path("/api/v1/namespaces/x/finalize");
-        assert_eq!((finalize.resource.as_str(), finalize.subresource.as_deref()), ("namespaces", Some("finalize")));
+        assert_eq!(
+            (finalize.resource.as_str(), finalize.subresource.as_deref()),
+            ("namespaces", Some("finalize"))
+        );
         assert_eq!(path("/api/v1/namespaces/x/pods").resource, "pods");
     }
 

@@ -12,7 +12,10 @@ use super::{
 /// Whether a resource is only ever created, never stored.
 #[must_use]
 pub fn is_review(call: &Call) -> bool {
-    matches!(call.resource.group.as_str(), "authorization.k8s.io" | "authentication.k8s.io")
+    matches!(
+        call.resource.group.as_str(),
+        "authorization.k8s.io" | "authentication.k8s.io"
+    )
 }
 
 /// Answers a review.

@@ -48,7 +48,11 @@ async fn route(server: Arc<ApiServer>, parts: Parts, body: Incoming) -> Result<R
         return admin(&server, &parts.method, &path, &body);
     }
     if parts.method != Method::GET {
-        return Err(ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource"));
+        return Err(ApiError::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        ));
     }
     document(&server, &parts, &path)
 }
@@ -74,7 +78,10 @@ fn document(server: &ApiServer, parts: &Parts, path: &str) -> Result<Reply, ApiE
     }
     let found = match (words.as_slice(), aggregated) {
         (["api" | "apis"], Some(version)) => {
-            return Ok(aggregated_reply(&discovery::aggregated(&registry, words == ["api"], version), version));
+            return Ok(aggregated_reply(
+                &discovery::aggregated(&registry, words == ["api"], version),
+                version,
+            ));
         }
         (["api"], None) => Some(discovery::core_versions(&server.settings.address)),
         (["apis"], None) => Some(discovery::groups(&registry)),
@@ -97,8 +104,12 @@ fn aggregated_reply(document: &serde_json::Value, version: &str) -> Reply {
         _ => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
     };
     let mut reply = reply::json(200, document);
-    reply.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
-    reply.headers_mut().insert(header::VARY, http::HeaderValue::from_static("Accept"));
+    reply
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    reply
+        .headers_mut()
+        .insert(header::VARY, http::HeaderValue::from_static("Accept"));
     reply
 }
 
@@ -123,7 +134,10 @@ fn admin(server: &ApiServer, method: &Method, path: &str, body: &Bytes) -> Resul
         _ => return Err(ApiError::no_such_path()),
     }
     let rules = server.faults.rules();
-    Ok(reply::json(200, &serde_json::json!({"rules": rules, "injected": server.faults.injected()})))
+    Ok(reply::json(
+        200,
+        &serde_json::json!({"rules": rules, "injected": server.faults.injected()}),
+    ))
 }
 
 async fn resource(
@@ -149,7 +163,10 @@ async fn resource(
     };
     let query = Query::parse(parts.uri.query().unwrap_or_default(), options)?;
     let raw_form = negotiate::form(text_of(&parts.headers, header::ACCEPT));
-    let manager = manager_name(query.field_manager.as_deref(), text_of(&parts.headers, header::USER_AGENT));
+    let manager = manager_name(
+        query.field_manager.as_deref(),
+        text_of(&parts.headers, header::USER_AGENT),
+    );
     let logs = path.subresource.as_deref() == Some("log");
     let form = match raw_form {
         Some(form) => form,
@@ -208,7 +225,10 @@ async fn dispatch(call: Call, verb: &'static str, body: &[u8]) -> Result<Reply, 
     if call.path.subresource.is_none() && !call.resource.verbs.contains(&verb) {
         return Err(not_allowed());
     }
-    if call.resource.namespaced && call.path.namespace.is_none() && !matches!(verb, "list" | "watch" | "deletecollection") {
+    if call.resource.namespaced
+        && call.path.namespace.is_none()
+        && !matches!(verb, "list" | "watch" | "deletecollection")
+    {
         // An object of a namespace has no address without it.
         return Ok(reply::text(404, "404 page not found\n"));
     }
@@ -221,7 +241,10 @@ async fn dispatch(call: Call, verb: &'static str, body: &[u8]) -> Result<Reply, 
     if review::is_review(&call) {
         return review::answer(&call, body);
     }
-    let apply = call.content_type.as_deref().is_some_and(|media| media.starts_with("application/apply-patch"));
+    let apply = call
+        .content_type
+        .as_deref()
+        .is_some_and(|media| media.starts_with("application/apply-patch"));
     let result = match (call.path.subresource.as_deref(), verb) {
         (None | Some("status"), "get") => verb::get::get(&call),
         (None, "list") => verb::list::list(&call),

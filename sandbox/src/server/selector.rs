@@ -18,7 +18,11 @@ pub struct LabelSelector(Vec<Requirement>);
 impl LabelSelector {
     /// Reads the query's form.
     pub fn parse(text: &str) -> Result<Self, String> {
-        split_outside_parentheses(text).into_iter().map(parse_requirement).collect::<Result<_, _>>().map(Self)
+        split_outside_parentheses(text)
+            .into_iter()
+            .map(parse_requirement)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Selects everything.
@@ -32,10 +36,12 @@ impl LabelSelector {
     pub fn matches(&self, object: &Value) -> bool {
         let labels = &object["metadata"]["labels"];
         self.0.iter().all(|requirement| match requirement {
-            Requirement::In(key, values) => labels[key].as_str().is_some_and(|label| values.iter().any(|v| v == label)),
-            Requirement::NotIn(key, values) => {
-                labels[key].as_str().is_none_or(|label| values.iter().all(|value| value != label))
-            }
+            Requirement::In(key, values) => labels[key]
+                .as_str()
+                .is_some_and(|label| values.iter().any(|v| v == label)),
+            Requirement::NotIn(key, values) => labels[key]
+                .as_str()
+                .is_none_or(|label| values.iter().all(|value| value != label)),
             Requirement::Exists(key) => labels[key].is_string(),
             Requirement::Absent(key) => !labels[key].is_string(),
         })
@@ -57,7 +63,11 @@ fn split_outside_parentheses(text: &str) -> Vec<&str> {
         }
     }
     parts.push(&text[start..]);
-    parts.into_iter().map(str::trim).filter(|part| !part.is_empty()).collect()
+    parts
+        .into_iter()
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect()
 }
 
 fn parse_requirement(text: &str) -> Result<Requirement, String> {
@@ -65,7 +75,11 @@ fn parse_requirement(text: &str) -> Result<Requirement, String> {
     let check = |key: &str| -> Result<String, String> {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
         let key = key.trim();
-        if key.is_empty() || !key.chars().all(fits) { Err(refuse()) } else { Ok(key.to_owned()) }
+        if key.is_empty() || !key.chars().all(fits) {
+            Err(refuse())
+        } else {
+            Ok(key.to_owned())
+        }
     };
     if let Some((key, value)) = text.split_once("!=") {
         return Ok(Requirement::NotIn(check(key)?, vec![value.trim().to_owned()]));
@@ -109,7 +123,11 @@ impl FieldSelector {
                 .ok_or_else(|| format!("invalid selector: '{term}'; can't understand '{term}'"))?;
             Ok((path, true, value))
         };
-        text.split(',').filter(|term| !term.is_empty()).map(parse_term).collect::<Result<_, _>>().map(Self)
+        text.split(',')
+            .filter(|term| !term.is_empty())
+            .map(parse_term)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Selects everything.
@@ -126,19 +144,27 @@ impl FieldSelector {
     /// The name, if the selector asks for exactly one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        self.0.iter().find(|(path, equal, _)| *equal && path == "metadata.name").map(|(_, _, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(path, equal, _)| *equal && path == "metadata.name")
+            .map(|(_, _, value)| value.as_str())
     }
 
     /// Whether an object's fields satisfy all terms; an absent field counts as empty.
     #[must_use]
     pub fn matches(&self, object: &Value) -> bool {
-        self.0.iter().all(|(path, equal, value)| (field(object, path) == *value) == *equal)
+        self.0
+            .iter()
+            .all(|(path, equal, value)| (field(object, path) == *value) == *equal)
     }
 }
 
 /// A scalar below dots as text, empty where it is absent.
 fn field(object: &Value, path: &str) -> String {
-    let found = path.trim_start_matches('.').split('.').fold(object, |value, part| &value[part]);
+    let found = path
+        .trim_start_matches('.')
+        .split('.')
+        .fold(object, |value, part| &value[part]);
     match found {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),
@@ -198,7 +224,9 @@ mod tests {
     use super::*;
 
     fn selects(selector: &str, labels: &Value) -> bool {
-        LabelSelector::parse(selector).unwrap().matches(&json!({"metadata": {"labels": labels}}))
+        LabelSelector::parse(selector)
+            .unwrap()
+            .matches(&json!({"metadata": {"labels": labels}}))
     }
 
     #[test]

@@ -42,20 +42,32 @@ pub struct ApiError {
 impl ApiError {
     /// Any error without details.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: None,
+        }
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
-        self.details =
-            Some(Box::new(Details { name: name.into(), group: group.into(), kind: kind.into(), ..Details::default() }));
+        self.details = Some(Box::new(Details {
+            name: name.into(),
+            group: group.into(),
+            kind: kind.into(),
+            ..Details::default()
+        }));
         self
     }
 
     /// 404 for an object.
     #[must_use]
     pub fn not_found(resource: &ResourceKey, name: &str) -> Self {
-        Self::new(404, "NotFound", format!("{resource} \"{name}\" not found"))
-            .about(&resource.group, &resource.plural, name)
+        Self::new(404, "NotFound", format!("{resource} \"{name}\" not found")).about(
+            &resource.group,
+            &resource.plural,
+            name,
+        )
     }
 
     /// 404 for a path that no API serves.
@@ -67,15 +79,22 @@ impl ApiError {
     /// 409 at creation.
     #[must_use]
     pub fn already_exists(resource: &ResourceKey, name: &str) -> Self {
-        Self::new(409, "AlreadyExists", format!("{resource} \"{name}\" already exists"))
-            .about(&resource.group, &resource.plural, name)
+        Self::new(409, "AlreadyExists", format!("{resource} \"{name}\" already exists")).about(
+            &resource.group,
+            &resource.plural,
+            name,
+        )
     }
 
     /// 409 with the operation's own explanation.
     #[must_use]
     pub fn conflict(resource: &ResourceKey, name: &str, why: &str) -> Self {
-        Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {resource} \"{name}\": {why}"))
-            .about(&resource.group, &resource.plural, name)
+        Self::new(
+            409,
+            "Conflict",
+            format!("Operation cannot be fulfilled on {resource} \"{name}\": {why}"),
+        )
+        .about(&resource.group, &resource.plural, name)
     }
 
     /// 409 because the object changed since it was read.
@@ -92,14 +111,21 @@ impl ApiError {
     #[must_use]
     pub fn apply_conflict(message: impl Into<String>, causes: Vec<Cause>) -> Self {
         let mut error = Self::new(409, "Conflict", message);
-        error.details = Some(Box::new(Details { causes, ..Details::default() }));
+        error.details = Some(Box::new(Details {
+            causes,
+            ..Details::default()
+        }));
         error
     }
 
     /// 422 with one cause per field.
     #[must_use]
     pub fn invalid(group: &str, kind: &str, name: &str, causes: Vec<Cause>) -> Self {
-        let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+        let qualified = if group.is_empty() {
+            kind.to_owned()
+        } else {
+            format!("{kind}.{group}")
+        };
         let text = summary(&causes);
         let mut error =
             Self::new(422, "Invalid", format!("{qualified} \"{name}\" is invalid: {text}")).about(group, kind, name);
@@ -123,21 +149,32 @@ impl ApiError {
     /// 403 for an object, with the policy's explanation.
     #[must_use]
     pub fn forbidden(resource: &ResourceKey, name: &str, why: &str) -> Self {
-        Self::new(403, "Forbidden", format!("{resource} \"{name}\" is forbidden: {why}"))
-            .about(&resource.group, &resource.plural, name)
+        Self::new(403, "Forbidden", format!("{resource} \"{name}\" is forbidden: {why}")).about(
+            &resource.group,
+            &resource.plural,
+            name,
+        )
     }
 
     /// 405.
     #[must_use]
     pub fn method_not_allowed(resource: &ResourceKey) -> Self {
-        Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
-            .about(&resource.group, &resource.plural, "")
+        Self::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        )
+        .about(&resource.group, &resource.plural, "")
     }
 
     /// 406.
     #[must_use]
     pub fn not_acceptable(accepted: &str) -> Self {
-        Self::new(406, "NotAcceptable", format!("only the following media types are accepted: {accepted}"))
+        Self::new(
+            406,
+            "NotAcceptable",
+            format!("only the following media types are accepted: {accepted}"),
+        )
     }
 
     /// 410 of a list or watch from a forgotten version.
@@ -148,7 +185,11 @@ impl ApiError {
     /// 413.
     #[must_use]
     pub fn too_large(limit: usize) -> Self {
-        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
+        Self::new(
+            413,
+            "RequestEntityTooLarge",
+            format!("Request entity too large: limit is {limit}"),
+        )
     }
 
     /// 415.
@@ -165,8 +206,10 @@ impl ApiError {
     #[must_use]
     pub fn too_many_requests(message: &str, retry_after_seconds: u32) -> Self {
         let mut error = Self::new(429, "TooManyRequests", message);
-        error.details =
-            Some(Box::new(Details { retry_after_seconds: Some(retry_after_seconds), ..Details::default() }));
+        error.details = Some(Box::new(Details {
+            retry_after_seconds: Some(retry_after_seconds),
+            ..Details::default()
+        }));
         error
     }
 
@@ -212,7 +255,12 @@ impl ApiError {
 impl Details {
     fn to_value(&self) -> Value {
         let mut value = json!({});
-        for (key, text) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)] {
+        for (key, text) in [
+            ("name", &self.name),
+            ("group", &self.group),
+            ("kind", &self.kind),
+            ("uid", &self.uid),
+        ] {
             if !text.is_empty() {
                 value[key] = json!(text);
             }
@@ -238,8 +286,13 @@ fn cause_value(cause: &Cause) -> Value {
 /// `Status` of a deletion that is complete.
 #[must_use]
 pub fn deleted(resource: &ResourceKey, name: &str, uid: &str) -> Value {
-    let details =
-        Details { name: name.into(), group: resource.group.clone(), kind: resource.plural.clone(), uid: uid.into(), ..Details::default() };
+    let details = Details {
+        name: name.into(),
+        group: resource.group.clone(),
+        kind: resource.plural.clone(),
+        uid: uid.into(),
+        ..Details::default()
+    };
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details.to_value()})
 }
 
@@ -251,9 +304,15 @@ mod tests {
     fn one_cause_stands_alone_and_several_stand_in_brackets() {
         let cause = |field: &str| Cause::required(field, "");
         let one = ApiError::invalid("flotilla.dev", "TrainingJob", "a", vec![cause("spec.model")]);
-        assert_eq!(one.message, "TrainingJob.flotilla.dev \"a\" is invalid: spec.model: Required value");
+        assert_eq!(
+            one.message,
+            "TrainingJob.flotilla.dev \"a\" is invalid: spec.model: Required value"
+        );
         let two = ApiError::invalid("", "Pod", "a", vec![cause("x"), cause("y")]);
-        assert_eq!(two.message, "Pod \"a\" is invalid: [x: Required value, y: Required value]");
+        assert_eq!(
+            two.message,
+            "Pod \"a\" is invalid: [x: Required value, y: Required value]"
+        );
         assert_eq!(two.to_status()["details"]["causes"][1]["field"], "y");
     }
 

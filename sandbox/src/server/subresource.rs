@@ -40,15 +40,18 @@ pub fn write_scale(call: &Call, body: &[u8], patches: bool) -> Result<Reply, Api
         let mut scale = read_scale(call, &stored)?;
         if !patches {
             scale = given.clone();
-        } else if call.content_type.as_deref().is_some_and(|media| media.starts_with("application/json-patch")) {
+        } else if call
+            .content_type
+            .as_deref()
+            .is_some_and(|media| media.starts_with("application/json-patch"))
+        {
             patch::json::apply(&mut scale, &given).map_err(|error| ApiError::bad_request(error.to_string()))?;
         } else {
             patch::merge::apply(&mut scale, &given).map_err(|error| ApiError::bad_request(error.to_string()))?;
         }
         let wanted = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if wanted < 0 {
-            let cause =
-                Cause::invalid("spec.replicas", &json!(wanted), "should be a non-negative integer");
+            let cause = Cause::invalid("spec.replicas", &json!(wanted), "should be a non-negative integer");
             return Err(ApiError::invalid("autoscaling", "Scale", call.name(), vec![cause]));
         }
         let version = update::version(&scale)?.filter(|_| !patches || given["metadata"]["resourceVersion"].is_string());
@@ -69,18 +72,27 @@ pub fn write_scale(call: &Call, body: &[u8], patches: bool) -> Result<Reply, Api
 /// `POST …/pods/NAME/binding`.
 pub fn bind(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
     let binding = reply::decode(call.content_type.as_deref(), body)?;
-    let node = binding["target"]["name"].as_str().filter(|name| !name.is_empty()).ok_or_else(|| {
-        let cause = Cause::required("target.name", "");
-        ApiError::invalid("", "Binding", call.name(), vec![cause])
-    })?;
+    let node = binding["target"]["name"]
+        .as_str()
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| {
+            let cause = Cause::required("target.name", "");
+            ApiError::invalid("", "Binding", call.name(), vec![cause])
+        })?;
     for attempt in 1.. {
         let stored = call.stored()?;
         let refuse = |why: String| ApiError::conflict(&call.resource.key(), call.name(), &why);
         if stored["metadata"]["deletionTimestamp"].is_string() {
-            return Err(refuse(format!("pod {} is being deleted, cannot be assigned to a host", call.name())));
+            return Err(refuse(format!(
+                "pod {} is being deleted, cannot be assigned to a host",
+                call.name()
+            )));
         }
         if let Some(present) = stored["spec"]["nodeName"].as_str().filter(|name| !name.is_empty()) {
-            return Err(refuse(format!("pod {} is already assigned to node {present:?}", call.name())));
+            return Err(refuse(format!(
+                "pod {} is already assigned to node {present:?}",
+                call.name()
+            )));
         }
         let mut new = stored.as_ref().clone();
         new["spec"]["nodeName"] = json!(node);
@@ -91,7 +103,10 @@ pub fn bind(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
             Ok(_) => break,
         }
     }
-    Ok(reply::json(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    Ok(reply::json(
+        201,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 fn set_scheduled(pod: &mut Value) {
@@ -107,7 +122,10 @@ fn set_scheduled(pod: &mut Value) {
 pub fn evict(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
     let eviction = reply::decode(call.content_type.as_deref(), body)?;
     delete::evict(call, &eviction)?;
-    Ok(reply::json(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    Ok(reply::json(
+        201,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 /// `PUT /api/v1/namespaces/NAME/finalize`.
@@ -129,7 +147,11 @@ pub async fn log(call: &Call) -> Result<Reply, ApiError> {
     let pod = call.stored()?;
     let container = container(call, &pod)?;
     let source = call.server.pod_logs().ok_or_else(|| {
-        ApiError::new(503, "ServiceUnavailable", "no node is attached that could read container logs")
+        ApiError::new(
+            503,
+            "ServiceUnavailable",
+            "no node is attached that could read container logs",
+        )
     })?;
     if pod["spec"]["nodeName"].as_str().is_none_or(str::is_empty) {
         return Ok(reply::text(200, ""));
@@ -140,11 +162,14 @@ pub async fn log(call: &Call) -> Result<Reply, ApiError> {
         uid: pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
         container,
     };
-    let stream = source.open(target, log_options(call)?).await.map_err(|error| match error {
-        LogError::NotStarted(text) => ApiError::bad_request(text),
-        LogError::NotFound(text) => ApiError::new(404, "NotFound", text),
-        error @ LogError::Read { .. } => ApiError::internal(error),
-    })?;
+    let stream = source
+        .open(target, log_options(call)?)
+        .await
+        .map_err(|error| match error {
+            LogError::NotStarted(text) => ApiError::bad_request(text),
+            LogError::NotFound(text) => ApiError::new(404, "NotFound", text),
+            error @ LogError::Read { .. } => ApiError::internal(error),
+        })?;
     // What was read before an error has been sent; all that can still be done is to end.
     let shutdown = call.server.shutdown.clone();
     let chunks = stream
@@ -157,15 +182,23 @@ pub async fn log(call: &Call) -> Result<Reply, ApiError> {
 fn container(call: &Call, pod: &Value) -> Result<String, ApiError> {
     let names = |list: &str| -> Vec<String> {
         let containers = pod["spec"][list].as_array().into_iter().flatten();
-        containers.filter_map(|container| container["name"].as_str().map(str::to_owned)).collect()
+        containers
+            .filter_map(|container| container["name"].as_str().map(str::to_owned))
+            .collect()
     };
     let (main, init) = (names("containers"), names("initContainers"));
-    let asked = call.query.pairs.iter().find(|(key, _)| key == "container").map(|(_, value)| value.as_str());
+    let asked = call
+        .query
+        .pairs
+        .iter()
+        .find(|(key, _)| key == "container")
+        .map(|(_, value)| value.as_str());
     match asked.filter(|name| !name.is_empty()) {
         Some(name) if main.iter().chain(&init).any(|known| known == name) => Ok(name.to_owned()),
-        Some(name) => {
-            Err(ApiError::bad_request(format!("container {name} is not valid for pod {}", call.name())))
-        }
+        Some(name) => Err(ApiError::bad_request(format!(
+            "container {name} is not valid for pod {}",
+            call.name()
+        ))),
         None => match main.as_slice() {
             [only] => Ok(only.clone()),
             _ => Err(ApiError::bad_request(format!(

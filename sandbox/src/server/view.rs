@@ -44,7 +44,9 @@ pub struct BareItem<'a>(pub Cow<'a, Value>);
 
 impl Serialize for BareItem<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Some(fields) = self.0.as_object() else { return self.0.serialize(serializer) };
+        let Some(fields) = self.0.as_object() else {
+            return self.0.serialize(serializer);
+        };
         let mut map = serializer.serialize_map(None)?;
         for (key, value) in fields.iter().filter(|(key, _)| *key != "apiVersion" && *key != "kind") {
             map.serialize_entry(key, value)?;

@@ -46,7 +46,11 @@ impl History {
     /// An empty history of a store that is at `revision`.
     #[must_use]
     pub fn starting_at(revision: u64) -> Self {
-        Self { changes: VecDeque::new(), bytes: 0, oldest: revision }
+        Self {
+            changes: VecDeque::new(),
+            bytes: 0,
+            oldest: revision,
+        }
     }
 
     /// The oldest revision from which all later changes are known.
@@ -60,7 +64,9 @@ impl History {
         self.changes.push_back((change, size));
         self.bytes += size;
         while self.changes.len() > MAX_CHANGES || self.bytes > MAX_BYTES {
-            let Some((gone, size)) = self.changes.pop_front() else { break };
+            let Some((gone, size)) = self.changes.pop_front() else {
+                break;
+            };
             self.bytes -= size;
             self.oldest = gone.revision;
         }

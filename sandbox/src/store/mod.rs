@@ -106,8 +106,16 @@ impl Store {
         journal: Option<Journal>,
     ) -> Self {
         let history = History::starting_at(revision);
-        let state = State { revision, tables, history, watchers: Watchers::default(), journal };
-        Self { state: Mutex::new(state) }
+        let state = State {
+            revision,
+            tables,
+            history,
+            watchers: Watchers::default(),
+            journal,
+        };
+        Self {
+            state: Mutex::new(state),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -122,13 +130,20 @@ impl Store {
 
     /// One object.
     pub fn get(&self, resource: &ResourceKey, key: &ObjectKey) -> Option<Object> {
-        self.lock().tables.get(resource).and_then(|table| table.get(key)).cloned()
+        self.lock()
+            .tables
+            .get(resource)
+            .and_then(|table| table.get(key))
+            .cloned()
     }
 
     /// All objects of a resource, of one namespace if given.
     pub fn list(&self, resource: &ResourceKey, namespace: Option<&str>) -> Snapshot {
         let state = self.lock();
-        Snapshot { revision: state.revision, objects: state.objects(resource, namespace) }
+        Snapshot {
+            revision: state.revision,
+            objects: state.objects(resource, namespace),
+        }
     }
 
     /// All objects of a resource as they were at `revision`.
@@ -141,13 +156,21 @@ impl Store {
         let state = self.lock();
         state.check_revision(revision)?;
         let mut table: BTreeMap<ObjectKey, Object> = state.objects(resource, namespace).into_iter().collect();
-        for change in state.history.since(revision).rev().filter(|change| change.concerns(resource, namespace)) {
+        for change in state
+            .history
+            .since(revision)
+            .rev()
+            .filter(|change| change.concerns(resource, namespace))
+        {
             match &change.before {
                 Some(before) => table.insert(change.key.clone(), before.clone()),
                 None => table.remove(&change.key),
             };
         }
-        Ok(Snapshot { revision, objects: table.into_iter().collect() })
+        Ok(Snapshot {
+            revision,
+            objects: table.into_iter().collect(),
+        })
     }
 
     /// Adds an object.
@@ -186,23 +209,25 @@ impl Store {
     }
 
     /// Changes of a resource after `revision`, then those to come.
-    pub fn watch(
-        &self,
-        resource: &ResourceKey,
-        namespace: Option<&str>,
-        revision: u64,
-    ) -> Result<Watch, StoreError> {
+    pub fn watch(&self, resource: &ResourceKey, namespace: Option<&str>, revision: u64) -> Result<Watch, StoreError> {
         let mut state = self.lock();
         state.check_revision(revision)?;
-        let backlog =
-            state.history.since(revision).filter(|change| change.concerns(resource, namespace)).cloned().collect();
+        let backlog = state
+            .history
+            .since(revision)
+            .filter(|change| change.concerns(resource, namespace))
+            .cloned()
+            .collect();
         Ok(state.watchers.add(resource, namespace, backlog))
     }
 
     /// All objects now, and a watch of the changes that follow, without a gap.
     pub fn list_and_watch(&self, resource: &ResourceKey, namespace: Option<&str>) -> (Snapshot, Watch) {
         let mut state = self.lock();
-        let snapshot = Snapshot { revision: state.revision, objects: state.objects(resource, namespace) };
+        let snapshot = Snapshot {
+            revision: state.revision,
+            objects: state.objects(resource, namespace),
+        };
         let watch = state.watchers.add(resource, namespace, Vec::new());
         (snapshot, watch)
     }
@@ -229,7 +254,12 @@ impl Store {
     /// Writes the live objects to a new log, so that the next start reads only them.
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         let mut state = self.lock();
-        let State { revision, tables, journal, .. } = &mut *state;
+        let State {
+            revision,
+            tables,
+            journal,
+            ..
+        } = &mut *state;
         if let Some(journal) = journal {
             journal.rewrite(*revision, tables)?;
         }
@@ -239,7 +269,9 @@ impl Store {
 
 impl State {
     fn objects(&self, resource: &ResourceKey, namespace: Option<&str>) -> Vec<(ObjectKey, Object)> {
-        let Some(table) = self.tables.get(resource) else { return Vec::new() };
+        let Some(table) = self.tables.get(resource) else {
+            return Vec::new();
+        };
         table
             .iter()
             .filter(|(key, _)| namespace.is_none_or(|namespace| namespace == key.namespace))
@@ -252,17 +284,26 @@ impl State {
     }
 
     fn expect(&self, resource: &ResourceKey, key: &ObjectKey, expected: u64) -> Result<(), StoreError> {
-        let Some(object) = self.current(resource, key) else { return Err(StoreError::Missing(key.clone())) };
+        let Some(object) = self.current(resource, key) else {
+            return Err(StoreError::Missing(key.clone()));
+        };
         let current = object::revision(object);
         if current == expected {
             return Ok(());
         }
-        Err(StoreError::Stale { key: key.clone(), current, expected })
+        Err(StoreError::Stale {
+            key: key.clone(),
+            current,
+            expected,
+        })
     }
 
     fn check_revision(&self, asked: u64) -> Result<(), StoreError> {
         if asked > self.revision {
-            return Err(StoreError::Future { asked, current: self.revision });
+            return Err(StoreError::Future {
+                asked,
+                current: self.revision,
+            });
         }
         let oldest = self.history.oldest();
         if asked < oldest {
@@ -290,7 +331,11 @@ impl State {
         }
         self.revision = revision;
         let table = self.tables.entry(resource.clone()).or_default();
-        let before = if removed { table.remove(key) } else { table.insert(key.clone(), object.clone()) };
+        let before = if removed {
+            table.remove(key)
+        } else {
+            table.insert(key.clone(), object.clone())
+        };
         let change = Arc::new(Change {
             revision,
             resource: resource.clone(),
@@ -302,7 +347,7 @@ impl State {
         self.watchers.send(&change);
         self.history.push(change, size);
         if self.journal.as_ref().is_some_and(Journal::is_mostly_garbage) {
-            let State { tables, journal, .. } = self;
+            let Self { tables, journal, .. } = self;
             if let Some(journal) = journal {
                 journal.rewrite(revision, tables)?;
             }
@@ -341,8 +386,12 @@ mod tests {
     fn a_stale_replace_is_refused() {
         let store = Store::in_memory();
         let first = store.create(&pods(), &key("a"), pod("a")).unwrap();
-        store.replace(&pods(), &key("a"), object::revision(&first), pod("a")).unwrap();
-        let error = store.replace(&pods(), &key("a"), object::revision(&first), pod("a")).unwrap_err();
+        store
+            .replace(&pods(), &key("a"), object::revision(&first), pod("a"))
+            .unwrap();
+        let error = store
+            .replace(&pods(), &key("a"), object::revision(&first), pod("a"))
+            .unwrap_err();
         assert!(matches!(error, StoreError::Stale { .. }), "{error}");
     }
 
@@ -352,9 +401,16 @@ mod tests {
         let first = store.create(&pods(), &key("a"), pod("a")).unwrap();
         let then = store.revision();
         store.create(&pods(), &key("b"), pod("b")).unwrap();
-        store.remove(&pods(), &key("a"), object::revision(&first), pod("a")).unwrap();
-        let names: Vec<String> =
-            store.list_at(&pods(), None, then).unwrap().objects.into_iter().map(|(key, _)| key.name).collect();
+        store
+            .remove(&pods(), &key("a"), object::revision(&first), pod("a"))
+            .unwrap();
+        let names: Vec<String> = store
+            .list_at(&pods(), None, then)
+            .unwrap()
+            .objects
+            .into_iter()
+            .map(|(key, _)| key.name)
+            .collect();
         assert_eq!(names, ["a"]);
     }
 
@@ -364,7 +420,10 @@ mod tests {
         let then = store.revision();
         store.create(&pods(), &key("a"), pod("a")).unwrap();
         store.compact();
-        assert!(matches!(store.watch(&pods(), None, then), Err(StoreError::Compacted { .. })));
+        assert!(matches!(
+            store.watch(&pods(), None, then),
+            Err(StoreError::Compacted { .. })
+        ));
         assert!(store.watch(&pods(), None, store.revision()).is_ok());
     }
 
@@ -390,7 +449,9 @@ mod tests {
         let store = Store::open(directory.path()).unwrap();
         let kept = store.create(&pods(), &key("a"), pod("a")).unwrap();
         let gone = store.create(&pods(), &key("b"), pod("b")).unwrap();
-        store.remove(&pods(), &key("b"), object::revision(&gone), pod("b")).unwrap();
+        store
+            .remove(&pods(), &key("b"), object::revision(&gone), pod("b"))
+            .unwrap();
         let revision = store.revision();
         drop(store);
         let store = Store::open(directory.path()).unwrap();

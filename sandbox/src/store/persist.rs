@@ -88,11 +88,22 @@ impl Journal {
         let path = directory.join(FILE);
         let loaded = match fs::read(&path) {
             Ok(bytes) => load(&path, &bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Loaded { revision: 1, ..Loaded::default() },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Loaded {
+                revision: 1,
+                ..Loaded::default()
+            },
             Err(source) => return Err(io_error("read", &path, source)),
         };
         let (file, bytes) = write_new(&path, loaded.revision, &loaded.tables)?;
-        Ok((Self { path, file, bytes, live_bytes: bytes }, loaded))
+        Ok((
+            Self {
+                path,
+                file,
+                bytes,
+                live_bytes: bytes,
+            },
+            loaded,
+        ))
     }
 
     /// Adds one line; returns its length in bytes.
@@ -107,7 +118,9 @@ impl Journal {
             .map_err(|source| io_error("encode a line of", &self.path, source.into()))?;
         if let Err(source) = self.file.write_all(&line) {
             // A partial line in the middle would make the file unreadable: cut it off again.
-            self.file.set_len(self.bytes).map_err(|source| io_error("truncate", &self.path, source))?;
+            self.file
+                .set_len(self.bytes)
+                .map_err(|source| io_error("truncate", &self.path, source))?;
             return Err(io_error("append to", &self.path, source));
         }
         self.bytes += line.len() as u64;
@@ -133,7 +146,11 @@ impl Journal {
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> PersistError {
-    PersistError::Io { action, path: path.to_owned(), source }
+    PersistError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn encode(
@@ -148,7 +165,10 @@ fn encode(
         name: key.name.as_str().into(),
         object: object.map(std::borrow::Cow::Borrowed),
     };
-    let mut line = serde_json::to_vec(&Line { rv: revision, place: Some(place) })?;
+    let mut line = serde_json::to_vec(&Line {
+        rv: revision,
+        place: Some(place),
+    })?;
     line.push(b'\n');
     Ok(line)
 }
@@ -166,7 +186,10 @@ fn write_new(
             bytes += line.len() as u64;
             file.write_all(line)
         };
-        let mut header = serde_json::to_vec(&Line { rv: revision, place: None })?;
+        let mut header = serde_json::to_vec(&Line {
+            rv: revision,
+            place: None,
+        })?;
         header.push(b'\n');
         put(&header)?;
         for (resource, table) in tables {
@@ -185,15 +208,26 @@ fn write_new(
 }
 
 fn load(path: &Path, bytes: &[u8]) -> Result<Loaded, PersistError> {
-    let mut loaded = Loaded { revision: 1, ..Loaded::default() };
+    let mut loaded = Loaded {
+        revision: 1,
+        ..Loaded::default()
+    };
     let complete = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    let lines: Vec<&[u8]> =
-        bytes[..complete].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    let lines: Vec<&[u8]> = bytes[..complete]
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .collect();
     for (index, line) in lines.iter().enumerate() {
         let line: Line<'_> = match serde_json::from_slice(line) {
             Ok(line) => line,
             Err(_) if index + 1 == lines.len() => break,
-            Err(source) => return Err(PersistError::Damaged { path: path.to_owned(), line: index + 1, source }),
+            Err(source) => {
+                return Err(PersistError::Damaged {
+                    path: path.to_owned(),
+                    line: index + 1,
+                    source,
+                });
+            }
         };
         loaded.revision = loaded.revision.max(line.rv);
         let Some(place) = line.place else { continue };
@@ -217,8 +251,12 @@ mod tests {
         let (mut journal, _) = Journal::open(directory).unwrap();
         let pods = ResourceKey::new("", "pods");
         let object: Object = Arc::new(json!({"metadata": {"name": "a", "resourceVersion": "7"}}));
-        journal.append(7, &pods, &ObjectKey::new("x", "a"), Some(&object)).unwrap();
-        journal.append(8, &pods, &ObjectKey::new("x", "b"), Some(&object)).unwrap();
+        journal
+            .append(7, &pods, &ObjectKey::new("x", "a"), Some(&object))
+            .unwrap();
+        journal
+            .append(8, &pods, &ObjectKey::new("x", "b"), Some(&object))
+            .unwrap();
         directory.join(FILE)
     }
 
@@ -227,7 +265,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = written(directory.path());
         let length = fs::metadata(&path).unwrap().len();
-        File::options().write(true).open(&path).unwrap().set_len(length - 5).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(length - 5)
+            .unwrap();
         let (_, loaded) = Journal::open(directory.path()).unwrap();
         assert_eq!(loaded.revision, 7);
         assert_eq!(loaded.tables[&ResourceKey::new("", "pods")].len(), 1);
@@ -239,6 +282,9 @@ mod tests {
         let path = written(directory.path());
         let text = fs::read_to_string(&path).unwrap().replacen("\"rv\":7", "\"rv\":?", 1);
         fs::write(&path, text).unwrap();
-        assert!(matches!(Journal::open(directory.path()), Err(PersistError::Damaged { line: 2, .. })));
+        assert!(matches!(
+            Journal::open(directory.path()),
+            Err(PersistError::Damaged { line: 2, .. })
+        ));
     }
 }

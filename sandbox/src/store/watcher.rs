@@ -54,7 +54,11 @@ impl Watchers {
             namespace: namespace.map(str::to_owned),
             queue,
         });
-        Watch { id: self.next, backlog: backlog.into(), queue: receiver }
+        Watch {
+            id: self.next,
+            backlog: backlog.into(),
+            queue: receiver,
+        }
     }
 
     /// Sends a change to those whom it concerns, and closes those whose queue is full.

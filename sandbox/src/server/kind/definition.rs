@@ -66,22 +66,38 @@ fn status(definition: &Value, old: Option<&Value>, rival: Option<&str>) -> Value
     let before = old.map_or(&Value::Null, |old| &old["status"]);
     let condition = |kind: &str, state: &str, reason: &str, message: &str| {
         let known = before["conditions"].as_array().into_iter().flatten();
-        let same = known.into_iter().find(|known| known["type"] == kind && known["status"] == state);
+        let same = known
+            .into_iter()
+            .find(|known| known["type"] == kind && known["status"] == state);
         let since = same.map_or_else(metadata::now, |same| same["lastTransitionTime"].clone());
         json!({"type": kind, "status": state, "reason": reason, "message": message, "lastTransitionTime": since})
     };
     let conditions = match rival {
         None => [
             condition("NamesAccepted", "True", "NoConflicts", "no conflicts found"),
-            condition("Established", "True", "InitialNamesAccepted", "the initial names have been accepted"),
+            condition(
+                "Established",
+                "True",
+                "InitialNamesAccepted",
+                "the initial names have been accepted",
+            ),
         ],
         Some(rival) => [
-            condition("NamesAccepted", "False", "Conflict", &format!("names are already in use by {rival}")),
+            condition(
+                "NamesAccepted",
+                "False",
+                "Conflict",
+                &format!("names are already in use by {rival}"),
+            ),
             condition("Established", "False", "NotAccepted", "not all names are accepted"),
         ],
     };
     let mut versions: Vec<Value> = before["storedVersions"].as_array().cloned().unwrap_or_default();
-    let storage = spec["versions"].as_array().into_iter().flatten().find(|version| version["storage"] == true);
+    let storage = spec["versions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|version| version["storage"] == true);
     if let Some(storage) = storage
         && !versions.contains(&storage["name"])
     {
@@ -104,7 +120,11 @@ pub fn check(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     if let Some(old) = old {
         for field in ["group", "scope"] {
             if new["spec"][field] != old["spec"][field] {
-                causes.push(Cause::invalid(&format!("spec.{field}"), &new["spec"][field], "field is immutable"));
+                causes.push(Cause::invalid(
+                    &format!("spec.{field}"),
+                    &new["spec"][field],
+                    "field is immutable",
+                ));
             }
         }
     }
@@ -116,7 +136,10 @@ pub fn check_is_open(call: &Call) -> Result<(), ApiError> {
     if !call.resource.custom {
         return Ok(());
     }
-    let definition = call.server.store.get(&table(), &ObjectKey::new("", call.resource.key().to_string()));
+    let definition = call
+        .server
+        .store
+        .get(&table(), &ObjectKey::new("", call.resource.key().to_string()));
     match definition {
         Some(definition) if definition["metadata"]["deletionTimestamp"].is_string() => {
             let mut error = ApiError::method_not_allowed(&call.resource.key());
@@ -138,7 +161,9 @@ pub fn finish_deletions(server: &ApiServer) {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let objects = ResourceKey::new(text(&spec["group"]), text(&spec["names"]["plural"]));
         for (key, found) in server.store.list(&objects, None).objects {
-            let waits = found["metadata"]["finalizers"].as_array().is_some_and(|list| !list.is_empty());
+            let waits = found["metadata"]["finalizers"]
+                .as_array()
+                .is_some_and(|list| !list.is_empty());
             let revision = object::revision(&found);
             let mut last = found.as_ref().clone();
             // A rival write wins; the next pass sees what it left.
@@ -153,7 +178,10 @@ pub fn finish_deletions(server: &ApiServer) {
         if server.store.list(&objects, None).objects.is_empty() {
             let mut last = definition.as_ref().clone();
             last["metadata"]["finalizers"] = json!([]);
-            server.store.remove(&table(), &key_of(&definition), object::revision(&definition), last).ok();
+            server
+                .store
+                .remove(&table(), &key_of(&definition), object::revision(&definition), last)
+                .ok();
         }
     }
 }

@@ -42,13 +42,17 @@ fn rename(object: &Value, api_version: &str, names: impl Fn(&str) -> Option<&'st
 /// events.k8s.io/v1 from core/v1.
 #[must_use]
 pub fn from_core(object: &Value) -> Value {
-    rename(object, "events.k8s.io/v1", |key| RENAMED.iter().find(|(_, core)| *core == key).map(|(new, _)| *new))
+    rename(object, "events.k8s.io/v1", |key| {
+        RENAMED.iter().find(|(_, core)| *core == key).map(|(new, _)| *new)
+    })
 }
 
 /// core/v1 from events.k8s.io/v1.
 #[must_use]
 pub fn to_core(object: &Value) -> Value {
-    rename(object, "v1", |key| RENAMED.iter().find(|(new, _)| *new == key).map(|(_, core)| *core))
+    rename(object, "v1", |key| {
+        RENAMED.iter().find(|(new, _)| *new == key).map(|(_, core)| *core)
+    })
 }
 
 /// Removes old events until the server stops.
@@ -69,10 +73,15 @@ fn remove_before(store: &Store, limit: Timestamp) {
             &event["lastTimestamp"],
             &event["series"]["lastObservedTime"],
         ];
-        let seen = times.into_iter().filter_map(|time| time.as_str()?.parse::<Timestamp>().ok()).max();
+        let seen = times
+            .into_iter()
+            .filter_map(|time| time.as_str()?.parse::<Timestamp>().ok())
+            .max();
         if seen.is_some_and(|seen| seen < limit) {
             // A rival write means that the event was seen again.
-            store.remove(&events, &key, object::revision(&event), event.as_ref().clone()).ok();
+            store
+                .remove(&events, &key, object::revision(&event), event.as_ref().clone())
+                .ok();
         }
     }
 }
@@ -98,10 +107,17 @@ mod tests {
         let events = ResourceKey::new("", "events");
         for (name, time) in [("old", "2024-01-01T00:00:00Z"), ("new", "2024-01-01T02:00:00Z")] {
             let event = json!({"metadata": {"name": name, "creationTimestamp": time}});
-            store.create(&events, &object::ObjectKey::new("default", name), event).unwrap();
+            store
+                .create(&events, &object::ObjectKey::new("default", name), event)
+                .unwrap();
         }
         remove_before(&store, "2024-01-01T01:00:00Z".parse().unwrap());
-        let left: Vec<String> = store.list(&events, None).objects.into_iter().map(|(key, _)| key.name).collect();
+        let left: Vec<String> = store
+            .list(&events, None)
+            .objects
+            .into_iter()
+            .map(|(key, _)| key.name)
+            .collect();
         assert_eq!(left, ["new"]);
     }
 }

@@ -56,8 +56,8 @@ pub fn check(call: &Call, new: &Value, old: Option<&Value>) -> Vec<Cause> {
 /// On `/status`: what of `new` is taken. Of custom resources only the status; of built-ins also labels, annotations and
 /// finalizers, as their strategies do.
 #[must_use]
-pub fn only_status(resource: &Resource, new: Value, old: &Value) -> Value {
-    let mut taken = subresource::only_status(&new, old);
+pub fn only_status(resource: &Resource, new: &Value, old: &Value) -> Value {
+    let mut taken = subresource::only_status(new, old);
     if !resource.custom {
         for field in ["labels", "annotations", "finalizers"] {
             match &new["metadata"][field] {
@@ -112,7 +112,9 @@ fn complete_namespace(call: &Call, object: &mut Value, old: Option<&Value>) {
 /// `stringData` goes into `data`, encoded.
 fn merge_string_data(object: &mut Value) {
     let Some(fields) = object.as_object_mut() else { return };
-    let Some(Value::Object(texts)) = fields.remove("stringData") else { return };
+    let Some(Value::Object(texts)) = fields.remove("stringData") else {
+        return;
+    };
     for (key, text) in texts {
         let encoded = STANDARD.encode(text.as_str().unwrap_or_default());
         object["data"][key] = json!(encoded);
@@ -141,7 +143,10 @@ fn check_immutable_data(new: &Value, old: &Value) -> Vec<Cause> {
         return causes;
     }
     if new["immutable"] != true {
-        causes.push(Cause::forbidden("immutable", "field is immutable when `immutable` is set"));
+        causes.push(Cause::forbidden(
+            "immutable",
+            "field is immutable when `immutable` is set",
+        ));
     }
     for field in ["data", "binaryData"] {
         if new[field] != old[field] {

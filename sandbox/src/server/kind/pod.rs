@@ -31,10 +31,14 @@ fn admit(call: &Call, spec: &mut Value) -> Result<(), ApiError> {
         Some("system-node-critical") => spec["priority"] = json!(2_000_001_000),
         Some(name) => {
             let classes = ResourceKey::new("scheduling.k8s.io", "priorityclasses");
-            let class = call.server.store.get(&classes, &ObjectKey::new("", name)).ok_or_else(|| {
-                let why = format!("no PriorityClass with name {name} was found");
-                ApiError::forbidden(&call.resource.key(), call.name(), &why)
-            })?;
+            let class = call
+                .server
+                .store
+                .get(&classes, &ObjectKey::new("", name))
+                .ok_or_else(|| {
+                    let why = format!("no PriorityClass with name {name} was found");
+                    ApiError::forbidden(&call.resource.key(), call.name(), &why)
+                })?;
             spec["priority"] = class["value"].clone();
             if class["preemptionPolicy"].is_string() {
                 spec["preemptionPolicy"] = class["preemptionPolicy"].clone();
@@ -59,7 +63,8 @@ fn tolerate_lost_nodes(spec: &mut Value) {
                 && (toleration["effect"] == "NoExecute" || toleration["effect"].as_str().is_none_or(str::is_empty))
         });
         if !covered {
-            tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
+            tolerations
+                .push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
         }
     }
     spec["tolerations"] = Value::Array(tolerations);
@@ -69,7 +74,9 @@ fn tolerate_lost_nodes(spec: &mut Value) {
 fn quality(spec: &Value) -> &'static str {
     let containers = || {
         let lists = ["containers", "initContainers"];
-        lists.into_iter().flat_map(|list| spec[list].as_array().into_iter().flatten())
+        lists
+            .into_iter()
+            .flat_map(|list| spec[list].as_array().into_iter().flatten())
     };
     let (mut asks, mut guaranteed) = (false, true);
     for container in containers() {
@@ -94,8 +101,12 @@ pub fn check(pod: &Value) -> Vec<Cause> {
     if spec["containers"].as_array().is_none_or(Vec::is_empty) {
         causes.push(Cause::required("spec.containers", ""));
     }
-    let volumes: Vec<&str> =
-        spec["volumes"].as_array().into_iter().flatten().filter_map(|volume| volume["name"].as_str()).collect();
+    let volumes: Vec<&str> = spec["volumes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|volume| volume["name"].as_str())
+        .collect();
     for list in ["initContainers", "containers"] {
         for (index, container) in spec[list].as_array().into_iter().flatten().enumerate() {
             let at = format!("spec.{list}[{index}]");
@@ -106,7 +117,11 @@ pub fn check(pod: &Value) -> Vec<Cause> {
             }
             for (place, mount) in container["volumeMounts"].as_array().into_iter().flatten().enumerate() {
                 if mount["name"].as_str().is_none_or(|name| !volumes.contains(&name)) {
-                    causes.push(Cause::invalid(&format!("{at}.volumeMounts[{place}].name"), &mount["name"], "Not found: no volume of the pod has this name"));
+                    causes.push(Cause::invalid(
+                        &format!("{at}.volumeMounts[{place}].name"),
+                        &mount["name"],
+                        "Not found: no volume of the pod has this name",
+                    ));
                 }
             }
         }
@@ -157,7 +172,10 @@ mod tests {
         let spec = |resources: Value| json!({"containers": [{"resources": resources}]});
         assert_eq!(quality(&spec(json!({}))), "BestEffort");
         assert_eq!(quality(&spec(json!({"requests": {"cpu": "1"}}))), "Burstable");
-        assert_eq!(quality(&spec(json!({"limits": {"cpu": "1", "memory": "1Gi"}}))), "Guaranteed");
+        assert_eq!(
+            quality(&spec(json!({"limits": {"cpu": "1", "memory": "1Gi"}}))),
+            "Guaranteed"
+        );
     }
 
     #[test]

@@ -86,7 +86,14 @@ fn parse_field(text: &'static str) -> Option<(u64, Field)> {
     let (number, kind) = rest.split_once(':')?;
     let optional = kind.ends_with('?');
     let kind = parse_type(kind.trim_end_matches('?'));
-    Some((number.parse().ok()?, Field { name: name.to_owned(), kind, optional }))
+    Some((
+        number.parse().ok()?,
+        Field {
+            name: name.to_owned(),
+            kind,
+            optional,
+        },
+    ))
 }
 
 fn parse_type(text: &'static str) -> Type {

@@ -41,7 +41,9 @@ enum Wire<'a> {
 
 /// The object in an envelope.
 pub fn decode(body: &[u8]) -> Result<Value, ProtobufError> {
-    let rest = body.strip_prefix(MAGIC).ok_or(ProtobufError::Malformed("the first four bytes are not k8s\\0"))?;
+    let rest = body
+        .strip_prefix(MAGIC)
+        .ok_or(ProtobufError::Malformed("the first four bytes are not k8s\\0"))?;
     let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
     for (number, wire) in fields(rest)? {
         match (number, wire) {
@@ -74,7 +76,9 @@ fn utf8(bytes: &[u8]) -> Result<String, ProtobufError> {
 fn varint(bytes: &mut &[u8]) -> Result<u64, ProtobufError> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
-        let (first, rest) = bytes.split_first().ok_or(ProtobufError::Malformed("a number ends too early"))?;
+        let (first, rest) = bytes
+            .split_first()
+            .ok_or(ProtobufError::Malformed("a number ends too early"))?;
         *bytes = rest;
         value |= u64::from(first & 0x7f) << shift;
         if first & 0x80 == 0 {
@@ -85,7 +89,9 @@ fn varint(bytes: &mut &[u8]) -> Result<u64, ProtobufError> {
 }
 
 fn take<'a>(bytes: &mut &'a [u8], length: u64) -> Result<&'a [u8], ProtobufError> {
-    let cut = usize::try_from(length).ok().and_then(|length| bytes.split_at_checked(length));
+    let cut = usize::try_from(length)
+        .ok()
+        .and_then(|length| bytes.split_at_checked(length));
     let (head, tail) = cut.ok_or(ProtobufError::Malformed("a field ends too early"))?;
     *bytes = tail;
     Ok(head)
@@ -122,7 +128,9 @@ fn read_message(name: &str, bytes: &[u8], depth: usize) -> Result<Value, Protobu
     }
     let mut object = Map::new();
     for (number, wire) in fields(bytes)? {
-        let Some(field) = message::field(name, number) else { continue };
+        let Some(field) = message::field(name, number) else {
+            continue;
+        };
         let place = object.entry(field.name.clone()).or_insert(Value::Null);
         put(place, field, wire, depth)?;
     }
@@ -141,7 +149,9 @@ fn put(place: &mut Value, field: &Field, wire: Wire<'_>, depth: usize) -> Result
             }
         }
         Type::Map(item) => {
-            let Wire::Bytes(entry) = wire else { return Err(ProtobufError::Malformed("a map entry is a number")) };
+            let Wire::Bytes(entry) = wire else {
+                return Err(ProtobufError::Malformed("a map entry is a number"));
+            };
             let (mut key, mut value) = (String::new(), read_value(item, Wire::Bytes(&[]), depth)?);
             for (number, wire) in fields(entry)? {
                 match (number, wire) {
@@ -165,7 +175,11 @@ fn read_value(kind: &Type, wire: Wire<'_>, depth: usize) -> Result<Value, Protob
         // Two's complement in 64 bits, also of 32-bit fields.
         (Type::Integer, Wire::Number(number)) => json!(number.cast_signed()),
         (Type::Message(name), Wire::Bytes(bytes)) => read_message(name, bytes, depth + 1)?,
-        _ => return Err(ProtobufError::Malformed("a field has another type than its message says")),
+        _ => {
+            return Err(ProtobufError::Malformed(
+                "a field has another type than its message says",
+            ));
+        }
     })
 }
 
@@ -209,7 +223,9 @@ fn read_time(bytes: &[u8]) -> Result<Value, ProtobufError> {
 fn read_int_or_string(bytes: &[u8]) -> Result<Value, ProtobufError> {
     let mut found = numbered(bytes)?;
     let is_text = found.get(&1).and_then(Value::as_i64) == Some(1);
-    Ok(found.remove(if is_text { &3 } else { &2 }).unwrap_or(if is_text { json!("") } else { json!(0) }))
+    Ok(found
+        .remove(if is_text { &3 } else { &2 })
+        .unwrap_or(if is_text { json!("") } else { json!(0) }))
 }
 
 #[cfg(test)]
@@ -244,7 +260,10 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_and_a_torn_body_are_refused() {
-        assert_eq!(decode(&envelope("Odd", b"")), Err(ProtobufError::UnknownKind("Odd".into())));
+        assert_eq!(
+            decode(&envelope("Odd", b"")),
+            Err(ProtobufError::UnknownKind("Odd".into()))
+        );
         let whole = envelope("ConfigMap", &field(1, &field(1, b"a")));
         for end in 5..whole.len() {
             assert!(decode(&whole[..end]).is_err(), "{end}");

@@ -5,7 +5,16 @@ use serde_json::Value;
 use super::{Resource, api_version};
 use crate::{schema::ResourceSchema, store::object::ResourceKey};
 
-const ALL: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const ALL: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 const NO_COLLECTION: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
 const CREATE: &[&str] = &["create"];
 
@@ -23,7 +32,17 @@ struct Row {
 }
 
 const fn row(group: &'static str, plural: &'static str, singular: &'static str, kind: &'static str) -> Row {
-    Row { group, plural, singular, kind, namespaced: true, short: &[], categories: &[], subresources: &[], verbs: ALL }
+    Row {
+        group,
+        plural,
+        singular,
+        kind,
+        namespaced: true,
+        short: &[],
+        categories: &[],
+        subresources: &[],
+        verbs: ALL,
+    }
 }
 
 impl Row {

@@ -8,7 +8,16 @@ use crate::{
     store::object::ResourceKey,
 };
 
-const VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+const VERBS: &[&str] = &[
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "create",
+    "update",
+    "watch",
+];
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
@@ -27,7 +36,10 @@ pub fn resources(definition: &Value) -> Vec<Resource> {
     }
     let group = text(&spec["group"]);
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let storage = versions.iter().find(|version| version["storage"] == true).map(|version| text(&version["name"]));
+    let storage = versions
+        .iter()
+        .find(|version| version["storage"] == true)
+        .map(|version| text(&version["name"]));
     let plural = text(&names["plural"]);
     let kind = text(&names["kind"]);
     versions
@@ -108,7 +120,9 @@ fn columns(value: &Value) -> Vec<Column> {
 
 fn selectable(value: &Value) -> Vec<String> {
     let fields = value.as_array().into_iter().flatten();
-    fields.map(|field| text(&field["jsonPath"]).trim_start_matches('.').to_owned()).collect()
+    fields
+        .map(|field| text(&field["jsonPath"]).trim_start_matches('.').to_owned())
+        .collect()
 }
 
 fn deprecation(version: &Value, group: &str, kind: &str) -> Option<String> {
@@ -116,5 +130,7 @@ fn deprecation(version: &Value, group: &str, kind: &str) -> Option<String> {
         return None;
     }
     let stated = text(&version["deprecationWarning"]);
-    Some(non_empty(stated, || format!("{group}/{} {kind} is deprecated", text(&version["name"]))))
+    Some(non_empty(stated, || {
+        format!("{group}/{} {kind} is deprecated", text(&version["name"]))
+    }))
 }

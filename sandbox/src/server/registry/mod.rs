@@ -107,7 +107,11 @@ impl Resource {
 /// `v1` or `group/version`.
 #[must_use]
 pub fn api_version(group: &str, version: &str) -> String {
-    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    }
 }
 
 /// All resources.
@@ -139,27 +143,39 @@ impl Registry {
     }
 
     fn add(&mut self, resource: Resource) {
-        let index = self.groups.iter().position(|(name, _)| *name == resource.group).unwrap_or_else(|| {
-            self.groups.push((resource.group.clone(), Vec::new()));
-            self.groups.len() - 1
-        });
+        let index = self
+            .groups
+            .iter()
+            .position(|(name, _)| *name == resource.group)
+            .unwrap_or_else(|| {
+                self.groups.push((resource.group.clone(), Vec::new()));
+                self.groups.len() - 1
+            });
         let versions = &mut self.groups[index].1;
         if !versions.contains(&resource.version) {
             versions.push(resource.version.clone());
         }
-        let key = (resource.group.clone(), resource.version.clone(), resource.plural.clone());
+        let key = (
+            resource.group.clone(),
+            resource.version.clone(),
+            resource.plural.clone(),
+        );
         self.resources.insert(key, Arc::new(resource));
     }
 
     /// One resource.
     #[must_use]
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
-        self.resources.get(&(group.to_owned(), version.to_owned(), plural.to_owned())).cloned()
+        self.resources
+            .get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+            .cloned()
     }
 
     /// All resources of a group and version.
     pub fn of<'a>(&'a self, group: &'a str, version: &'a str) -> impl Iterator<Item = &'a Arc<Resource>> {
-        self.resources.values().filter(move |resource| resource.group == group && resource.version == version)
+        self.resources
+            .values()
+            .filter(move |resource| resource.group == group && resource.version == version)
     }
 
     /// Whether any resource is served there.
@@ -171,7 +187,10 @@ impl Registry {
     /// Versions of a group, preferred first.
     #[must_use]
     pub fn versions(&self, group: &str) -> Option<&[String]> {
-        self.groups.iter().find(|(name, _)| name == group).map(|(_, versions)| versions.as_slice())
+        self.groups
+            .iter()
+            .find(|(name, _)| name == group)
+            .map(|(_, versions)| versions.as_slice())
     }
 }
 
@@ -183,7 +202,10 @@ fn version_rank(version: &str) -> (u8, u64, u64) {
         let major = rest[..digits].parse().ok()?;
         let (stage, minor) = match &rest[digits..] {
             "" => (3, "0"),
-            tail => tail.strip_prefix("beta").map(|minor| (2, minor)).or_else(|| tail.strip_prefix("alpha").map(|minor| (1, minor)))?,
+            tail => tail
+                .strip_prefix("beta")
+                .map(|minor| (2, minor))
+                .or_else(|| tail.strip_prefix("alpha").map(|minor| (1, minor)))?,
         };
         Some((stage, major, minor.parse().ok()?))
     };

@@ -9,11 +9,12 @@ use super::{
 };
 
 type Cells = Vec<Value>;
+type Headings = &'static [(&'static str, i64)];
 
 /// The layout of a built-in resource; name and creation time where nothing better is known.
 #[must_use]
 pub fn layout(plural: &str) -> Layout {
-    let (headings, row): (&[(&str, i64)], fn(&Value) -> Cells) = match plural {
+    let (headings, row): (Headings, fn(&Value) -> Cells) = match plural {
         "namespaces" => (&[("Status", 0), ("Age", 0)], namespace),
         "nodes" => (NODE, node),
         "configmaps" => (&[("Data", 0), ("Age", 0)], config_map),
@@ -21,7 +22,10 @@ pub fn layout(plural: &str) -> Layout {
         "serviceaccounts" => (&[("Secrets", 0), ("Age", 0)], service_account),
         "services" => (SERVICE, service),
         "endpoints" => (&[("Endpoints", 0), ("Age", 0)], endpoints),
-        "endpointslices" => (&[("AddressType", 0), ("Ports", 0), ("Endpoints", 0), ("Age", 0)], endpoint_slice),
+        "endpointslices" => (
+            &[("AddressType", 0), ("Ports", 0), ("Endpoints", 0), ("Age", 0)],
+            endpoint_slice,
+        ),
         "events" => (EVENT, event),
         "persistentvolumeclaims" => (CLAIM, claim),
         "leases" => (&[("Holder", 0), ("Age", 0)], lease),
@@ -29,9 +33,15 @@ pub fn layout(plural: &str) -> Layout {
         "roles" | "clusterroles" => (&[("Created At", 0)], definition),
         "rolebindings" | "clusterrolebindings" => (&[("Role", 0), ("Age", 0)], role_binding),
         "priorityclasses" => (&[("Value", 0), ("Global-Default", 0), ("Age", 0)], priority_class),
-        "poddisruptionbudgets" => {
-            (&[("Min Available", 0), ("Max Unavailable", 0), ("Allowed Disruptions", 0), ("Age", 0)], disruption_budget)
-        }
+        "poddisruptionbudgets" => (
+            &[
+                ("Min Available", 0),
+                ("Max Unavailable", 0),
+                ("Allowed Disruptions", 0),
+                ("Age", 0),
+            ],
+            disruption_budget,
+        ),
         "networkpolicies" => (&[("Pod-Selector", 0), ("Age", 0)], network_policy),
         _ => (&[("Age", 0)], plain),
     };
@@ -40,11 +50,15 @@ pub fn layout(plural: &str) -> Layout {
     if plural != "events" {
         columns.push(column("Name", "string", 0));
     }
-    columns.extend(headings.iter().map(|(heading, priority)| column(heading, "string", *priority)));
+    columns.extend(
+        headings
+            .iter()
+            .map(|(heading, priority)| column(heading, "string", *priority)),
+    );
     Layout { columns, row }
 }
 
-const NODE: &[(&str, i64)] = &[
+const NODE: Headings = &[
     ("Status", 0),
     ("Roles", 0),
     ("Age", 0),
@@ -56,10 +70,16 @@ const NODE: &[(&str, i64)] = &[
     ("Container-Runtime", 1),
 ];
 
-const SERVICE: &[(&str, i64)] =
-    &[("Type", 0), ("Cluster-IP", 0), ("External-IP", 0), ("Port(s)", 0), ("Age", 0), ("Selector", 1)];
+const SERVICE: Headings = &[
+    ("Type", 0),
+    ("Cluster-IP", 0),
+    ("External-IP", 0),
+    ("Port(s)", 0),
+    ("Age", 0),
+    ("Selector", 1),
+];
 
-const EVENT: &[(&str, i64)] = &[
+const EVENT: Headings = &[
     ("Last Seen", 0),
     ("Type", 0),
     ("Reason", 0),
@@ -72,7 +92,7 @@ const EVENT: &[(&str, i64)] = &[
     ("Name", 1),
 ];
 
-const CLAIM: &[(&str, i64)] = &[
+const CLAIM: Headings = &[
     ("Status", 0),
     ("Volume", 0),
     ("Capacity", 0),
@@ -125,11 +145,20 @@ fn node(object: &Value) -> Cells {
 }
 
 fn config_map(object: &Value) -> Cells {
-    vec![name(object), json!(count(&object["data"]) + count(&object["binaryData"])), object_age(object)]
+    vec![
+        name(object),
+        json!(count(&object["data"]) + count(&object["binaryData"])),
+        object_age(object),
+    ]
 }
 
 fn secret(object: &Value) -> Cells {
-    vec![name(object), text(&object["type"], ""), json!(count(&object["data"])), object_age(object)]
+    vec![
+        name(object),
+        text(&object["type"], ""),
+        json!(count(&object["data"])),
+        object_age(object),
+    ]
 }
 
 fn service_account(object: &Value) -> Cells {
@@ -138,7 +167,12 @@ fn service_account(object: &Value) -> Cells {
 
 fn service(object: &Value) -> Cells {
     let spec = &object["spec"];
-    let ports: Vec<String> = spec["ports"].as_array().into_iter().flatten().map(service_port).collect();
+    let ports: Vec<String> = spec["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(service_port)
+        .collect();
     vec![
         name(object),
         text(&spec["type"], "ClusterIP"),
@@ -173,7 +207,11 @@ fn endpoints(object: &Value) -> Cells {
     for subset in object["subsets"].as_array().into_iter().flatten() {
         for address in subset["addresses"].as_array().into_iter().flatten() {
             for port in subset["ports"].as_array().into_iter().flatten() {
-                found.push(format!("{}:{}", address["ip"].as_str().unwrap_or_default(), port["port"]));
+                found.push(format!(
+                    "{}:{}",
+                    address["ip"].as_str().unwrap_or_default(),
+                    port["port"]
+                ));
             }
         }
     }
@@ -189,11 +227,22 @@ fn shortened(all: &[String]) -> Value {
 }
 
 fn endpoint_slice(object: &Value) -> Cells {
-    let ports: Vec<String> =
-        object["ports"].as_array().into_iter().flatten().map(|port| port["port"].to_string()).collect();
+    let ports: Vec<String> = object["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|port| port["port"].to_string())
+        .collect();
     let mut addresses = Vec::new();
     for endpoint in object["endpoints"].as_array().into_iter().flatten() {
-        addresses.extend(endpoint["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned));
+        addresses.extend(
+            endpoint["addresses"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(str::to_owned),
+        );
     }
     vec![
         name(object),
@@ -206,18 +255,40 @@ fn endpoint_slice(object: &Value) -> Cells {
 
 fn event(object: &Value) -> Cells {
     // Both views of an event come here; each has its own names.
-    let either = |core: &str, new: &str| if object[core].is_null() { object[new].clone() } else { object[core].clone() };
+    let either = |core: &str, new: &str| {
+        if object[core].is_null() {
+            object[new].clone()
+        } else {
+            object[core].clone()
+        }
+    };
     let first = either("firstTimestamp", "deprecatedFirstTimestamp");
-    let first = if first.is_null() { object["eventTime"].clone() } else { first };
+    let first = if first.is_null() {
+        object["eventTime"].clone()
+    } else {
+        first
+    };
     let series = &object["series"]["lastObservedTime"];
     let last = either("lastTimestamp", "deprecatedLastTimestamp");
-    let last = [series, &last, &first].into_iter().find(|time| time.is_string()).cloned().unwrap_or_default();
+    let last = [series, &last, &first]
+        .into_iter()
+        .find(|time| time.is_string())
+        .cloned()
+        .unwrap_or_default();
     let about = either("involvedObject", "regarding");
     let kind = about["kind"].as_str().unwrap_or_default().to_lowercase();
     let source = either("source", "deprecatedSource");
-    let component = text(&source["component"], either("reportingComponent", "reportingController").as_str().unwrap_or(""));
+    let component = text(
+        &source["component"],
+        either("reportingComponent", "reportingController")
+            .as_str()
+            .unwrap_or(""),
+    );
     let message = either("message", "note");
-    let times = object["series"]["count"].as_i64().or_else(|| either("count", "deprecatedCount").as_i64()).unwrap_or(1);
+    let times = object["series"]["count"]
+        .as_i64()
+        .or_else(|| either("count", "deprecatedCount").as_i64())
+        .unwrap_or(1);
     vec![
         cell::age(&last),
         text(&object["type"], ""),
@@ -241,10 +312,19 @@ fn claim(object: &Value) -> Cells {
         "ReadWriteOncePod" => "RWOP",
         _ => "",
     };
-    let modes = object["status"]["accessModes"].as_array().into_iter().flatten().filter_map(Value::as_str).map(short);
+    let modes = object["status"]["accessModes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(short);
     vec![
         name(object),
-        if deleting { json!("Terminating") } else { text(&object["status"]["phase"], "") },
+        if deleting {
+            json!("Terminating")
+        } else {
+            text(&object["status"]["phase"], "")
+        },
         text(&object["spec"]["volumeName"], ""),
         text(&object["status"]["capacity"]["storage"], ""),
         joined(modes, ""),
@@ -256,7 +336,11 @@ fn claim(object: &Value) -> Cells {
 }
 
 fn lease(object: &Value) -> Cells {
-    vec![name(object), text(&object["spec"]["holderIdentity"], ""), object_age(object)]
+    vec![
+        name(object),
+        text(&object["spec"]["holderIdentity"], ""),
+        object_age(object),
+    ]
 }
 
 fn definition(object: &Value) -> Cells {
@@ -265,13 +349,22 @@ fn definition(object: &Value) -> Cells {
 
 fn role_binding(object: &Value) -> Cells {
     let role = &object["roleRef"];
-    let role = format!("{}/{}", role["kind"].as_str().unwrap_or_default(), role["name"].as_str().unwrap_or_default());
+    let role = format!(
+        "{}/{}",
+        role["kind"].as_str().unwrap_or_default(),
+        role["name"].as_str().unwrap_or_default()
+    );
     vec![name(object), json!(role), object_age(object)]
 }
 
 fn priority_class(object: &Value) -> Cells {
     let value = object["value"].as_i64().unwrap_or(0);
-    vec![name(object), json!(value), json!(object["globalDefault"] == true), object_age(object)]
+    vec![
+        name(object),
+        json!(value),
+        json!(object["globalDefault"] == true),
+        object_age(object),
+    ]
 }
 
 fn disruption_budget(object: &Value) -> Cells {
@@ -291,5 +384,9 @@ fn disruption_budget(object: &Value) -> Cells {
 }
 
 fn network_policy(object: &Value) -> Cells {
-    vec![name(object), selector(&object["spec"]["podSelector"]["matchLabels"]), object_age(object)]
+    vec![
+        name(object),
+        selector(&object["spec"]["podSelector"]["matchLabels"]),
+        object_age(object),
+    ]
 }

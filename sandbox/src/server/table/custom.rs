@@ -15,9 +15,13 @@ pub fn cells(columns: &[Column], object: &Value) -> Vec<Value> {
 
 fn value(column: &Column, object: &Value) -> Value {
     let found = find(object, &column.json_path);
-    let Some(first) = found.first().copied().filter(|value| !value.is_null()) else { return Value::Null };
+    let Some(first) = found.first().copied().filter(|value| !value.is_null()) else {
+        return Value::Null;
+    };
     match column.kind.as_str() {
-        "integer" => first.as_f64().map_or(Value::Null, |number| json!(number.trunc() as i64)),
+        "integer" => first
+            .as_f64()
+            .map_or(Value::Null, |number| json!(number.trunc() as i64)),
         "number" => first.as_f64().map_or(Value::Null, |number| json!(number)),
         "boolean" => first.as_bool().map_or(Value::Null, |flag| json!(flag)),
         "date" => cell::age(first),
@@ -44,7 +48,9 @@ enum Step {
 #[must_use]
 pub fn find<'a>(object: &'a Value, path: &str) -> Vec<&'a Value> {
     let Some(steps) = parse(path) else { return Vec::new() };
-    steps.iter().fold(vec![object], |values, step| values.into_iter().flat_map(|value| follow(value, step)).collect())
+    steps.iter().fold(vec![object], |values, step| {
+        values.into_iter().flat_map(|value| follow(value, step)).collect()
+    })
 }
 
 fn follow<'a>(value: &'a Value, step: &Step) -> Vec<&'a Value> {
@@ -54,7 +60,11 @@ fn follow<'a>(value: &'a Value, step: &Step) -> Vec<&'a Value> {
             let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
             let length = i64::try_from(items.len()).unwrap_or(i64::MAX);
             let index = if *index < 0 { index + length } else { *index };
-            usize::try_from(index).ok().and_then(|index| items.get(index)).into_iter().collect()
+            usize::try_from(index)
+                .ok()
+                .and_then(|index| items.get(index))
+                .into_iter()
+                .collect()
         }
         Step::All => match value {
             Value::Array(items) => items.iter().collect(),
@@ -70,10 +80,18 @@ fn follow<'a>(value: &'a Value, step: &Step) -> Vec<&'a Value> {
 
 fn parse(path: &str) -> Option<Vec<Step>> {
     let mut steps = Vec::new();
-    let mut rest = path.trim().trim_start_matches('{').trim_end_matches('}').trim_start_matches('$');
+    let mut rest = path
+        .trim()
+        .trim_start_matches('{')
+        .trim_end_matches('}')
+        .trim_start_matches('$');
     while !rest.is_empty() {
         if let Some(tail) = rest.strip_prefix('[') {
-            let end = if tail.starts_with("?(") { tail.find(")]")? + 1 } else { tail.find(']')? };
+            let end = if tail.starts_with("?(") {
+                tail.find(")]")? + 1
+            } else {
+                tail.find(']')?
+            };
             steps.push(parse_bracket(&tail[..end])?);
             rest = &tail[end + 1..];
             continue;
@@ -113,7 +131,10 @@ fn parse_bracket(inner: &str) -> Option<Step> {
     if let Some(filter) = inner.strip_prefix("?(").and_then(|filter| filter.strip_suffix(')')) {
         let (path, wanted) = filter.split_once("==")?;
         let wanted = wanted.trim().trim_matches(|quote| quote == '"' || quote == '\'');
-        return Some(Step::Where(path.trim().trim_start_matches('@').to_owned(), wanted.to_owned()));
+        return Some(Step::Where(
+            path.trim().trim_start_matches('@').to_owned(),
+            wanted.to_owned(),
+        ));
     }
     if let Some(name) = inner.strip_prefix(['\'', '"']) {
         return Some(Step::Field(name.trim_end_matches(['\'', '"']).to_owned()));

@@ -49,10 +49,16 @@ pub fn table<'a>(call: &Call, objects: impl Iterator<Item = &'a Value>, headings
         (columns, rows)
     } else {
         let layout = layout(&resource.plural);
-        let rows = objects.map(|object| json!({"cells": (layout.row)(object), "object": item(object)})).collect();
+        let rows = objects
+            .map(|object| json!({"cells": (layout.row)(object), "object": item(object)}))
+            .collect();
         (layout.columns, rows)
     };
-    let definitions: Vec<Value> = if headings { columns.iter().map(definition).collect() } else { Vec::new() };
+    let definitions: Vec<Value> = if headings {
+        columns.iter().map(definition).collect()
+    } else {
+        Vec::new()
+    };
     let mut table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "rows": rows});
     if headings {
         table["columnDefinitions"] = Value::Array(definitions);

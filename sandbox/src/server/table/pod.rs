@@ -43,7 +43,9 @@ fn row(pod: &Value) -> Vec<Value> {
 fn restarts(pod: &Value) -> String {
     let statuses = || pod["status"]["containerStatuses"].as_array().into_iter().flatten();
     let count: u64 = statuses().filter_map(|status| status["restartCount"].as_u64()).sum();
-    let last = statuses().filter_map(|status| status["lastState"]["terminated"]["finishedAt"].as_str()).max();
+    let last = statuses()
+        .filter_map(|status| status["lastState"]["terminated"]["finishedAt"].as_str())
+        .max();
     match last {
         Some(last) if count > 0 => {
             format!("{count} ({} ago)", cell::age(&json!(last)).as_str().unwrap_or_default())
@@ -55,7 +57,11 @@ fn restarts(pod: &Value) -> String {
 /// The one word (or two) for the state of a pod.
 fn status(pod: &Value) -> String {
     let state = &pod["status"];
-    let mut reason = state["reason"].as_str().or_else(|| state["phase"].as_str()).unwrap_or("Unknown").to_owned();
+    let mut reason = state["reason"]
+        .as_str()
+        .or_else(|| state["phase"].as_str())
+        .unwrap_or("Unknown")
+        .to_owned();
     if let Some(text) = init_reason(pod) {
         reason = text;
     } else {
@@ -71,11 +77,19 @@ fn status(pod: &Value) -> String {
             }
         }
         if reason == "Completed" && running {
-            reason = if has_ready_condition(pod) { "Running".into() } else { "NotReady".into() };
+            reason = if has_ready_condition(pod) {
+                "Running".into()
+            } else {
+                "NotReady".into()
+            };
         }
     }
     if pod["metadata"]["deletionTimestamp"].is_string() {
-        return if state["reason"] == "NodeLost" { "Unknown".into() } else { "Terminating".into() };
+        return if state["reason"] == "NodeLost" {
+            "Unknown".into()
+        } else {
+            "Terminating".into()
+        };
     }
     reason
 }
@@ -102,7 +116,10 @@ fn init_reason(pod: &Value) -> Option<String> {
         if terminated.is_object() {
             return Some(format!("Init:{}", ended(terminated)));
         }
-        return match waiting["reason"].as_str().filter(|text| !text.is_empty() && *text != "PodInitializing") {
+        return match waiting["reason"]
+            .as_str()
+            .filter(|text| !text.is_empty() && *text != "PodInitializing")
+        {
             Some(text) => Some(format!("Init:{text}")),
             None => Some(format!("Init:{index}/{total}")),
         };
@@ -112,7 +129,9 @@ fn init_reason(pod: &Value) -> Option<String> {
 
 fn has_ready_condition(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    conditions
+        .into_iter()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 #[cfg(test)]
@@ -123,7 +142,8 @@ mod tests {
     fn the_status_word_is_the_containers_where_it_says_more_than_the_phase() {
         let pod = |status: Value| json!({"metadata": {}, "spec": {"containers": [{}]}, "status": status});
         assert_eq!(status(&pod(json!({"phase": "Pending"}))), "Pending");
-        let waiting = json!({"phase": "Running", "containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]});
+        let waiting =
+            json!({"phase": "Running", "containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]});
         assert_eq!(status(&pod(waiting)), "CrashLoopBackOff");
         let ended = json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]});
         assert_eq!(status(&pod(ended)), "ExitCode:3");

@@ -30,9 +30,7 @@ pub fn apply(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
     for attempt in 1.. {
         let result = match call.server.store.get(&call.resource.table, &call.key()) {
             Some(stored) => update(call, &config, &stored).map(|written| super::answer(call, 200, &written)),
-            None if call.path.subresource.is_some() => {
-                Err(ApiError::not_found(&call.resource.key(), call.name()))
-            }
+            None if call.path.subresource.is_some() => Err(ApiError::not_found(&call.resource.key(), call.name())),
             None => create(call, &config).map(|written| super::answer(call, 201, &written)),
         };
         match result {
@@ -50,8 +48,8 @@ fn is_race(error: &ApiError) -> bool {
 }
 
 fn read(call: &Call, body: &[u8]) -> Result<Value, ApiError> {
-    let mut config: Value = serde_yaml::from_slice(body)
-        .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
+    let mut config: Value =
+        serde_yaml::from_slice(body).map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
     if !config.is_object() {
         return Err(ApiError::bad_request("error decoding YAML: the object is not a map"));
     }
@@ -82,12 +80,11 @@ fn read(call: &Call, body: &[u8]) -> Result<Value, ApiError> {
 fn merged(call: &Call, live: Option<&Value>, config: &Value) -> Result<Value, ApiError> {
     let time = metadata::now();
     let writer = metadata::writer(call, time.as_str().unwrap_or_default());
-    let mut merged = merge(live, config, call.resource.schema.root(), &writer, call.query.force).map_err(|error| {
-        match &error {
+    let mut merged =
+        merge(live, config, call.resource.schema.root(), &writer, call.query.force).map_err(|error| match &error {
             ApplyError::Conflicts(_) => ApiError::apply_conflict(error.to_string(), error.causes()),
             ApplyError::Ambiguous(_) | ApplyError::HasManagedFields => ApiError::bad_request(error.to_string()),
-        }
-    })?;
+        })?;
     patch::settle(call, &mut merged, &[])?;
     Ok(merged)
 }

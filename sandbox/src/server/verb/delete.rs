@@ -40,12 +40,19 @@ struct Preconditions {
 pub fn delete(mut call: Call, body: &[u8]) -> Result<Reply, ApiError> {
     let options = read_options(&mut call, body)?;
     let (object, gone) = delete_one(&call, &options)?;
-    let returns_object = !gone || matches!(call.resource.plural.as_str(), "pods" | "services" | "persistentvolumeclaims" | "persistentvolumes" | "serviceaccounts" | "namespaces");
+    let returns_object = !gone
+        || matches!(
+            call.resource.plural.as_str(),
+            "pods" | "services" | "persistentvolumeclaims" | "persistentvolumes" | "serviceaccounts" | "namespaces"
+        );
     if returns_object && !(gone && call.resource.plural == "namespaces") {
         return Ok(super::answer(&call, 200, &object));
     }
     let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
-    Ok(reply::json(200, &status::deleted(&call.resource.key(), call.name(), uid)))
+    Ok(reply::json(
+        200,
+        &status::deleted(&call.resource.key(), call.name(), uid),
+    ))
 }
 
 /// Deletes what the selectors of the query select.
@@ -66,7 +73,10 @@ pub fn delete_collection(mut call: Call, body: &[u8]) -> Result<Reply, ApiError>
             _ => {}
         }
     }
-    Ok(reply::json(200, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})))
+    Ok(reply::json(
+        200,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
+    ))
 }
 
 /// Deletes a pod in favour of an eviction.
@@ -83,7 +93,9 @@ fn read_options(call: &mut Call, body: &[u8]) -> Result<Options, ApiError> {
             .map_err(|error| ApiError::bad_request(format!("reading DeleteOptions: {error}")))?;
     }
     options.grace_period_seconds = options.grace_period_seconds.or(call.query.grace_period_seconds);
-    options.propagation_policy = options.propagation_policy.or_else(|| call.query.propagation_policy.clone());
+    options.propagation_policy = options
+        .propagation_policy
+        .or_else(|| call.query.propagation_policy.clone());
     if let Some(orphan) = options.orphan_dependents
         && options.propagation_policy.is_none()
     {
@@ -122,9 +134,18 @@ fn delete_one(call: &Call, options: &Options) -> Result<(Object, bool), ApiError
 }
 
 fn check_preconditions(call: &Call, options: &Options, stored: &Value) -> Result<(), ApiError> {
-    let Some(wanted) = &options.preconditions else { return Ok(()) };
+    let Some(wanted) = &options.preconditions else {
+        return Ok(());
+    };
     let metadata = &stored["metadata"];
-    let pairs = [("UID", &wanted.uid, &metadata["uid"]), ("ResourceVersion", &wanted.resource_version, &metadata["resourceVersion"])];
+    let pairs = [
+        ("UID", &wanted.uid, &metadata["uid"]),
+        (
+            "ResourceVersion",
+            &wanted.resource_version,
+            &metadata["resourceVersion"],
+        ),
+    ];
     for (name, wanted, actual) in pairs {
         let actual = actual.as_str().unwrap_or_default();
         if let Some(wanted) = wanted
@@ -140,10 +161,13 @@ fn check_preconditions(call: &Call, options: &Options, stored: &Value) -> Result
 fn mark(call: &Call, options: &Options, stored: &Object) -> Result<(Object, bool), ApiError> {
     let mut new = stored.as_ref().clone();
     let finalizers = finalizers(&new, options.propagation_policy.as_deref());
-    let holds_content = call.resource.is_core("namespaces")
-        && !new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+    let holds_content =
+        call.resource.is_core("namespaces") && !new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
     let waits = !finalizers.is_empty() || holds_content;
-    let had = new["metadata"]["finalizers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let had = new["metadata"]["finalizers"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     if finalizers != had {
         new["metadata"]["finalizers"] = Value::Array(finalizers);
     }
@@ -158,7 +182,10 @@ fn mark(call: &Call, options: &Options, stored: &Object) -> Result<(Object, bool
         let ends = ends.map_err(ApiError::internal)?;
         new["metadata"]["deletionTimestamp"] = json!(ends.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         new["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
-        if let Some(generation) = new["metadata"]["generation"].as_i64().filter(|generation| *generation > 0) {
+        if let Some(generation) = new["metadata"]["generation"]
+            .as_i64()
+            .filter(|generation| *generation > 0)
+        {
             new["metadata"]["generation"] = json!(generation + 1);
         }
     }

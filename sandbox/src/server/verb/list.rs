@@ -30,7 +30,9 @@ struct Continuation {
 
 impl Continuation {
     fn encode(&self) -> Result<String, ApiError> {
-        serde_json::to_vec(self).map(|bytes| URL_SAFE_NO_PAD.encode(bytes)).map_err(ApiError::internal)
+        serde_json::to_vec(self)
+            .map(|bytes| URL_SAFE_NO_PAD.encode(bytes))
+            .map_err(ApiError::internal)
     }
 
     fn decode(text: &str) -> Result<Self, ApiError> {
@@ -49,13 +51,21 @@ pub fn list(call: &Call) -> Result<Reply, ApiError> {
         .into_iter()
         .filter(|(key, object)| after.as_ref().is_none_or(|after| key > after) && call.selects(object))
         .peekable();
-    let limit = if call.query.limit == 0 { usize::MAX } else { call.query.limit };
+    let limit = if call.query.limit == 0 {
+        usize::MAX
+    } else {
+        call.query.limit
+    };
     let page: Vec<(ObjectKey, Object)> = selected.by_ref().take(limit).collect();
     let mut metadata = json!({"resourceVersion": snapshot.revision.to_string()});
     if selected.peek().is_some()
         && let Some((last, _)) = page.last()
     {
-        let next = Continuation { rv: snapshot.revision, namespace: last.namespace.clone(), name: last.name.clone() };
+        let next = Continuation {
+            rv: snapshot.revision,
+            namespace: last.namespace.clone(),
+            name: last.name.clone(),
+        };
         metadata["continue"] = json!(next.encode()?);
         if call.query.labels.is_empty() && call.query.fields.is_empty() {
             metadata["remainingItemCount"] = json!(selected.count());
@@ -89,9 +99,10 @@ fn read(call: &Call) -> Result<(Snapshot, Option<ObjectKey>), ApiError> {
         (Some(version), None) if version > 0 && call.query.limit > 0 => {
             Ok((store.list_at(table, namespace, version).map_err(refuse)?, None))
         }
-        (Some(version), _) if version > store.revision() => {
-            Err(refuse(StoreError::Future { asked: version, current: store.revision() }))
-        }
+        (Some(version), _) if version > store.revision() => Err(refuse(StoreError::Future {
+            asked: version,
+            current: store.revision(),
+        })),
         _ => Ok((store.list(table, namespace), None)),
     }
 }
@@ -111,16 +122,40 @@ fn write(call: &Call, page: &[(ObjectKey, Object)], metadata: Value) -> Reply {
     match call.form {
         Form::Object if resource.custom => {
             let items = converted.collect();
-            reply::json(200, &List { kind: &resource.list_kind, api_version: resource.api_version(), metadata, items })
+            reply::json(
+                200,
+                &List {
+                    kind: &resource.list_kind,
+                    api_version: resource.api_version(),
+                    metadata,
+                    items,
+                },
+            )
         }
         Form::Object => {
             let items = converted.map(BareItem).collect();
-            reply::json(200, &List { kind: &resource.list_kind, api_version: resource.api_version(), metadata, items })
+            reply::json(
+                200,
+                &List {
+                    kind: &resource.list_kind,
+                    api_version: resource.api_version(),
+                    metadata,
+                    items,
+                },
+            )
         }
         Form::Metadata => {
             let items = converted.map(|object| view::metadata_only(&object)).collect();
             let (kind, api_version) = ("PartialObjectMetadataList", "meta.k8s.io/v1".to_owned());
-            reply::json(200, &List { kind, api_version, metadata, items })
+            reply::json(
+                200,
+                &List {
+                    kind,
+                    api_version,
+                    metadata,
+                    items,
+                },
+            )
         }
         Form::Table => {
             let objects: Vec<_> = converted.collect();

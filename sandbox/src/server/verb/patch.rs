@@ -30,7 +30,14 @@ enum Format {
 
 /// Applies the body to the object.
 pub fn patch(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
-    let media = call.content_type.as_deref().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let media = call
+        .content_type
+        .as_deref()
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
     let format = match media {
         "application/json-patch+json" => Format::Json,
         "application/merge-patch+json" => Format::Merge,
@@ -83,7 +90,12 @@ pub fn settle(call: &Call, new: &mut Value, text: &[u8]) -> Result<(), ApiError>
         let resource = &call.resource;
         let detail = format!("strict decoding error: {}", unknown.join(", "));
         let cause = Cause::invalid("patch", &String::from_utf8_lossy(text).into(), &detail);
-        return Err(ApiError::invalid(&resource.group, &resource.kind, call.name(), vec![cause]));
+        return Err(ApiError::invalid(
+            &resource.group,
+            &resource.kind,
+            call.name(),
+            vec![cause],
+        ));
     }
     fields::report(call, &unknown)?;
     identity::check_name(call, new)?;
@@ -93,7 +105,9 @@ pub fn settle(call: &Call, new: &mut Value, text: &[u8]) -> Result<(), ApiError>
 /// Name of the OpenAPI definition of a built-in kind; empty where there is none.
 fn definition_name(call: &Call) -> &'static str {
     let resource = &call.resource;
-    builtin::find(&resource.group, &resource.version, &resource.kind).and_then(builtin::definition_name).unwrap_or_default()
+    builtin::find(&resource.group, &resource.version, &resource.kind)
+        .and_then(builtin::definition_name)
+        .unwrap_or_default()
 }
 
 fn refusal(error: &PatchError) -> ApiError {

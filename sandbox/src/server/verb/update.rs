@@ -38,9 +38,10 @@ pub fn update(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
 pub fn version(object: &Value) -> Result<Option<u64>, ApiError> {
     match object["metadata"]["resourceVersion"].as_str() {
         None | Some("" | "0") => Ok(None),
-        Some(text) => text.parse().map(Some).map_err(|_| {
-            ApiError::bad_request(format!("resourceVersion {text:?} is not a number"))
-        }),
+        Some(text) => text
+            .parse()
+            .map(Some)
+            .map_err(|_| ApiError::bad_request(format!("resourceVersion {text:?} is not a number"))),
     }
 }
 
@@ -48,10 +49,17 @@ pub fn version(object: &Value) -> Result<Option<u64>, ApiError> {
 pub fn check_preconditions(call: &Call, new: &Value, stored: &Value, given: Option<u64>) -> Result<(), ApiError> {
     let resource = &call.resource;
     match given {
-        Some(given) if given != object::revision(stored) => return Err(ApiError::modified(&resource.key(), call.name())),
+        Some(given) if given != object::revision(stored) => {
+            return Err(ApiError::modified(&resource.key(), call.name()));
+        }
         None if resource.custom => {
             let cause = Cause::invalid("metadata.resourceVersion", &0.into(), "must be specified for an update");
-            return Err(ApiError::invalid(&resource.group, &resource.kind, call.name(), vec![cause]));
+            return Err(ApiError::invalid(
+                &resource.group,
+                &resource.kind,
+                call.name(),
+                vec![cause],
+            ));
         }
         _ => {}
     }

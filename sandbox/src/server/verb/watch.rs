@@ -26,13 +26,19 @@ const LONGEST: Duration = Duration::from_secs(3600);
 /// Opens the watch.
 pub fn watch(call: Call) -> Result<Reply, ApiError> {
     call.check_fields()?;
-    let initial = call.query.send_initial_events.unwrap_or(call.query.resource_version.unwrap_or(0) == 0);
+    let initial = call
+        .query
+        .send_initial_events
+        .unwrap_or(call.query.resource_version.unwrap_or(0) == 0);
     let store = &call.server.store;
     let (table, namespace) = (&call.resource.table, call.namespace());
     if let Some(asked) = call.query.resource_version
         && asked > store.revision()
     {
-        let error = StoreError::Future { asked, current: store.revision() };
+        let error = StoreError::Future {
+            asked,
+            current: store.revision(),
+        };
         return Err(ApiError::from_store(&call.resource.key(), "", &error));
     }
     let (first, watch, end_of_list) = if initial {
@@ -41,13 +47,20 @@ pub fn watch(call: Call) -> Result<Reply, ApiError> {
         let marked = call.query.send_initial_events == Some(true) && call.query.bookmarks;
         (objects, watch, marked.then_some(snapshot.revision))
     } else {
-        let from = call.query.resource_version.filter(|version| *version > 0).unwrap_or_else(|| store.revision());
+        let from = call
+            .query
+            .resource_version
+            .filter(|version| *version > 0)
+            .unwrap_or_else(|| store.revision());
         match store.watch(table, namespace, from) {
             Ok(watch) => (Vec::new(), watch, None),
             Err(error) => return Ok(gone(&call, &error)),
         }
     };
-    Ok(reply::stream("application/json", events(call, first, watch, end_of_list)))
+    Ok(reply::stream(
+        "application/json",
+        events(call, first, watch, end_of_list),
+    ))
 }
 
 /// A watch from a forgotten version begins, and ends with this event.

@@ -22,7 +22,12 @@ pub fn read(call: &Call, body: &[u8]) -> Result<Value, ApiError> {
 
 /// Drops unknown fields; returns a sentence for each.
 pub fn prune(call: &Call, object: &mut Value) -> Vec<String> {
-    call.resource.schema.prune(object).iter().map(|path| unknown_field(path)).collect()
+    call.resource
+        .schema
+        .prune(object)
+        .iter()
+        .map(|path| unknown_field(path))
+        .collect()
 }
 
 /// Refuses, warns or says nothing.

@@ -28,7 +28,12 @@ pub fn settle(call: &Call, object: &mut Value) -> Result<(), ApiError> {
     }
     if metadata["name"].as_str().is_none_or(str::is_empty) {
         let cause = Cause::required("metadata.name", "name or generateName is required");
-        return Err(ApiError::invalid(&call.resource.group, &call.resource.kind, "", vec![cause]));
+        return Err(ApiError::invalid(
+            &call.resource.group,
+            &call.resource.kind,
+            "",
+            vec![cause],
+        ));
     }
     Ok(())
 }
@@ -40,13 +45,15 @@ pub fn settle_namespace(call: &Call, object: &mut Value) -> Result<(), ApiError>
     match call.namespace() {
         Some(namespace) if given.is_empty() => metadata["namespace"] = json!(namespace),
         Some(namespace) if given != namespace => {
-            return Err(ApiError::bad_request(format!(
-                "the namespace of the provided object does not match the namespace sent on the request"
-            )));
+            return Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
         }
         Some(_) => {}
         None if call.resource.namespaced => {
-            return Err(ApiError::bad_request("an empty namespace may not be set during creation"));
+            return Err(ApiError::bad_request(
+                "an empty namespace may not be set during creation",
+            ));
         }
         None => {
             if let Some(metadata) = metadata.as_object_mut() {
@@ -74,10 +81,14 @@ pub fn check_name(call: &Call, object: &mut Value) -> Result<(), ApiError> {
 
 /// Nothing new comes into a namespace that is missing or being deleted.
 pub fn check_namespace_is_open(call: &Call) -> Result<(), ApiError> {
-    let Some(namespace) = call.namespace() else { return Ok(()) };
+    let Some(namespace) = call.namespace() else {
+        return Ok(());
+    };
     let namespaces = ResourceKey::new("", "namespaces");
     let found = call.server.store.get(&namespaces, &ObjectKey::new("", namespace));
-    let Some(found) = found else { return Err(ApiError::not_found(&namespaces, namespace)) };
+    let Some(found) = found else {
+        return Err(ApiError::not_found(&namespaces, namespace));
+    };
     if found["metadata"]["deletionTimestamp"].is_null() {
         return Ok(());
     }
@@ -87,5 +98,7 @@ pub fn check_namespace_is_open(call: &Call) -> Result<(), ApiError> {
 
 fn random_suffix() -> String {
     let mut random = rand::rng();
-    (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect()
+    (0..5)
+        .map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())]))
+        .collect()
 }

@@ -10,7 +10,12 @@ use crate::{
 };
 
 /// Fields that no client may set.
-const SYSTEM: &[&str] = &["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"];
+const SYSTEM: &[&str] = &[
+    "resourceVersion",
+    "selfLink",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+];
 /// Bytes that all annotations of an object may have together.
 const MAX_ANNOTATION_BYTES: usize = 256 << 10;
 
@@ -23,7 +28,9 @@ pub fn now() -> Value {
 /// Gives a new object its uid, creation time and generation.
 pub fn begin(resource: &Resource, object: &mut Value) {
     let counts = resource.custom || subresource::builtin_has_generation(&resource.kind);
-    let Some(metadata) = object["metadata"].as_object_mut() else { return };
+    let Some(metadata) = object["metadata"].as_object_mut() else {
+        return;
+    };
     for field in SYSTEM {
         metadata.remove(*field);
     }
@@ -42,7 +49,9 @@ pub fn carry_over(new: &mut Value, old: &Value) -> Result<(), ApiError> {
         return Err(ApiError::bad_request("the object provided has no metadata"));
     }
     let before = &old["metadata"];
-    let Some(metadata) = new["metadata"].as_object_mut() else { return Ok(()) };
+    let Some(metadata) = new["metadata"].as_object_mut() else {
+        return Ok(());
+    };
     for field in ["uid", "creationTimestamp", "generateName", "namespace"] {
         let empty = metadata.get(field).is_none_or(|value| value.is_null() || value == "");
         if empty && !before[field].is_null() {
@@ -63,7 +72,12 @@ pub fn carry_over(new: &mut Value, old: &Value) -> Result<(), ApiError> {
 /// Records which fields the request's manager owns after a write that is not an apply.
 pub fn own(call: &Call, old: Option<&Value>, new: &mut Value) {
     let time = now();
-    managed::track_update(old, new, call.resource.schema.root(), &writer(call, time.as_str().unwrap_or_default()));
+    managed::track_update(
+        old,
+        new,
+        call.resource.schema.root(),
+        &writer(call, time.as_str().unwrap_or_default()),
+    );
 }
 
 /// The request as the keeper of managed fields sees it.
@@ -85,7 +99,9 @@ pub fn check(resource: &Resource, new: &Value, old: Option<&Value>) -> Vec<Cause
     check_name(resource, metadata, &mut causes);
     check_labels(metadata, &mut causes);
     let annotations = metadata["annotations"].as_object().into_iter().flatten();
-    let bytes: usize = annotations.map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
+    let bytes: usize = annotations
+        .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
+        .sum();
     if bytes > MAX_ANNOTATION_BYTES {
         causes.push(Cause::too_long("metadata.annotations", MAX_ANNOTATION_BYTES as u64));
     }
@@ -103,7 +119,11 @@ pub fn check(resource: &Resource, new: &Value, old: Option<&Value>) -> Vec<Cause
     let Some(old) = old else { return causes };
     for field in ["name", "namespace", "uid", "creationTimestamp"] {
         if metadata[field] != old["metadata"][field] {
-            causes.push(Cause::invalid(&format!("metadata.{field}"), &metadata[field], "field is immutable"));
+            causes.push(Cause::invalid(
+                &format!("metadata.{field}"),
+                &metadata[field],
+                "field is immutable",
+            ));
         }
     }
     check_new_finalizers(metadata, &old["metadata"], &mut causes);
@@ -137,7 +157,11 @@ fn check_name(resource: &Resource, metadata: &Value, causes: &mut Vec<Cause>) {
     let name = metadata["name"].as_str().unwrap_or_default();
     if resource.group == "rbac.authorization.k8s.io" {
         if name == "." || name == ".." || name.contains(['/', '%']) {
-            causes.push(Cause::invalid("metadata.name", &json!(name), "may not contain '/' or '%'"));
+            causes.push(Cause::invalid(
+                "metadata.name",
+                &json!(name),
+                "may not contain '/' or '%'",
+            ));
         }
         return;
     }
@@ -152,16 +176,22 @@ fn check_name(resource: &Resource, metadata: &Value, causes: &mut Vec<Cause>) {
                      is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
     let (fits, longest, rule) = match resource.plural.as_str() {
         "namespaces" if resource.group.is_empty() => (is_label(name), 63, label),
-        "services" if resource.group.is_empty() => {
-            (is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase()), 63, first)
-        }
+        "services" if resource.group.is_empty() => (
+            is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase()),
+            63,
+            first,
+        ),
         _ => (name.split('.').all(is_label_of_any_length), 253, subdomain),
     };
     if !fits && name.len() <= longest {
         causes.push(Cause::invalid("metadata.name", &json!(name), rule));
     }
     if name.len() > longest {
-        causes.push(Cause::invalid("metadata.name", &json!(name), &format!("must be no more than {longest} bytes")));
+        causes.push(Cause::invalid(
+            "metadata.name",
+            &json!(name),
+            &format!("must be no more than {longest} bytes"),
+        ));
     }
 }
 
@@ -186,16 +216,32 @@ fn check_labels(metadata: &Value, causes: &mut Vec<Cause>) {
                 character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
                 '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
     for (key, value) in metadata["labels"].as_object().into_iter().flatten() {
-        let (prefix, name) = key.split_once('/').map_or((None, key.as_str()), |(prefix, name)| (Some(prefix), name));
+        let (prefix, name) = key
+            .split_once('/')
+            .map_or((None, key.as_str()), |(prefix, name)| (Some(prefix), name));
         if !fits(name) || prefix.is_some_and(|prefix| !prefix.split('.').all(is_label_of_any_length)) {
-            causes.push(Cause::invalid("metadata.labels", &json!(key), &format!("name part {part}")));
+            causes.push(Cause::invalid(
+                "metadata.labels",
+                &json!(key),
+                &format!("name part {part}"),
+            ));
         }
         let text = value.as_str().unwrap_or_default();
         if text.len() > 63 {
-            causes.push(Cause::invalid("metadata.labels", value, "must be no more than 63 bytes"));
+            causes.push(Cause::invalid(
+                "metadata.labels",
+                value,
+                "must be no more than 63 bytes",
+            ));
         } else if !text.is_empty() && !fits(text) {
-            let rule = part.replacen("must consist of", "a valid label must be an empty string or consist of", 1);
-            let rule = rule.replace("[A-Za-z0-9]'", "[A-Za-z0-9])?'").replace("'([A-Za-z0-9][-", "'(([A-Za-z0-9][-");
+            let rule = part.replacen(
+                "must consist of",
+                "a valid label must be an empty string or consist of",
+                1,
+            );
+            let rule = rule
+                .replace("[A-Za-z0-9]'", "[A-Za-z0-9])?'")
+                .replace("'([A-Za-z0-9][-", "'(([A-Za-z0-9][-");
             causes.push(Cause::invalid("metadata.labels", value, &rule));
         }
     }

@@ -44,9 +44,13 @@ pub fn create(call: &Call, mut object: Value, ownership: Ownership) -> Result<Ob
 pub fn update(call: &Call, stored: &Object, mut new: Value, ownership: Ownership) -> Result<Object, ApiError> {
     let resource = &call.resource;
     let old = view::convert(resource, stored);
-    let part = call.path.subresource.as_deref().filter(|part| *part != "scale" && *part != "finalize");
+    let part = call
+        .path
+        .subresource
+        .as_deref()
+        .filter(|part| *part != "scale" && *part != "finalize");
     if part == Some("status") {
-        new = kind::only_status(resource, new, &old);
+        new = kind::only_status(resource, &new, &old);
     } else if resource.has_status() {
         subresource::keep_status(&mut new, Some(&old));
     }

@@ -80,7 +80,8 @@ pub fn key_of(object: &Value) -> ObjectKey {
 fn is_finished(object: &Value) -> bool {
     let metadata = &object["metadata"];
     let empty = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
-    let waits_in_spec = object["kind"] == "Namespace" && object["apiVersion"] == "v1" && !empty(&object["spec"]["finalizers"]);
+    let waits_in_spec =
+        object["kind"] == "Namespace" && object["apiVersion"] == "v1" && !empty(&object["spec"]["finalizers"]);
     metadata["deletionTimestamp"].is_string()
         && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
         && empty(&metadata["finalizers"])
