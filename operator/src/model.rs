@@ -1,8 +1,11 @@
 //! From a reference to a model to the directory and digest that a worker loads.
 
 use flotilla_api::{
-    ModelCheckpoint, TrainingJob, model_checkpoint::CheckpointPhase, reference::ModelReference, role::ModelSource,
-    training_job::TrainingPhase,
+    ModelCheckpoint, TrainingJob,
+    model_checkpoint::CheckpointPhase,
+    reference::ModelReference,
+    role::ModelSource,
+    training_job::{LastCheckpoint, TrainingPhase},
 };
 use kube::runtime::reflector::ObjectRef;
 
@@ -39,21 +42,27 @@ pub fn resolve(reference: &ModelReference, namespace: &str, stores: &Stores) -> 
     }
     if let Some(job) = &reference.training_job_ref {
         return match result_of(&job.name, namespace, stores) {
-            Ok(checkpoint) => by_checkpoint(&checkpoint, namespace, stores),
             Err(missing) => Resolution::Waiting(missing),
+            Ok(last) => match by_checkpoint(&last.name, namespace, stores) {
+                // The copy in memory still holds the one that the job's last write replaced.
+                Resolution::Resolved { source, name } if source.digest.as_ref() != Some(&last.digest) => {
+                    Resolution::Waiting(format!("ModelCheckpoint {name:?} is being replaced"))
+                }
+                resolution => resolution,
+            },
         };
     }
     Resolution::Waiting("spec.model names no model".to_owned())
 }
 
-/// Name of the ModelCheckpoint that a finished job left.
-fn result_of(job: &str, namespace: &str, stores: &Stores) -> Result<String, String> {
+/// The checkpoint that a finished job left.
+fn result_of(job: &str, namespace: &str, stores: &Stores) -> Result<LastCheckpoint, String> {
     let key = ObjectRef::<TrainingJob>::new(job).within(namespace);
     let found = stores.training_jobs.get(&key);
     let found = found.ok_or_else(|| format!("TrainingJob {job:?} does not exist"))?;
     let status = found.status.clone().unwrap_or_default();
     match (status.phase, status.last_checkpoint) {
-        (TrainingPhase::Complete, Some(checkpoint)) => Ok(checkpoint.name),
+        (TrainingPhase::Complete, Some(checkpoint)) => Ok(checkpoint),
         (TrainingPhase::Complete, None) => Err(format!("TrainingJob {job:?} is complete without a checkpoint")),
         (TrainingPhase::Failed, _) => Err(format!("TrainingJob {job:?} failed: {}", status.message)),
         (phase, _) => Err(format!("TrainingJob {job:?} is not complete ({phase:?})")),

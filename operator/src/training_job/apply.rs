@@ -35,12 +35,12 @@ pub async fn apply(context: &Context, observed: &Observed, objects: Objects) -> 
         expire,
     } = objects;
     let (client, owner) = (&context.client, &observed.owner);
+    for (name, uid) in forget {
+        delete::<ModelCheckpoint>(client, &owner.namespace, &name, &uid, None).await?;
+    }
     let mut registered = Vec::with_capacity(register.len());
     for checkpoint in register {
         registered.push(record(context, owner.namespace.as_str(), &checkpoint).await?);
-    }
-    for (name, uid) in forget {
-        delete::<ModelCheckpoint>(client, &owner.namespace, &name, &uid, None).await?;
     }
     let grace = observed.job.spec.checkpoint.on_suspend_timeout_seconds;
     for (name, uid) in stop {

@@ -16,7 +16,7 @@ use crate::owner::label_value;
 /// What is to be registered and forgotten.
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
-    /// ModelCheckpoints that are missing.
+    /// ModelCheckpoints that are missing, also where files were written again: the old one is forgotten first.
     pub register: Vec<ModelCheckpoint>,
     /// Names and UIDs of those whose files the learner removed or rewrote.
     pub forget: Vec<(String, String)>,
@@ -30,7 +30,9 @@ pub fn plan(observed: &Observed) -> Registry {
     let Some(progress) = observed.news().filter(|_| !observed.is_finished()) else {
         return Registry::default();
     };
-    let missing = |record: &&CheckpointRecord| !own(observed).any(|known| step_of(known) == i64::from(record.step));
+    let missing = |record: &&CheckpointRecord| {
+        !own(observed).any(|known| step_of(known) == i64::from(record.step) && known.spec.digest == record.digest)
+    };
     let register = progress.checkpoints.iter().filter(missing);
     Registry {
         register: register.map(|record| build(observed, record)).collect(),
@@ -64,7 +66,8 @@ fn step_of(checkpoint: &ModelCheckpoint) -> i64 {
         .map_or(-1, |producer| producer.step)
 }
 
-/// A step that is registered but no longer kept, or whose files were written again with another digest.
+/// A step that is registered but no longer kept, or whose files were written again with another digest. One that is in use
+/// stays in the first case, so that its users can say what they miss; in the second its successor has its name.
 fn forgotten(observed: &Observed, progress: &Progress) -> Vec<(String, String)> {
     let kept = |step: i64| {
         progress
@@ -76,17 +79,15 @@ fn forgotten(observed: &Observed, progress: &Progress) -> Vec<(String, String)> 
     let complete = is_complete(observed, progress);
     let gone = |checkpoint: &&ModelCheckpoint| {
         let step = step_of(checkpoint);
-        match kept(step) {
-            Some(record) => record.digest != checkpoint.spec.digest,
+        let Some(record) = kept(step) else {
             // A guard that tripped removes what came after the result, but only at the end.
-            None => complete && newest.is_some_and(|newest| step < newest || progress.stage == Stage::Completed),
-        }
+            let removed = newest.is_some_and(|newest| step < newest || progress.stage == Stage::Completed);
+            return complete && removed && !observed.in_use.contains(&checkpoint.name_any());
+        };
+        record.digest != checkpoint.spec.digest
     };
-    own(observed)
-        .filter(gone)
-        .filter(|checkpoint| !observed.in_use.contains(&checkpoint.name_any()))
-        .filter_map(|checkpoint| Some((checkpoint.name_any(), checkpoint.uid()?)))
-        .collect()
+    let identity = |checkpoint: &ModelCheckpoint| Some((checkpoint.name_any(), checkpoint.uid()?));
+    own(observed).filter(gone).filter_map(identity).collect()
 }
 
 /// Whether the list names all that is kept: a worker that only starts has not looked yet, and a termination message that
