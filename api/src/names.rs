@@ -29,8 +29,8 @@ pub mod label {
 
 /// Annotations.
 pub mod annotation {
-    /// Sandbox only: directory whose files a new claim begins with. `flotilla run` makes it absolute, relative to the
-    /// manifest it stands in; a cluster ignores it.
+    /// Sandbox only: directory whose files a new claim begins with. `flotilla run` looks for it beside the manifest and in
+    /// each folder above; with kubectl it is relative to the folder in which the sandbox was started. A cluster ignores it.
     pub const SEED_FROM: &str = "sandbox.flotilla.dev/seed-from";
 }
 

@@ -30,7 +30,7 @@ pub enum Command {
     /// Apply manifests to a sandbox of their own and follow them until every object reached its goal.
     #[command(after_help = "Goals: a Dataset is Ready, a TrainingJob Complete, a ModelCheckpoint Available, a ModelDeployment \
         Available. The exit code is 0 only if every object reached its goal. Data that a claim begins with are named by the \
-        annotation sandbox.flotilla.dev/seed-from, a path relative to the manifest it stands in.")]
+        annotation sandbox.flotilla.dev/seed-from: a folder beside the manifest or in a folder above it.")]
     Run(Run),
     /// Train the sample critic on scanned digits (about six minutes on two cores) and ask it to compare two answers.
     Demo(Demo),

@@ -101,7 +101,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, ManifestError> {
     Ok(found)
 }
 
-/// The documents of one file. Seed paths become absolute, relative to `path`'s folder.
+/// The documents of one file. Seed paths become absolute.
 pub fn parse(path: &Path, text: &str) -> Result<Vec<Manifest>, ManifestError> {
     let mut manifests = Vec::new();
     for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
@@ -131,14 +131,19 @@ fn object(path: &Path, value: Value) -> Result<Manifest, String> {
         return Err(format!("{} has no metadata.name", types.kind));
     }
     if let Some(seed) = object.metadata.annotations.as_mut().and_then(|all| all.get_mut(SEED_FROM)) {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let absolute = std::path::absolute(folder.join(&*seed)).map_err(|error| format!("{SEED_FROM}: {error}"))?;
-        if !absolute.is_dir() {
-            return Err(format!("{SEED_FROM}: {} is not a folder", absolute.display()));
-        }
-        *seed = absolute.to_string_lossy().into_owned();
+        *seed = seed_folder(path, seed)?.to_string_lossy().into_owned();
     }
     Ok(Manifest { path: path.to_owned(), kind, object })
+}
+
+/// `seed` in the manifest's folder or the nearest folder above it that has it: the same text serves `kubectl apply` to a
+/// sandbox that was started in a folder above.
+fn seed_folder(manifest: &Path, seed: &str) -> Result<PathBuf, String> {
+    let absolute = std::path::absolute(manifest).map_err(|error| format!("{SEED_FROM}: {error}"))?;
+    let mut candidates = absolute.ancestors().skip(1).map(|folder| folder.join(seed));
+    candidates
+        .find(|folder| folder.is_dir())
+        .ok_or_else(|| format!("{SEED_FROM}: {seed} is no folder beside {} or above it", manifest.display()))
 }
 
 #[cfg(test)]
@@ -167,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_path_is_relative_to_its_manifest() {
+    fn a_seed_path_is_relative_to_its_manifest_or_a_folder_above() {
         let folder = tempfile::tempdir().expect("folder");
         std::fs::create_dir(folder.path().join("data")).expect("data");
         let text = |seed: &str| {
@@ -177,6 +182,11 @@ mod tests {
         let manifests = parse(&path, &text("data")).expect("parses");
         let seed = &manifests[0].object.metadata.annotations.as_ref().expect("annotations")[SEED_FROM];
         assert_eq!(Path::new(seed), folder.path().join("data"));
-        assert!(parse(&path, &text("nothing")).expect_err("missing").to_string().contains("is not a folder"));
+        assert!(parse(&path, &text("nothing")).expect_err("missing").to_string().contains("is no folder beside"));
+        let below = folder.path().join("manifests/sample");
+        std::fs::create_dir_all(&below).expect("folders");
+        let manifests = parse(&below.join("x.yaml"), &text("manifests/sample")).expect("parses");
+        let seed = &manifests[0].object.metadata.annotations.as_ref().expect("annotations")[SEED_FROM];
+        assert_eq!(Path::new(seed), below);
     }
 }
