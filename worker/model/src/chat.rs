@@ -129,6 +129,7 @@ impl ChatTemplate {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "passed to map_err")]
 fn template_error(error: minijinja::Error) -> ModelError {
     ModelError::Template(format!("{error:#}"))
 }

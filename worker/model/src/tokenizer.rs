@@ -88,6 +88,7 @@ impl Tokenizer {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "passed to map_err")]
 fn tokenizer_error(error: tokenizers::Error) -> ModelError {
     ModelError::Tokenizer(error.to_string())
 }

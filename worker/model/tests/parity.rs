@@ -2,6 +2,8 @@
 //!
 //! Weights, pixels and pictures come from a formula that both sides repeat; the files hold results only.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{DType, Device, Tensor};

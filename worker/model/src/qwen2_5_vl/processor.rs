@@ -67,7 +67,7 @@ impl ImageProcessor {
             min_pixels: pixels("min_pixels", "shortest_edge").unwrap_or(56 * 56),
             max_pixels: pixels("max_pixels", "longest_edge").unwrap_or(28 * 28 * 1280),
             mean: channels("image_mean", [0.481_454_66, 0.457_827_5, 0.408_210_73])?,
-            std: channels("image_std", [0.268_629_54, 0.261_302_58, 0.275_777_11])?,
+            std: channels("image_std", [0.268_629_54, 0.261_302_6, 0.275_777_1])?,
             patch: config.vision.patch_size,
             merge: config.vision.spatial_merge_size,
             frames: config.vision.temporal_patch_size,
@@ -139,6 +139,9 @@ pub fn smart_resize(height: usize, width: usize, factor: usize, min: usize, max:
     Ok((new_h as usize, new_w as usize))
 }
 
+/// Index of the first placeholder of an image, and how many there are.
+pub type ImageSpan = (usize, usize);
+
 /// A conversation ready for the model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
@@ -151,7 +154,7 @@ pub struct Prompt {
     /// The images in the order of their placeholders.
     pub images: Vec<ProcessedImage>,
     /// Index of the first placeholder of each image, and their number.
-    pub image_spans: Vec<(usize, usize)>,
+    pub image_spans: Vec<ImageSpan>,
 }
 
 impl Prompt {
@@ -255,7 +258,7 @@ impl Processor {
 
     /// Repeats the k-th placeholder `sizes[k]` times; also where each begins. More or fewer placeholders than images
     /// (for example one written in a message's text) are refused.
-    fn expand(&self, ids: &[u32], sizes: &[usize]) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    fn expand(&self, ids: &[u32], sizes: &[usize]) -> Result<(Vec<u32>, Vec<ImageSpan>)> {
         let given = ids.iter().filter(|id| **id == self.image_token_id).count();
         if given != sizes.len() {
             let problem = format!("{given} image placeholders for {} images", sizes.len());
@@ -323,7 +326,7 @@ mod tests {
             min_pixels: 3136,
             max_pixels: 12_845_056,
             mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
             patch: 14,
             merge: 2,
             frames: 2,

@@ -88,9 +88,9 @@ impl CustomOp3 for Linear {
             vectorize(
                 #[inline(always)]
                 || {
-                    values
-                        .chunks_exact_mut(bias.len())
-                        .for_each(|row| add_scaled(row, 1.0, bias))
+                    for row in values.chunks_exact_mut(bias.len()) {
+                        add_scaled(row, 1.0, bias);
+                    }
                 },
             );
         }
