@@ -22,7 +22,7 @@ while read -r action group; do
     remove) groups="${groups%% $group *} ${groups#* $group }" ;;
   esac
 done
-for group in $groups; do kill -KILL -- "-$group"; done
+for group in $groups; do kill -s KILL -- "-$group"; done
 "#;
 
 /// The watchdog. Dropping it kills every group that is still registered.

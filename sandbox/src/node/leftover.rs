@@ -104,7 +104,7 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
 
     use super::*;
-    use crate::node::process::{Launch, MARKER, start};
+    use crate::node::process::{Launch, MARKER, marked as marked_processes, start};
 
     #[tokio::test]
     async fn recorded_and_marked_processes_are_killed_and_noted() {
@@ -124,6 +124,10 @@ mod tests {
             start(&sleeper("other")).unwrap(),
             start(&sleeper(&format!("{uid}/c"))).unwrap(),
         );
+        // Between fork and the end of exec a process shows no environment.
+        while marked_processes(&format!("{uid}/")).is_empty() {
+            tokio::task::yield_now().await;
+        }
         let mut record = PodRecord::new(&pod, Timestamp::UNIX_EPOCH);
         record.containers[0].state = State::Running {
             started_at: Timestamp::UNIX_EPOCH,
