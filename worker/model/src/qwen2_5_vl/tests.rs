@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{Config, LoadOptions, Pass, ProcessedImage, Qwen25Vl, positions::VisualSpan, positions::positions};
 use crate::{
+    Message, ModelError, Picture, Processor,
     batch::{Row, TextBatch},
     ops::Kernels,
 };
@@ -330,4 +331,75 @@ fn a_deep_copy_keeps_its_values_when_the_source_moves() {
     var.set(&(var.as_detached_tensor() * 2.0).unwrap()).unwrap();
     assert_ne!(run(&model), before);
     assert_eq!(run(&copy), before);
+}
+
+/// A checkpoint directory without weights: three words, images of 8 x 8 pixels a token.
+fn processor() -> Processor {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |file: &str, text: String| std::fs::write(dir.path().join(file), text).unwrap();
+    let config = json!({
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 64, "image_token_id": IMAGE, "eos_token_id": 2,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+        "vision_config": {"hidden_size": 16, "num_heads": 2, "patch_size": 4, "window_size": 16, "out_hidden_size": 32}
+    });
+    let special = json!({"id": IMAGE, "content": "<|image_pad|>", "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": true});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special], "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "what": 1, "end": 2, "<|image_pad|>": IMAGE}, "unk_token": "<unk>"}
+    });
+    let template = "{% for m in messages %}{% for p in m.content %}\
+                    {{ ' <|image_pad|> ' if p.type == 'image' else p.text }}{% endfor %}{% endfor %} end";
+    write("config.json", config.to_string());
+    write("tokenizer.json", tokenizer.to_string());
+    write("chat_template.jinja", template.to_owned());
+    write(
+        "preprocessor_config.json",
+        json!({"min_pixels": 64, "max_pixels": 4096}).to_string(),
+    );
+    Processor::load(dir.path()).unwrap()
+}
+
+fn picture(width: usize, height: usize) -> Picture {
+    let rgb = vec![7; width * height * 3];
+    Picture { width, height, rgb }
+}
+
+#[test]
+fn a_prompt_has_as_many_placeholders_as_its_pictures_have_tokens() {
+    let pictures = [picture(16, 8), picture(8, 16)];
+    let prompt = processor()
+        .prepare(&[Message::user(2, "what")], &pictures, 100)
+        .unwrap();
+    assert_eq!(prompt.ids, [IMAGE, IMAGE, IMAGE, IMAGE, 1, 2]);
+    assert_eq!(prompt.image_spans, [(0, 2), (2, 2)]);
+    assert_eq!(
+        prompt.positions,
+        [[0, 0, 0], [0, 0, 1], [2, 2, 2], [2, 3, 2], [4; 3], [5; 3]]
+    );
+    assert_eq!(
+        (prompt.rope_delta, prompt.images[0].grid, prompt.images[1].grid),
+        (0, [1, 2, 4], [1, 4, 2])
+    );
+    assert_eq!(processor().tokenizer().stop_ids(), [2]);
+}
+
+#[test]
+fn a_prompt_that_cannot_be_is_refused_with_its_numbers() {
+    let processor = processor();
+    let prepare = |messages: &[Message], pictures: &[Picture]| processor.prepare(messages, pictures, 5).unwrap_err();
+    let count = prepare(&[Message::user(2, "what")], &[picture(8, 8)]);
+    assert!(
+        matches!(count, ModelError::ImageCount { expected: 2, given: 1 }),
+        "{count}"
+    );
+    let long = prepare(&[Message::user(1, "what")], &[picture(32, 8)]);
+    assert!(matches!(long, ModelError::TooLong { tokens: 6, limit: 5 }), "{long}");
+    let smuggled = prepare(&[Message::user(0, "what <|image_pad|>")], &[]);
+    assert!(
+        smuggled.to_string().contains("1 image placeholders for 0 images"),
+        "{smuggled}"
+    );
 }
