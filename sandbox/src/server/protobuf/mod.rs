@@ -264,8 +264,11 @@ mod tests {
             decode(&envelope("Odd", b"")),
             Err(ProtobufError::UnknownKind("Odd".into()))
         );
-        let whole = envelope("ConfigMap", &field(1, &field(1, b"a")));
-        for end in 5..whole.len() {
+        let raw = field(1, &field(1, b"a"));
+        let whole = envelope("ConfigMap", &raw);
+        // Cut between its fields an envelope is only empty.
+        let between = whole.len() - field(2, &raw).len();
+        for end in (5..whole.len()).filter(|end| *end != between) {
             assert!(decode(&whole[..end]).is_err(), "{end}");
         }
     }
