@@ -219,8 +219,8 @@ impl PodWorker {
     async fn stop(&mut self, cause: Cause) -> bool {
         let grace = match cause {
             Cause::Gone => stop::least_grace(),
-            Cause::Shutdown => stop::grace_period(&self.pod).min(self.context.config.shutdown_grace),
-            Cause::Deleted | Cause::Ended => stop::grace_period(&self.pod),
+            _ if self.was_told_to_stop() => stop::grace_period(&self.pod).min(self.context.config.shutdown_grace),
+            Cause::Shutdown | Cause::Deleted | Cause::Ended => stop::grace_period(&self.pod),
         };
         let now = Instant::now();
         for (index, run) in &mut self.runs {
@@ -249,7 +249,8 @@ impl PodWorker {
             }
             Cause::Deleted => {
                 self.finish_deletion().await;
-                false
+                // An agent that stops hears no more of the API; the next one finishes what is left.
+                self.was_told_to_stop()
             }
         }
     }

@@ -124,3 +124,18 @@ async fn stopping_the_node_leaves_no_process() {
     assert_eq!(pods.iter().map(processes).sum::<usize>(), 0);
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_the_node_during_a_deletion_does_not_wait_for_the_api() {
+    let mut cluster = Cluster::start().await;
+    let pod = cluster.run("held", "exec sleep 600", json!({})).await;
+    let api = cluster.api::<Pod>();
+    let hold = kube::api::Patch::Merge(json!({"metadata": {"finalizers": ["example.org/wait"]}}));
+    api.patch("held", &kube::api::PatchParams::default(), &hold).await.unwrap();
+    cluster.wait_for_phase("held", "Running").await;
+    api.delete("held", &DeleteParams::default()).await.unwrap();
+    cluster.wait_for_phase("held", "Failed").await;
+    assert!(tokio::time::timeout(PATIENCE, cluster.stop_agent()).await.is_ok());
+    assert_eq!(processes(&pod), 0);
+    cluster.stop().await;
+}
