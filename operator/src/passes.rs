@@ -52,7 +52,15 @@ fn failure(code: u16, reason: &str) -> (u16, Value) {
 impl Server {
     fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
         match *method {
-            Method::GET if path.ends_with("/configmaps") => (200, json!({"metadata": {}, "items": []})),
+            Method::GET if path.ends_with("/configmaps") => {
+                let items: Vec<_> = self
+                    .objects
+                    .iter()
+                    .filter(|(key, _)| key.starts_with(path))
+                    .map(|(_, item)| item)
+                    .collect();
+                (200, json!({"metadata": {}, "items": items}))
+            }
             Method::GET => self
                 .objects
                 .get(path)
@@ -360,6 +368,51 @@ async fn a_deployment_gets_a_service_and_a_pod_and_is_available_when_that_is_rea
         .await
         .expect("fourth pass");
     assert_eq!(world.writes(), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_update_ends_with_the_old_pod_and_its_role_gone() {
+    let mut world = World::new();
+    let object = deployment(&mut world);
+    let serving = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+    let pod_of = |world: &World| {
+        let made = world
+            .writes()
+            .into_iter()
+            .find_map(|write| write.strip_prefix("pods/").map(str::to_owned));
+        made.expect("a pod was made")
+    };
+    model_deployment::reconcile(Arc::clone(&object), Arc::clone(&world.context))
+        .await
+        .expect("first pass");
+    let old = pod_of(&world);
+    world.pod(&old, &serving);
+    let spec = json!({"model": {"uri": "pvc://digits/base"}, "maxQueue": 7});
+    let status = world.read("modeldeployments", "critic")["status"].clone();
+    let object: ModelDeployment = world.put("modeldeployments", "ModelDeployment", "critic", &spec, &status);
+    let object = Arc::new(object);
+    model_deployment::reconcile(Arc::clone(&object), Arc::clone(&world.context))
+        .await
+        .expect("surge");
+    let new = pod_of(&world);
+    assert_ne!(old, new);
+    world.pod(&new, &serving);
+    model_deployment::reconcile(object, Arc::clone(&world.context))
+        .await
+        .expect("retire");
+    let gone: Vec<_> = world
+        .writes()
+        .into_iter()
+        .filter(|write| write.starts_with("DELETE"))
+        .collect();
+    let role = old.trim_end_matches("-0");
+    assert_eq!(
+        gone,
+        [
+            format!("DELETE {CORE}/pods/{old}"),
+            format!("DELETE {CORE}/configmaps/{role}")
+        ]
+    );
 }
 
 #[tokio::test]

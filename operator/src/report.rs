@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use flotilla_api::names::FIELD_MANAGER;
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::ObjectReference};
 use kube::{
     Api, Resource, ResourceExt as _,
     api::{Patch, PatchParams},
@@ -26,6 +26,8 @@ pub struct Note {
     pub reason: &'static str,
     /// What happened, for people.
     pub text: String,
+    /// Kind and name of the object that it happened with. Events about the same are counted, not repeated.
+    pub related: Option<(&'static str, String)>,
 }
 
 impl Note {
@@ -35,6 +37,16 @@ impl Note {
             warning: false,
             reason,
             text: text.into(),
+            related: None,
+        }
+    }
+
+    /// Says with which object it happened.
+    #[must_use]
+    pub fn about(self, kind: &'static str, name: impl Into<String>) -> Self {
+        Self {
+            related: Some((kind, name.into())),
+            ..self
         }
     }
 
@@ -89,7 +101,12 @@ async fn publish<K: Resource<DynamicType = ()>>(context: &Context, object: &K, n
             // events.k8s.io refuses notes of more than 1 kB.
             note: Some(note.text.chars().take(1000).collect()),
             action: "Reconcile".to_owned(),
-            secondary: None,
+            secondary: note.related.as_ref().map(|(kind, name)| ObjectReference {
+                kind: Some((*kind).to_owned()),
+                name: Some(name.clone()),
+                namespace: reference.namespace.clone(),
+                ..ObjectReference::default()
+            }),
         };
         if let Err(error) = context.recorder.publish(&event, &reference).await {
             tracing::warn!(reason = note.reason, %error, "event not published");

@@ -85,7 +85,7 @@ fn start(status: &mut DatasetStatus, observed: &Observed, counters: (u32, u32), 
     };
     status.message = message;
     conditions(status, observed).set(condition::READY, false, reason::PODS_CREATED, "");
-    vec![note]
+    vec![note.about("Pod", name)]
 }
 
 fn wait(status: &mut DatasetStatus, observed: &Observed) {

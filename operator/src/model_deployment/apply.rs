@@ -1,5 +1,7 @@
 //! Writes what a pass built.
 
+use std::collections::BTreeSet;
+
 use flotilla_api::names::{HTTP_PORT, label};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use kube::{Api, ResourceExt as _, api::ListParams};
@@ -9,6 +11,8 @@ use crate::{
     apply::{converge, create_once, delete},
     context::Context,
     error::{Error, Result},
+    owner::Owner,
+    pod_view::PodView,
 };
 
 /// What was written; the only way to a status that mentions it.
@@ -28,6 +32,7 @@ pub async fn apply(context: &Context, observed: &Observed, objects: Objects) -> 
         mounts,
         create,
         remove,
+        revision,
     } = objects;
     let (client, owner) = (&context.client, &observed.owner);
     let service = converge(client, owner, &service, |known| routes_alike(known, &service)).await?;
@@ -40,12 +45,19 @@ pub async fn apply(context: &Context, observed: &Observed, objects: Objects) -> 
         create_once(client, owner, &pod).await?;
         created.push(pod.name_any());
     }
-    let removes = !remove.is_empty();
-    for (name, uid) in remove {
-        delete::<Pod>(client, &owner.namespace, &name, &uid, None).await?;
+    for (name, uid) in &remove {
+        delete::<Pod>(client, &owner.namespace, name, uid, None).await?;
     }
-    if removes && created.is_empty() {
-        drop_unused_roles(context, observed).await?;
+    if let (false, Some(revision)) = (remove.is_empty(), revision) {
+        let stays = |pod: &&PodView| pod.is_live() && remove.iter().all(|(name, _)| *name != pod.name);
+        let mut used: BTreeSet<&str> = observed
+            .pods
+            .iter()
+            .filter(stays)
+            .map(|pod| pod.revision.as_str())
+            .collect();
+        used.insert(&revision);
+        drop_unused_roles(context, owner, &used).await?;
     }
     Ok(Applied {
         url: url(&service),
@@ -70,9 +82,8 @@ fn url(service: &Service) -> Option<String> {
     Some(format!("http://{}", std::net::SocketAddr::new(address, HTTP_PORT)))
 }
 
-/// Roles of revisions that no pod runs any more.
-async fn drop_unused_roles(context: &Context, observed: &Observed) -> Result<()> {
-    let owner = &observed.owner;
+/// Roles of revisions that nothing runs any more. A pod that is stopping has read its role long ago.
+async fn drop_unused_roles(context: &Context, owner: &Owner, used: &BTreeSet<&str>) -> Result<()> {
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &owner.namespace);
     let selector: Vec<_> = owner
         .selector()
@@ -80,16 +91,14 @@ async fn drop_unused_roles(context: &Context, observed: &Observed) -> Result<()>
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
     let listed = api.list(&ListParams::default().labels(&selector.join(","))).await;
-    let listed = listed.map_err(Error::api(format!(
-        "list ConfigMaps of ModelDeployment {}/{}",
-        owner.namespace, owner.name
-    )))?;
+    let what = format!("list ConfigMaps of ModelDeployment {}/{}", owner.namespace, owner.name);
+    let listed = listed.map_err(Error::api(what))?;
     for config in listed.items.iter().filter(|config| owner.controls(&config.metadata)) {
-        let Some(revision) = config.labels().get(label::REVISION) else {
-            continue;
-        };
-        let used = observed.pods.iter().any(|pod| pod.revision == *revision);
-        if let (false, Some(uid)) = (used, config.uid()) {
+        let unused = config
+            .labels()
+            .get(label::REVISION)
+            .is_some_and(|revision| !used.contains(revision.as_str()));
+        if let (true, Some(uid)) = (unused, config.uid()) {
             delete::<ConfigMap>(&context.client, &owner.namespace, &config.name_any(), &uid, None).await?;
         }
     }

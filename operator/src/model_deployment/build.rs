@@ -30,6 +30,8 @@ pub struct Objects {
     pub create: Vec<Pod>,
     /// Names and UIDs of pods to stop.
     pub remove: Vec<(String, String)>,
+    /// What new pods run, if that is known.
+    pub revision: Option<String>,
 }
 
 /// Builds what `rollout` asks for; there is a plan whenever pods are made.
@@ -39,6 +41,7 @@ pub fn build(observed: &Observed, rollout: &Rollout, plan: Option<&Plan>, image:
         mounts: None,
         create: Vec::new(),
         remove: rollout.remove.clone(),
+        revision: plan.map(|plan| plan.revision.clone()),
     };
     let Some(plan) = plan.filter(|_| !rollout.create.is_empty()) else {
         return Ok(objects);

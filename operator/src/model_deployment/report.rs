@@ -155,16 +155,13 @@ fn progress(status: &ModelDeploymentStatus, observed: &Observed) -> String {
 
 fn notes(status: &ModelDeploymentStatus, observed: &Observed, news: &News<'_>) -> Vec<Note> {
     let mut notes = Vec::new();
-    if !news.applied.created.is_empty() {
-        let text = format!("created {}", news.applied.created.join(", "));
-        notes.push(Note::normal(reason::PODS_CREATED, text));
+    for name in &news.applied.created {
+        notes.push(Note::normal(reason::PODS_CREATED, format!("pod {name} was created")).about("Pod", name));
     }
     for name in &news.rollout.late {
         let limit = observed.deployment.spec.startup_deadline_seconds;
-        notes.push(Note::warning(
-            reason::DEADLINE,
-            format!("pod {name} was not ready within {limit} s"),
-        ));
+        let text = format!("pod {name} was not ready within {limit} s");
+        notes.push(Note::warning(reason::DEADLINE, text).about("Pod", name));
     }
     let before = &observed.status;
     if status.phase != before.phase {

@@ -25,7 +25,10 @@ pub fn next_status(observed: &Observed, decision: &Decision, applied: &Applied) 
     let mut notes: Vec<Note> = applied
         .registered
         .iter()
-        .map(|name| Note::normal(reason::CHECKPOINT, format!("ModelCheckpoint {name} was registered")))
+        .map(|name| {
+            Note::normal(reason::CHECKPOINT, format!("ModelCheckpoint {name} was registered"))
+                .about("ModelCheckpoint", name)
+        })
         .collect();
     if let Some(progress) = observed.news() {
         record(&mut status, observed, progress);
@@ -137,11 +140,12 @@ fn start(status: &mut TrainingJobStatus, observed: &Observed, counters: (u32, u3
     conditions.set(condition::PODS_SCHEDULED, false, "Unscheduled", "");
     conditions.set(condition::MODEL_LOADED, false, why, "");
     conditions.set(condition::RUNNING, false, why, "");
-    if phase == TrainingPhase::Restarting {
+    let note = if phase == TrainingPhase::Restarting {
         Note::warning(why, message)
     } else {
         Note::normal(why, message)
-    }
+    };
+    note.about("Pod", name)
 }
 
 fn watch(status: &mut TrainingJobStatus, observed: &Observed) {
