@@ -1,5 +1,7 @@
 //! Logs on standard error: text for people, JSON for collectors.
 
+use std::io::IsTerminal;
+
 use clap::ValueEnum;
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -16,7 +18,11 @@ pub enum LogFormat {
 /// Installs the subscriber of the process; `RUST_LOG` filters it (default `info`).
 pub fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // Colours are for terminals; a log file shows them as noise.
+        .with_ansi(std::io::stderr().is_terminal());
     // A second subscriber (tests, embedding) is no reason to stop.
     let _ = match format {
         LogFormat::Text => builder.with_target(false).try_init(),

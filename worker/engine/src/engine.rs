@@ -138,7 +138,9 @@ impl<R: Runner> Engine<R> {
             return Ok(());
         }
         let cancelled = |requests: &HashMap<_, Active<_>>, row: &Sequence| {
-            requests.get(&row.request).is_none_or(|active: &Active<R::Prompt>| active.cancelled)
+            requests
+                .get(&row.request)
+                .is_none_or(|active: &Active<R::Prompt>| active.cancelled)
         };
         let kept: Vec<usize> = (0..self.rows.len())
             .filter(|row| !cancelled(&self.requests, &self.rows[*row]))
@@ -199,10 +201,7 @@ impl<R: Runner> Engine<R> {
                 .map_err(model_error("drop", count))?;
             self.rows.extend(select(rows, &unfinished));
             match &mut self.cache {
-                Some(running) => self
-                    .runner
-                    .append(running, cache)
-                    .map_err(model_error("join", count))?,
+                Some(running) => self.runner.append(running, cache).map_err(model_error("join", count))?,
                 None => self.cache = Some(cache),
             }
         }
@@ -249,9 +248,7 @@ impl<R: Runner> Engine<R> {
         if kept.is_empty() {
             self.cache = None;
         } else if let Some(cache) = &mut self.cache {
-            self.runner
-                .keep(cache, kept)
-                .map_err(model_error("drop", kept.len()))?;
+            self.runner.keep(cache, kept).map_err(model_error("drop", kept.len()))?;
         }
         Ok(())
     }

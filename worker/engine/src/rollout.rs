@@ -28,7 +28,9 @@ pub fn generate<R: Runner>(
             return Err(EngineError::Cancelled);
         }
         for event in engine.step()? {
-            let group = usize::try_from(event.request).ok().and_then(|index| groups.get_mut(index));
+            let group = usize::try_from(event.request)
+                .ok()
+                .and_then(|index| groups.get_mut(index));
             if let Some(draft) = group.and_then(|group| group.get_mut(event.sample)) {
                 draft.tokens.push(event.token);
                 draft.finish = draft.finish.or(event.finish);

@@ -34,12 +34,8 @@ pub trait Runner {
 
     /// Computes each prompt once and lays prompt `i` `repeat[i]` times into a new cache with room for `room` more tokens
     /// a row. The logits are those after the prompt, one row for each row of the cache.
-    fn prefill(
-        &self,
-        prompts: &[&Self::Prompt],
-        repeat: &[usize],
-        room: usize,
-    ) -> Result<(Self::Cache, Logits), Cause>;
+    fn prefill(&self, prompts: &[&Self::Prompt], repeat: &[usize], room: usize)
+    -> Result<(Self::Cache, Logits), Cause>;
 
     /// Appends one token to each row and gives the logits after it.
     fn decode(&self, cache: &mut Self::Cache, ids: &[u32]) -> Result<Logits, Cause>;

@@ -223,7 +223,12 @@ mod tests {
 
     #[test]
     fn broken_logits_give_no_token() {
-        for logits in [vec![0.0, f32::NAN], vec![f32::NEG_INFINITY; 3], vec![], vec![f32::INFINITY, 0.0]] {
+        for logits in [
+            vec![0.0, f32::NAN],
+            vec![f32::NEG_INFINITY; 3],
+            vec![],
+            vec![f32::INFINITY, 0.0],
+        ] {
             assert!(Sampler::new(0, 0).draw(&logits, &Sampling::default()).is_none());
         }
     }

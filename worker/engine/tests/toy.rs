@@ -263,5 +263,8 @@ fn a_failed_step_ends_its_requests_and_not_the_thread() {
     assert!(failed.expect_err("fails").to_string().contains("prefill"));
     let mut fine = request(&[1], 1, 1, 0);
     fine.sampling.stop_ids.clear();
-    assert_eq!(tokens(handle.submit(fine).expect("has room")).expect("goes on").len(), 1);
+    assert_eq!(
+        tokens(handle.submit(fine).expect("has room")).expect("goes on").len(),
+        1
+    );
 }

@@ -37,7 +37,10 @@ impl Api {
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
         };
         if self.progress.stage() == Stage::Stopping {
-            return Err(unavailable("draining", "this replica is shutting down: ask another one"));
+            return Err(unavailable(
+                "draining",
+                "this replica is shutting down: ask another one",
+            ));
         }
         let Some(service) = self.slot.get() else {
             return Err(unavailable("loading", "the model is being loaded"));
@@ -84,7 +87,10 @@ pub fn router(state: Api) -> Router {
 }
 
 async fn not_found(uri: Uri) -> ApiError {
-    let message = format!("there is no {}; see /v1/models, /v1/chat/completions, /v1/critic/compare", uri.path());
+    let message = format!(
+        "there is no {}; see /v1/models, /v1/chat/completions, /v1/critic/compare",
+        uri.path()
+    );
     ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
 }
 

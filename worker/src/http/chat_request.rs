@@ -187,11 +187,20 @@ impl ChatRequest {
         let plain = |format: &Value| format.get("type").and_then(Value::as_str) == Some("text");
         let unsupported = [
             ("top_logprobs", self.top_logprobs.is_some_and(|top| top > 0)),
-            ("presence_penalty", self.presence_penalty.is_some_and(|penalty| penalty != 0.0)),
-            ("frequency_penalty", self.frequency_penalty.is_some_and(|penalty| penalty != 0.0)),
+            (
+                "presence_penalty",
+                self.presence_penalty.is_some_and(|penalty| penalty != 0.0),
+            ),
+            (
+                "frequency_penalty",
+                self.frequency_penalty.is_some_and(|penalty| penalty != 0.0),
+            ),
             ("logit_bias", has_entries(self.logit_bias.as_ref())),
             ("tools", has_entries(self.tools.as_ref())),
-            ("response_format", self.response_format.as_ref().is_some_and(|format| !plain(format))),
+            (
+                "response_format",
+                self.response_format.as_ref().is_some_and(|format| !plain(format)),
+            ),
         ];
         match unsupported.iter().find(|(_, given)| *given) {
             Some((param, _)) => Err(ApiError::invalid(param, format!("{param} is not supported"))),
@@ -227,7 +236,9 @@ fn conversation(messages: Vec<ChatMessage>) -> Result<Conversation, ApiError> {
         };
         let content = match message.content {
             ChatContent::Text(text) => Content::Text(text),
-            ChatContent::Parts(parts) => Content::Parts(parts.into_iter().map(|part| place(part, &mut image_urls)).collect()),
+            ChatContent::Parts(parts) => {
+                Content::Parts(parts.into_iter().map(|part| place(part, &mut image_urls)).collect())
+            }
         };
         turns.push(Message {
             role: role.to_owned(),
@@ -257,7 +268,9 @@ mod tests {
 
     fn parse(body: &Value) -> Result<Asked, String> {
         let request: ChatRequest = serde_json::from_value(body.clone()).map_err(|error| error.to_string())?;
-        request.into_asked().map_err(|error| error.json()["error"]["message"].to_string())
+        request
+            .into_asked()
+            .map_err(|error| error.json()["error"]["message"].to_string())
     }
 
     #[test]

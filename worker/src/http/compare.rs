@@ -23,7 +23,9 @@ use crate::service::{
 
 /// The endpoint.
 pub fn router(state: Api) -> Router {
-    Router::new().route("/v1/critic/compare", post(compare)).with_state(state)
+    Router::new()
+        .route("/v1/critic/compare", post(compare))
+        .with_state(state)
 }
 
 /// What a client may send.
@@ -109,21 +111,29 @@ impl Judgement {
     }
 }
 
-async fn compare(
-    State(api): State<Api>,
-    Body(request): Body<CompareRequest>,
-) -> Result<Json<Comparison>, ApiError> {
+async fn compare(State(api): State<Api>, Body(request): Body<CompareRequest>) -> Result<Json<Comparison>, ApiError> {
     let service = api.service(Purpose::Critic)?;
-    answer(service, request).await.map(Json).map_err(|error| api.refuse(error))
+    answer(service, request)
+        .await
+        .map(Json)
+        .map_err(|error| api.refuse(error))
 }
 
 async fn answer(service: Arc<Service>, mut request: CompareRequest) -> Result<Comparison, ApiError> {
     check_model(&service, request.model.as_deref())?;
-    let responses: [String; 2] = std::mem::take(&mut request.responses).try_into().map_err(|given: Vec<_>| {
-        ApiError::invalid("responses", format!("responses has {} entries, it takes 2", given.len()))
-    })?;
+    let responses: [String; 2] = std::mem::take(&mut request.responses)
+        .try_into()
+        .map_err(|given: Vec<_>| {
+            ApiError::invalid(
+                "responses",
+                format!("responses has {} entries, it takes 2", given.len()),
+            )
+        })?;
     if request.question.trim().is_empty() || responses.iter().any(|response| response.trim().is_empty()) {
-        return Err(ApiError::invalid("responses", "question and responses must not be empty"));
+        return Err(ApiError::invalid(
+            "responses",
+            "question and responses must not be empty",
+        ));
     }
     let images = images(&mut request)?;
     let [first, second] = &responses;
@@ -138,10 +148,12 @@ async fn answer(service: Arc<Service>, mut request: CompareRequest) -> Result<Co
 }
 
 fn images(request: &mut CompareRequest) -> Result<Vec<String>, ApiError> {
-    let listed = std::mem::take(&mut request.images).into_iter().map(|picture| match picture {
-        Picture::Part(ChatPart::ImageUrl { image_url }) | Picture::Url(image_url) => Ok(image_url.into_url()),
-        Picture::Part(ChatPart::Text { .. }) => Err(ApiError::invalid("images", "images takes no text parts")),
-    });
+    let listed = std::mem::take(&mut request.images)
+        .into_iter()
+        .map(|picture| match picture {
+            Picture::Part(ChatPart::ImageUrl { image_url }) | Picture::Url(image_url) => Ok(image_url.into_url()),
+            Picture::Part(ChatPart::Text { .. }) => Err(ApiError::invalid("images", "images takes no text parts")),
+        });
     let one = request.image.take().map(|image| Ok(image.into_url()));
     one.into_iter().chain(listed).collect()
 }

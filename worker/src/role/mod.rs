@@ -30,7 +30,12 @@ pub async fn run(
     let common = http::Common::new(&context, name);
     // The server outlives the role's work: progress is asked for until the last checkpoint is written.
     let stop = CancellationToken::new();
-    let server = tokio::spawn(http::serve(listener, http::common(common), stop.clone(), http::CLOSE_TIMEOUT));
+    let server = tokio::spawn(http::serve(
+        listener,
+        http::common(common),
+        stop.clone(),
+        http::CLOSE_TIMEOUT,
+    ));
     let outcome = match role {
         Role::Prepare(spec) => Box::pin(prepare::run(context, spec, shutdown)).await,
         Role::Train(spec) => Box::pin(train::run(context, *spec, shutdown)).await,

@@ -81,8 +81,14 @@ fn prepare(context: &Context, spec: &Prepare, shutdown: &CancellationToken) -> R
     if let Some(description) = published_before(&output, &made_from)? {
         return complete(context, spec, &output, description);
     }
-    context.progress.enter(Stage::Running, format!("converting {}", spec.source_uri));
-    let template = spec.conversion.template.clone().unwrap_or_else(|| default_template(&spec.conversion.format));
+    context
+        .progress
+        .enter(Stage::Running, format!("converting {}", spec.source_uri));
+    let template = spec
+        .conversion
+        .template
+        .clone()
+        .unwrap_or_else(|| default_template(&spec.conversion.format));
     let job = Job {
         context,
         rules: rules(&spec.conversion)?,
@@ -155,7 +161,9 @@ impl Job<'_> {
         let mut seen = HashSet::new();
         let mut duplicates = 0;
         for converted in &rows {
-            match expand(converted, self.rules.task, &|question, responses| self.render(question, responses)) {
+            match expand(converted, self.rules.task, &|question, responses| {
+                self.render(question, responses)
+            }) {
                 Ok(prompts) => {
                     duplicates += u64::from(!prompts.first().is_none_or(|row| seen.insert(identity(row))));
                     for row in &prompts {
@@ -169,7 +177,9 @@ impl Job<'_> {
         self.refuse_too_many(&report)?;
         if report.rows_out == 0 {
             let rows_in = report.rows_in;
-            return Err(PrepareError::Invalid(format!("none of the {rows_in} source rows gives a prompt")));
+            return Err(PrepareError::Invalid(format!(
+                "none of the {rows_in} source rows gives a prompt"
+            )));
         }
         report.images = writer.image_count()?;
         let description = Description {
@@ -231,7 +241,9 @@ impl Job<'_> {
             Task::Preference { .. } => Some([responses[0].as_str(), responses[1].as_str()]),
             Task::ExactMatch | Task::Instruction => None,
         };
-        self.template.render(question, pair).map_err(|error| crate::error::chain(&error))
+        self.template
+            .render(question, pair)
+            .map_err(|error| crate::error::chain(&error))
     }
 
     fn tell(&self, report: &ConversionReport, understood: usize) {
@@ -299,7 +311,11 @@ fn json(value: &impl Serialize) -> String {
 }
 
 fn default_template(format: &Format) -> Template {
-    let name = if format.preference.is_some() { "critic-short" } else { "plain" };
+    let name = if format.preference.is_some() {
+        "critic-short"
+    } else {
+        "plain"
+    };
     Template {
         builtin: Some(name.to_owned()),
         ..Template::default()
@@ -370,7 +386,8 @@ mod tests {
         let mut lines = String::new();
         for shade in 1..4 {
             fs::write(source.join(format!("{shade}.png")), png(shade)).expect("write");
-            let row = serde_json::json!({"image": format!("{shade}.png"), "question": "q?", "chosen": "a", "rejected": "b"});
+            let row =
+                serde_json::json!({"image": format!("{shade}.png"), "question": "q?", "chosen": "a", "rejected": "b"});
             lines.push_str(&format!("{row}\n"));
         }
         for row in [
@@ -427,11 +444,18 @@ mod tests {
         assert_eq!((report.rows_in, report.rows_out, report.bad_records), (6, 6, 3));
         let reasons: Vec<_> = report.bad_by_reason.keys().map(String::as_str).collect();
         assert_eq!(reasons, vec!["corruptImage", "emptyText", "unknownLabel"]);
-        assert_eq!(report.first_bad.iter().map(|bad| bad.row).collect::<Vec<_>>(), vec![3, 4, 5]);
+        assert_eq!(
+            report.first_bad.iter().map(|bad| bad.row).collect::<Vec<_>>(),
+            vec![3, 4, 5]
+        );
         assert_eq!((report.labels["1"], report.labels["2"], report.images), (3, 3, 3));
         let dataset = Dataset::open(&output(&case), Some(&report.digest)).expect("open");
         assert_eq!(dataset.rows.len(), 6);
-        assert!(dataset.rows[0].prompt.contains("Response 1: "), "{}", dataset.rows[0].prompt);
+        assert!(
+            dataset.rows[0].prompt.contains("Response 1: "),
+            "{}",
+            dataset.rows[0].prompt
+        );
     }
 
     #[test]
@@ -444,7 +468,10 @@ mod tests {
         assert!(message.contains("row 3: image cannot be decoded"), "{message}");
         assert!(message.contains("row 4: chosen is empty"), "{message}");
         assert!(!output(&case).exists());
-        assert_eq!(case.context.progress.snapshot().conversion.expect("report").bad_records, 3);
+        assert_eq!(
+            case.context.progress.snapshot().conversion.expect("report").bad_records,
+            3
+        );
     }
 
     #[test]

@@ -51,7 +51,9 @@ pub async fn run(
 
     let outcome = serve(&context, spec, metrics, slot, &shutdown).await;
     if outcome.is_ok() {
-        context.progress.enter(Stage::Stopping, "finishing the answers that have begun");
+        context
+            .progress
+            .enter(Stage::Stopping, "finishing the answers that have begun");
         tokio::time::sleep(LINGER).await;
         stop.cancel();
         let _ = server.await;
@@ -77,7 +79,9 @@ async fn serve(
         },
     };
     let template = PromptTemplate::load(&template, &context.volumes)?;
-    context.progress.enter(Stage::Loading, format!("loading {}", spec.model.uri));
+    context
+        .progress
+        .enter(Stage::Loading, format!("loading {}", spec.model.uri));
     let name = spec.served_model_name.clone();
     let loading = tokio::task::spawn_blocking(move || load(&directory, &spec, template, metrics));
     let (digest, service, mut engine) = tokio::select! {

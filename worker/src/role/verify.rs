@@ -20,10 +20,13 @@ pub async fn run(context: Context, spec: Verify, shutdown: CancellationToken) ->
         // Nothing to save: the next attempt reads everything again.
         () = shutdown.cancelled() => return Err(WorkerError::Suspended { step: 0 }),
     };
-    context.progress.update(|progress| progress.model_digest = verified.digest.clone());
     context
         .progress
-        .enter(Stage::Completed, format!("{} bytes are as the manifest says", verified.bytes));
+        .update(|progress| progress.model_digest = verified.digest.clone());
+    context.progress.enter(
+        Stage::Completed,
+        format!("{} bytes are as the manifest says", verified.bytes),
+    );
     Ok(())
 }
 

@@ -158,7 +158,11 @@ impl Generation {
             None => sample.detokenizer.push(token.id, tokenizer),
         };
         let mut piece = sample.stops.push(&fresh);
-        let finish = if piece.stopped { Some(FinishReason::Stop) } else { finish };
+        let finish = if piece.stopped {
+            Some(FinishReason::Stop)
+        } else {
+            finish
+        };
         if finish.is_some() {
             if !piece.stopped {
                 piece.text.push_str(&sample.stops.finish());

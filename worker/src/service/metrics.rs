@@ -65,9 +65,17 @@ impl Metrics {
             "Tokens generated",
             metrics.generation_tokens.clone(),
         );
-        registry.register("request_success", "Samples that ended, by reason", metrics.finished.clone());
+        registry.register(
+            "request_success",
+            "Samples that ended, by reason",
+            metrics.finished.clone(),
+        );
         registry.register("request_refused", "Requests refused, by code", metrics.refused.clone());
-        registry.register("request_failure", "Requests that the model failed", metrics.failed.clone());
+        registry.register(
+            "request_failure",
+            "Requests that the model failed",
+            metrics.failed.clone(),
+        );
         registry.register(
             "time_to_first_token_seconds",
             "From acceptance to the first token",
@@ -130,8 +138,16 @@ impl Collector for Queues {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let (waiting, running) = self.0.get().map_or((0, 0), |service| service.load_now());
         let values = [
-            ("flotilla_num_requests_waiting", "Requests before their first token", waiting),
-            ("flotilla_num_sequences_running", "Samples that are being decoded", running),
+            (
+                "flotilla_num_requests_waiting",
+                "Requests before their first token",
+                waiting,
+            ),
+            (
+                "flotilla_num_sequences_running",
+                "Samples that are being decoded",
+                running,
+            ),
         ];
         for (name, help, value) in values {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));

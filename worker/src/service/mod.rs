@@ -29,6 +29,9 @@ use tokio::sync::Semaphore;
 use self::{metrics::Metrics, verdict::VerdictTokens};
 use crate::{error::WorkerError, prompt::PromptTemplate};
 
+/// Bytes that keys and values of all running samples may take.
+const CACHE_BYTES: usize = 2 << 30;
+
 /// Prompts that are prepared at once. Each may hold decoded pictures; the others wait with their encoded ones.
 const PREPARED_AT_ONCE: usize = 4;
 
@@ -87,7 +90,11 @@ impl Service {
             Processor::load(directory).map_err(|error| WorkerError::permanent(failed("load the processor"), error))?;
         let trained_len = model.config().text.max_position_embeddings;
         let verdict_tokens = VerdictTokens::new(processor.tokenizer());
-        let (thread, engine) = EngineThread::spawn(model, Limits::default(), spec.max_queue as usize)
+        let limits = Limits {
+            max_cache_tokens: CACHE_BYTES / bytes_per_token(&model),
+            ..Limits::default()
+        };
+        let (thread, engine) = EngineThread::spawn(model, limits, spec.max_queue as usize)
             .map_err(|error| WorkerError::retryable("failed to start the engine's thread", error))?;
         let service = Self {
             name: spec.served_model_name.clone(),
@@ -124,6 +131,13 @@ impl Service {
     pub fn verdict_tokens(&self) -> &VerdictTokens {
         &self.verdict_tokens
     }
+}
+
+/// Bytes of keys and values that one token of one sample takes, over all layers.
+fn bytes_per_token(model: &Qwen25Vl) -> usize {
+    let text = &model.config().text;
+    let width = text.num_key_value_heads * text.head_dim();
+    (2 * text.num_hidden_layers * width * model.dtype().size_in_bytes()).max(1)
 }
 
 /// Why a request is not answered.

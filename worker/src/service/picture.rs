@@ -25,14 +25,20 @@ pub fn decode(url: &str) -> Result<Picture, ServiceError> {
         return Err(invalid("a data URL needs a comma before its data".to_owned()));
     };
     let Some(media) = media.strip_suffix(";base64") else {
-        return Err(invalid("only base64 data URLs are supported: data:image/png;base64,...".to_owned()));
+        return Err(invalid(
+            "only base64 data URLs are supported: data:image/png;base64,...".to_owned(),
+        ));
     };
     if !media.starts_with("image/") {
         return Err(invalid(format!("media type {:?} is not an image", shorten(media))));
     }
     // Three bytes of every four characters: refused by length, before decoding.
     if payload.len() / 4 * 3 > LIMITS.bytes + 2 {
-        let message = format!("the image has about {} bytes, the limit is {}", payload.len() / 4 * 3, LIMITS.bytes);
+        let message = format!(
+            "the image has about {} bytes, the limit is {}",
+            payload.len() / 4 * 3,
+            LIMITS.bytes
+        );
         return Err(invalid(message));
     }
     let bytes = general_purpose::STANDARD

@@ -73,7 +73,12 @@ impl StopMatcher {
             let text = std::mem::take(&mut self.held);
             return Piece { text, stopped: true };
         }
-        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let keep = self
+            .stops
+            .iter()
+            .map(|stop| overlap(&self.held, stop))
+            .max()
+            .unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         let text = std::mem::replace(&mut self.held, rest);
         Piece { text, stopped: false }

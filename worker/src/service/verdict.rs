@@ -98,10 +98,12 @@ impl VerdictTokens {
     pub fn new(tokenizer: &Tokenizer) -> Self {
         let spellings = ["1", "2"].map(|label| {
             let spellings = [label.to_owned(), format!(" {label}")];
-            let single = spellings.iter().filter_map(|text| match tokenizer.encode(text).as_deref() {
-                Ok([id]) => Some(*id),
-                _ => None,
-            });
+            let single = spellings
+                .iter()
+                .filter_map(|text| match tokenizer.encode(text).as_deref() {
+                    Ok([id]) => Some(*id),
+                    _ => None,
+                });
             single.collect()
         });
         Self { spellings }
