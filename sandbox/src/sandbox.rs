@@ -114,7 +114,7 @@ impl Sandbox {
         let port_path = directory.join("port");
         fs::write(&port_path, address.port().to_string()).map_err(file("write", &port_path))?;
 
-        let identity = Identity::generate(&[address.ip().to_string()])?;
+        let identity = Identity::of_directory(&directory, &address.ip().to_string())?;
         let text = kubeconfig::kubeconfig(&format!("https://{address}"), &identity.authority_pem, &token);
         let text = serde_yaml::to_string(&text).map_err(io::Error::other);
         let kubeconfig_path = directory.join("kubeconfig");
