@@ -113,7 +113,9 @@ async fn release(client: &Client, namespace: &Namespace, name: &str) -> Result<(
 
 async fn namespaced_resources(client: &Client) -> Result<Vec<ApiResource>, kube::Error> {
     let discovery = Discovery::new(client.clone()).run().await?;
-    let found = discovery.groups().flat_map(|group| group.recommended_resources());
+    let found = discovery
+        .groups()
+        .flat_map(kube::discovery::ApiGroup::recommended_resources);
     let usable = found.filter(|(_, capabilities)| {
         capabilities.scope == Scope::Namespaced
             && [verbs::LIST, verbs::DELETE_COLLECTION]

@@ -173,7 +173,10 @@ mod tests {
         proxy.serve(BTreeMap::from([(front, Vec::new())])).await;
         let refused = async {
             // A connection that was accepted just before the end is reset instead.
-            while !ask(front).await.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            while !ask(front)
+                .await
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+            {
                 tokio::task::yield_now().await;
             }
         };

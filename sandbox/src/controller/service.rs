@@ -389,13 +389,13 @@ mod tests {
         .unwrap()
     }
 
-    fn ports(target: serde_json::Value) -> Vec<ServicePort> {
+    fn ports(target: &serde_json::Value) -> Vec<ServicePort> {
         serde_json::from_value(json!([{"name": "web", "port": 80, "targetPort": target}])).unwrap()
     }
 
     #[test]
     fn only_ready_pods_get_connections_and_named_ports_are_found() {
-        let ports = ports(json!("http"));
+        let ports = ports(&json!("http"));
         let backends: Vec<Backend> = [pod("a", "127.9.0.2", "True"), pod("b", "127.9.0.3", "False")]
             .iter()
             .filter_map(|pod| backend(pod, &ports, false))
@@ -405,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_is_being_deleted_or_has_ended_gets_none() {
-        let ports = ports(json!(8080));
+        let ports = ports(&json!(8080));
         let mut leaving = pod("a", "127.9.0.2", "True");
         leaving.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
             jiff::Timestamp::UNIX_EPOCH,
@@ -418,7 +418,7 @@ mod tests {
 
     #[test]
     fn endpoints_tell_ready_and_unready_addresses_apart() {
-        let ports = ports(json!("http"));
+        let ports = ports(&json!("http"));
         let service: Service = serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "n"}})).unwrap();
         let backends: Vec<Backend> = [pod("a", "127.9.0.2", "True"), pod("b", "127.9.0.3", "False")]
             .iter()

@@ -302,7 +302,7 @@ pub fn start(
     let stderr = tokio::process::ChildStderr::from_std(started.stderr).map_err(failed);
     let log = match (stdout, stderr) {
         (Ok(stdout), Ok(stderr)) => Some(tokio::spawn(log::collect(sink, stdout, stderr, async {
-            drop(end.await)
+            drop(end.await);
         }))),
         (Err(error), _) | (_, Err(error)) => {
             tracing::warn!(%error, "a container's output is lost");

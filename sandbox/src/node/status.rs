@@ -103,7 +103,7 @@ pub fn pod_status(pod: &Pod, record: &PodRecord, host_ip: Ipv4Addr, now: Timesta
         pod_ips: address.map(|ip| vec![PodIP { ip }]),
         phase: Some(phase.to_owned()),
         qos_class: before.qos_class.clone().or_else(|| Some(qos_class(&spec).to_owned())),
-        start_time: before.start_time.clone().or_else(|| Some(Time(record.started_at))),
+        start_time: before.start_time.clone().or(Some(Time(record.started_at))),
         reason: reason.or_else(|| before.reason.clone()),
         message: message.or_else(|| before.message.clone()),
         observed_generation: pod.metadata.generation,

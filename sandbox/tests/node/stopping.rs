@@ -131,7 +131,9 @@ async fn stopping_the_node_during_a_deletion_does_not_wait_for_the_api() {
     let pod = cluster.run("held", "exec sleep 600", json!({})).await;
     let api = cluster.api::<Pod>();
     let hold = kube::api::Patch::Merge(json!({"metadata": {"finalizers": ["example.org/wait"]}}));
-    api.patch("held", &kube::api::PatchParams::default(), &hold).await.unwrap();
+    api.patch("held", &kube::api::PatchParams::default(), &hold)
+        .await
+        .unwrap();
     cluster.wait_for_phase("held", "Running").await;
     api.delete("held", &DeleteParams::default()).await.unwrap();
     cluster.wait_for_phase("held", "Failed").await;

@@ -181,10 +181,10 @@ fn read(path: PathBuf, ended: PathBuf, selection: Selection) -> impl Stream<Item
             let mut batch = Vec::new();
             while let Some(line) = follower.next_line()? {
                 batch.extend(selection.render(&line).unwrap_or_default());
-                if batch.len() > 32 * 1024 {
-                    if let Some(bytes) = within(std::mem::take(&mut batch), &mut left) {
-                        yield bytes;
-                    }
+                if batch.len() > 32 * 1024
+                    && let Some(bytes) = within(std::mem::take(&mut batch), &mut left)
+                {
+                    yield bytes;
                 }
             }
             if let Some(bytes) = within(batch, &mut left) {
