@@ -14,6 +14,11 @@
 //!
 //! Without the feature `crd` this crate links no Kubernetes type: the worker reads its role and nothing else.
 
+#![cfg_attr(
+    feature = "crd",
+    allow(clippy::duplicated_attributes, reason = "each printcolumn repeats the same keys")
+)]
+
 pub mod algorithm;
 pub mod conversion;
 pub mod evaluation;

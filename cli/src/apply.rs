@@ -16,7 +16,10 @@ const FIELD_MANAGER: &str = "flotilla-cli";
 
 /// The API through which `manifest` is read and written.
 pub async fn api_of(client: &Client, manifest: &Manifest) -> anyhow::Result<Api<kube::core::DynamicObject>> {
-    let discovery = Discovery::new(client.clone()).run().await.context("cannot ask the API server for its kinds")?;
+    let discovery = Discovery::new(client.clone())
+        .run()
+        .await
+        .context("cannot ask the API server for its kinds")?;
     let Some((resource, capabilities)) = discovery.resolve_gvk(&manifest.kind) else {
         bail!(
             "{}: the API server does not know kind {} of {}",
@@ -63,5 +66,9 @@ fn refusal(manifest: &Manifest, error: &kube::Error) -> anyhow::Error {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),
     };
-    anyhow::anyhow!("{}: {} was refused: {message}", manifest.path.display(), manifest.label())
+    anyhow::anyhow!(
+        "{}: {} was refused: {message}",
+        manifest.path.display(),
+        manifest.label()
+    )
 }

@@ -28,9 +28,11 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Apply manifests to a sandbox of their own and follow them until every object reached its goal.
-    #[command(after_help = "Goals: a Dataset is Ready, a TrainingJob Complete, a ModelCheckpoint Available, a ModelDeployment \
+    #[command(
+        after_help = "Goals: a Dataset is Ready, a TrainingJob Complete, a ModelCheckpoint Available, a ModelDeployment \
         Available. The exit code is 0 only if every object reached its goal. Data that a claim begins with are named by the \
-        annotation sandbox.flotilla.dev/seed-from: a folder beside the manifest or in a folder above it.")]
+        annotation sandbox.flotilla.dev/seed-from: a folder beside the manifest or in a folder above it."
+    )]
     Run(Run),
     /// Train the sample critic on scanned digits (about six minutes on two cores) and ask it to compare two answers.
     Demo(Demo),
@@ -149,7 +151,9 @@ pub struct Node {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    text.parse::<u64>().map(Duration::from_secs).map_err(|error| format!("{text:?} is not a number of seconds: {error}"))
+    text.parse::<u64>()
+        .map(Duration::from_secs)
+        .map_err(|error| format!("{text:?} is not a number of seconds: {error}"))
 }
 
 #[cfg(test)]

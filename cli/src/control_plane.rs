@@ -55,7 +55,10 @@ pub struct Options {
 impl Options {
     /// Everything, in `dir`.
     pub fn new(dir: &Path, node: &Node) -> anyhow::Result<Self> {
-        Ok(Self { gpus: node.gpus, ..Self::for_tests(dir, &worker(node)?) })
+        Ok(Self {
+            gpus: node.gpus,
+            ..Self::for_tests(dir, &worker(node)?)
+        })
     }
 
     /// Everything, in the directory of the arguments or a new one.
@@ -63,11 +66,16 @@ impl Options {
         let dir = match &plane.dir {
             Some(dir) => dir.clone(),
             None => {
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let now = SystemTime::now()
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .unwrap_or_default();
                 PathBuf::from(".flotilla").join(format!("run-{}", now.as_secs()))
             }
         };
-        Ok(Self { progress_interval: Duration::from_millis(500), ..Self::new(&dir, &plane.node)? })
+        Ok(Self {
+            progress_interval: Duration::from_millis(500),
+            ..Self::new(&dir, &plane.node)?
+        })
     }
 
     /// Everything, in `dir`, with the worker at `worker`.
@@ -90,7 +98,9 @@ fn worker(node: &Node) -> anyhow::Result<PathBuf> {
     if let Some(path) = &node.worker {
         return std::path::absolute(path).with_context(|| format!("--worker {}", path.display()));
     }
-    let beside = std::env::current_exe().context("path of this program")?.with_file_name(WORKER_IMAGE);
+    let beside = std::env::current_exe()
+        .context("path of this program")?
+        .with_file_name(WORKER_IMAGE);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut candidates = std::iter::once(beside).chain(std::env::split_paths(&path).map(|dir| dir.join(WORKER_IMAGE)));
     match candidates.find(|path| path.is_file()) {
@@ -147,9 +157,16 @@ impl ControlPlane {
     /// Starts the API server, installs the definitions, then starts the rest.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&options.dir).with_context(|| format!("create {}", options.dir.display()))?;
-        let dir = options.dir.canonicalize().with_context(|| format!("resolve {}", options.dir.display()))?;
+        let dir = options
+            .dir
+            .canonicalize()
+            .with_context(|| format!("resolve {}", options.dir.display()))?;
         start_logging(&dir, options.log_to_terminal)?;
-        let sandbox = Sandbox::start(Settings { port: options.port, ..Settings::new(&dir) }).await?;
+        let sandbox = Sandbox::start(Settings {
+            port: options.port,
+            ..Settings::new(&dir)
+        })
+        .await?;
         sandbox.set_pod_logs(Arc::new(LogFiles::new(dir.clone())));
         let client = sandbox.client().await?;
         install_definitions(&client).await?;
@@ -157,7 +174,13 @@ impl ControlPlane {
         let shutdown = CancellationToken::new();
         let addresses = AddressBlock::claim(&dir)?;
         let controllers = {
-            let (client, config) = (client.clone(), ControllerConfig { dir: dir.clone(), addresses: addresses.clone() });
+            let (client, config) = (
+                client.clone(),
+                ControllerConfig {
+                    dir: dir.clone(),
+                    addresses: addresses.clone(),
+                },
+            );
             Task::spawn("the controllers", &shutdown, |stop| async move {
                 controller::run(client, config, stop).await;
                 anyhow::Ok(())
@@ -165,17 +188,35 @@ impl ControlPlane {
         };
         let node = match options.with_node {
             true => {
-                let (client, config) = (client.clone(), node_config(&dir, &options.worker, options.gpus, addresses)?);
-                Some(Task::spawn("the node", &shutdown, |stop| Agent::run(client, config, stop)))
+                let (client, config) = (
+                    client.clone(),
+                    node_config(&dir, &options.worker, options.gpus, addresses)?,
+                );
+                Some(Task::spawn("the node", &shutdown, |stop| {
+                    Agent::run(client, config, stop)
+                }))
             }
             false => None,
         };
         let operator = options.with_operator.then(|| {
-            let config = OperatorConfig { progress_interval: options.progress_interval, ..OperatorConfig::default() };
+            let config = OperatorConfig {
+                progress_interval: options.progress_interval,
+                ..OperatorConfig::default()
+            };
             let client = client.clone();
-            Task::spawn("the operator", &shutdown, |stop| flotilla_operator::run::run(client, config, stop))
+            Task::spawn("the operator", &shutdown, |stop| {
+                flotilla_operator::run::run(client, config, stop)
+            })
         });
-        Ok(Self { sandbox, client, dir, shutdown, operator, node, controllers })
+        Ok(Self {
+            sandbox,
+            client,
+            dir,
+            shutdown,
+            operator,
+            node,
+            controllers,
+        })
     }
 
     /// A client of the API server.
@@ -202,7 +243,10 @@ impl ControlPlane {
     pub fn announce(&self) {
         let kubeconfig = self.sandbox.kubeconfig_path();
         eprintln!("sandbox at https://{}", self.sandbox.address());
-        eprintln!("  kubectl --kubeconfig {} get tj,dset,ckpt,mdep\n", kubeconfig.display());
+        eprintln!(
+            "  kubectl --kubeconfig {} get tj,dset,ckpt,mdep\n",
+            kubeconfig.display()
+        );
     }
 
     /// Stops the operator, then the node with all its processes, then the API server.
@@ -212,13 +256,18 @@ impl ControlPlane {
         }
         self.shutdown.cancel();
         if let Err(error) = self.sandbox.shutdown().await {
-            eprintln!("{} the state was not written: {error}", style("warning:").yellow().bold());
+            eprintln!(
+                "{} the state was not written: {error}",
+                style("warning:").yellow().bold()
+            );
         }
     }
 }
 
 fn node_config(dir: &Path, worker: &Path, gpus: u32, addresses: Arc<AddressBlock>) -> anyhow::Result<NodeConfig> {
-    let worker = worker.canonicalize().with_context(|| format!("the worker {}", worker.display()))?;
+    let worker = worker
+        .canonicalize()
+        .with_context(|| format!("the worker {}", worker.display()))?;
     let mut config = NodeConfig::new(NODE_NAME, dir, addresses);
     config.images = Images::new(BTreeMap::from([(WORKER_IMAGE.to_owned(), worker)]));
     config.accelerators = Accelerators::detect(gpus);
@@ -228,7 +277,9 @@ fn node_config(dir: &Path, worker: &Path, gpus: u32, addresses: Arc<AddressBlock
 /// Runs only a node, for the API server of `client`, until `stop`.
 pub async fn node_alone(client: Client, dir: &Path, node: &Node, stop: CancellationToken) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    let dir = dir.canonicalize().with_context(|| format!("resolve {}", dir.display()))?;
+    let dir = dir
+        .canonicalize()
+        .with_context(|| format!("resolve {}", dir.display()))?;
     let addresses = AddressBlock::claim(&dir)?;
     Agent::run(client, node_config(&dir, &worker(node)?, node.gpus, addresses)?, stop).await?;
     Ok(())
@@ -240,16 +291,17 @@ pub async fn install_definitions(client: &Client) -> anyhow::Result<()> {
     for (file, crd) in flotilla_api::crd::all() {
         let name = crd.metadata.name.clone().unwrap_or_default();
         let params = PatchParams::apply("flotilla-cli").force();
-        api.patch(&name, &params, &Patch::Apply(&crd)).await.with_context(|| format!("install {file}"))?;
+        api.patch(&name, &params, &Patch::Apply(&crd))
+            .await
+            .with_context(|| format!("install {file}"))?;
     }
     Ok(())
 }
 
 /// Resolves at SIGINT or SIGTERM.
 pub async fn interrupted() {
-    let signals = tokio::signal::unix::signal(SignalKind::interrupt()).and_then(|interrupt| {
-        Ok((interrupt, tokio::signal::unix::signal(SignalKind::terminate())?))
-    });
+    let signals = tokio::signal::unix::signal(SignalKind::interrupt())
+        .and_then(|interrupt| Ok((interrupt, tokio::signal::unix::signal(SignalKind::terminate())?)));
     match signals {
         Ok((mut interrupt, mut terminate)) => {
             tokio::select! {
@@ -271,7 +323,10 @@ fn start_logging(dir: &Path, to_terminal: bool) -> anyhow::Result<()> {
         BoxMakeWriter::new(file.with_context(|| format!("open {}", path.display()))?)
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(to_terminal);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_ansi(to_terminal);
     // A second control plane of one process logs where the first one does.
     let _ = subscriber.try_init();
     Ok(())

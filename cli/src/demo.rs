@@ -44,8 +44,9 @@ pub struct Summary {
 /// Runs the command; the sandbox ends with it.
 pub async fn command(arguments: Demo) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let mut manifests = manifest::load(std::slice::from_ref(&arguments.sample))
-        .context("the demo applies manifests of this repository: run it in a checkout, or name their folder with --sample")?;
+    let mut manifests = manifest::load(std::slice::from_ref(&arguments.sample)).context(
+        "the demo applies manifests of this repository: run it in a checkout, or name their folder with --sample",
+    )?;
     if let Some(seed) = arguments.seed {
         manifests.iter_mut().for_each(|manifest| reseed(manifest, seed));
     }
@@ -75,11 +76,18 @@ async fn story(
     plane.announce();
     apply::apply(plane.client(), manifests).await?;
     follow::follow(plane.client(), manifests, arguments.timeout).await?;
-    let job: TrainingJob = Api::default_namespaced(plane.client().clone()).get(sample::GRPO_JOB).await?;
+    let job: TrainingJob = Api::default_namespaced(plane.client().clone())
+        .get(sample::GRPO_JOB)
+        .await?;
     let summary = summary(&job, begun.elapsed())?;
     explain(&summary);
     ask(plane).await?;
-    eprintln!("checkpoints, metrics and plot: {}", plane.volume("default", &job.spec.checkpoint.storage.claim_name).display());
+    eprintln!(
+        "checkpoints, metrics and plot: {}",
+        plane
+            .volume("default", &job.spec.checkpoint.storage.claim_name)
+            .display()
+    );
     if arguments.keep {
         eprintln!("staying up; Ctrl-C ends the sandbox");
         interrupted().await;
@@ -102,7 +110,11 @@ fn reseed(manifest: &mut Manifest, seed: u32) {
 fn summary(job: &TrainingJob, elapsed: Duration) -> anyhow::Result<Summary> {
     let status = job.status.as_ref().context("the GRPO job has no status")?;
     let score = |scores: &[Score], set: &str| {
-        scores.iter().find(|score| score.set == set).cloned().with_context(|| format!("no score of set {set}"))
+        scores
+            .iter()
+            .find(|score| score.set == set)
+            .cloned()
+            .with_context(|| format!("no score of set {set}"))
     };
     let (before, after) = (&status.initial_scores, &status.scores);
     Ok(Summary {
@@ -119,8 +131,16 @@ fn explain(summary: &Summary) {
     let percent = |share: f64| format!("{:5.1} %", 100.0 * share);
     eprintln!("\n{}", style("Held-out digits").bold());
     eprintln!("            before      after");
-    eprintln!("  critic   {}    {}", percent(summary.critic_accuracy_before), percent(summary.critic_accuracy_after));
-    eprintln!("  policy   {}    {}", percent(summary.policy_accuracy_before), percent(summary.policy_accuracy_after));
+    eprintln!(
+        "  critic   {}    {}",
+        percent(summary.critic_accuracy_before),
+        percent(summary.critic_accuracy_after)
+    );
+    eprintln!(
+        "  policy   {}    {}",
+        percent(summary.policy_accuracy_before),
+        percent(summary.policy_accuracy_after)
+    );
 }
 
 /// A held-out row of the prepared dataset (`rows.jsonl`).
@@ -145,15 +165,28 @@ async fn ask(plane: &ControlPlane) -> anyhow::Result<()> {
     let folder = held_out(plane).await?;
     let rows = std::fs::read_to_string(folder.join("rows.jsonl")).context("rows of the held-out set")?;
     let row: Row = serde_json::from_str(rows.lines().next().context("the held-out set is empty")?)?;
-    let image = std::fs::read(folder.join("images").join(row.images.first().context("the row has no image")?))?;
+    let image = std::fs::read(
+        folder
+            .join("images")
+            .join(row.images.first().context("the row has no image")?),
+    )?;
     let url = deployment_url(client).await?;
     let body = serde_json::json!({
         "images": [format!("data:image/png;base64,{}", STANDARD.encode(&image))],
         "question": row.question,
         "responses": row.responses,
     });
-    let response = reqwest::Client::new().post(format!("{url}/v1/critic/compare")).json(&body).send().await?;
-    ensure!(response.status().is_success(), "the critic answered {}: {}", response.status(), response.text().await?);
+    let response = reqwest::Client::new()
+        .post(format!("{url}/v1/critic/compare"))
+        .json(&body)
+        .send()
+        .await?;
+    ensure!(
+        response.status().is_success(),
+        "the critic answered {}: {}",
+        response.status(),
+        response.text().await?
+    );
     let answer: Comparison = response.json().await?;
 
     eprintln!("\n{}  POST {url}/v1/critic/compare", style("A held-out digit").bold());
@@ -162,25 +195,48 @@ async fn ask(plane: &ControlPlane) -> anyhow::Result<()> {
     for (index, response) in row.responses.iter().enumerate() {
         eprintln!("  response {} {response}", index + 1);
     }
-    eprintln!("  thought    {}", answer.rationale.as_deref().unwrap_or("(none)").trim());
+    eprintln!(
+        "  thought    {}",
+        answer.rationale.as_deref().unwrap_or("(none)").trim()
+    );
     let verdict = answer.verdict.as_deref().unwrap_or("none");
-    let judged = if verdict == row.label { style("right").green() } else { style("wrong").red() };
-    let margin = answer.margin.map(|margin| format!(", log-odds {margin:+.2}")).unwrap_or_default();
+    let judged = if verdict == row.label {
+        style("right").green()
+    } else {
+        style("wrong").red()
+    };
+    let margin = answer
+        .margin
+        .map(|margin| format!(", log-odds {margin:+.2}"))
+        .unwrap_or_default();
     eprintln!("  verdict    response {verdict} is better ({judged}{margin})\n");
     Ok(())
 }
 
 async fn held_out(plane: &ControlPlane) -> anyhow::Result<PathBuf> {
-    let dataset: Dataset = Api::default_namespaced(plane.client().clone()).get(sample::HELD_OUT_PAIRS).await?;
-    let report = dataset.status.and_then(|status| status.report).context("the held-out set has no report")?;
-    let rest = report.uri.strip_prefix("pvc://").with_context(|| format!("{} is not on a claim", report.uri))?;
-    let (claim, path) = rest.split_once('/').with_context(|| format!("{} names no path", report.uri))?;
+    let dataset: Dataset = Api::default_namespaced(plane.client().clone())
+        .get(sample::HELD_OUT_PAIRS)
+        .await?;
+    let report = dataset
+        .status
+        .and_then(|status| status.report)
+        .context("the held-out set has no report")?;
+    let rest = report
+        .uri
+        .strip_prefix("pvc://")
+        .with_context(|| format!("{} is not on a claim", report.uri))?;
+    let (claim, path) = rest
+        .split_once('/')
+        .with_context(|| format!("{} names no path", report.uri))?;
     Ok(plane.volume("default", claim).join(Path::new(path)))
 }
 
 async fn deployment_url(client: &Client) -> anyhow::Result<String> {
     let deployment: ModelDeployment = Api::default_namespaced(client.clone()).get(sample::DEPLOYMENT).await?;
-    deployment.status.and_then(|status| status.url).context("the deployment has no address")
+    deployment
+        .status
+        .and_then(|status| status.url)
+        .context("the deployment has no address")
 }
 
 #[cfg(test)]

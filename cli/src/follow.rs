@@ -30,10 +30,18 @@ struct Followed {
 pub async fn follow(client: &Client, manifests: &[Manifest], timeout: Duration) -> anyhow::Result<()> {
     let bars = MultiProgress::new();
     let is_terminal = console::user_attended_stderr();
-    let width = manifests.iter().map(|manifest| manifest.label().len()).max().unwrap_or_default();
+    let width = manifests
+        .iter()
+        .map(|manifest| manifest.label().len())
+        .max()
+        .unwrap_or_default();
     let mut followed = Vec::new();
     for manifest in manifests {
-        let bar = if is_terminal { bars.add(ProgressBar::new(0)) } else { ProgressBar::hidden() };
+        let bar = if is_terminal {
+            bars.add(ProgressBar::new(0))
+        } else {
+            ProgressBar::hidden()
+        };
         bar.set_style(plain_style()?);
         bar.set_prefix(format!("{:width$}", manifest.label()));
         followed.push(Followed {
@@ -49,7 +57,10 @@ pub async fn follow(client: &Client, manifests: &[Manifest], timeout: Duration) 
         for one in &mut followed {
             refresh(one, is_terminal).await?;
         }
-        if followed.iter().all(|one| one.standing.outcome == Some(Outcome::Reached)) {
+        if followed
+            .iter()
+            .all(|one| one.standing.outcome == Some(Outcome::Reached))
+        {
             return Ok(());
         }
         let missed = describe(&followed, |one| one.standing.outcome == Some(Outcome::Missed));
@@ -58,7 +69,10 @@ pub async fn follow(client: &Client, manifests: &[Manifest], timeout: Duration) 
         }
         if begun.elapsed() > timeout {
             let open = describe(&followed, |one| one.standing.outcome.is_none());
-            bail!("after {} s these have not reached their goals:\n{open}", timeout.as_secs());
+            bail!(
+                "after {} s these have not reached their goals:\n{open}",
+                timeout.as_secs()
+            );
         }
         tokio::time::sleep(PERIOD).await;
     }
@@ -66,7 +80,12 @@ pub async fn follow(client: &Client, manifests: &[Manifest], timeout: Duration) 
 
 fn describe(followed: &[Followed], choose: impl Fn(&Followed) -> bool) -> String {
     let line = |one: &Followed| format!("  {}: {} {}", one.label, one.standing.phase, one.standing.detail);
-    followed.iter().filter(|one| choose(one)).map(line).collect::<Vec<_>>().join("\n")
+    followed
+        .iter()
+        .filter(|one| choose(one))
+        .map(line)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 async fn refresh(one: &mut Followed, is_terminal: bool) -> anyhow::Result<()> {
@@ -87,7 +106,10 @@ async fn refresh(one: &mut Followed, is_terminal: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     if !is_terminal && is_worth_a_line(&one.standing, &standing) {
-        let steps = standing.steps.map(|(step, total)| format!(" {step}/{total}")).unwrap_or_default();
+        let steps = standing
+            .steps
+            .map(|(step, total)| format!(" {step}/{total}"))
+            .unwrap_or_default();
         eprintln!("{}  {}{steps}  {}", one.label, standing.phase, standing.detail);
     }
     draw(&one.bar, &standing)?;
@@ -124,6 +146,7 @@ fn plain_style() -> anyhow::Result<ProgressStyle> {
 }
 
 fn bar_style() -> anyhow::Result<ProgressStyle> {
-    let style = ProgressStyle::with_template("{prefix}  {bar:24.cyan/dim} {pos:>3}/{len}  {wide_msg}").context("style of a bar")?;
+    let style = ProgressStyle::with_template("{prefix}  {bar:24.cyan/dim} {pos:>3}/{len}  {wide_msg}")
+        .context("style of a bar")?;
     Ok(style.progress_chars("━━─"))
 }

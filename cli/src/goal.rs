@@ -36,7 +36,11 @@ pub fn standing(object: &DynamicObject) -> Standing {
         Some("TrainingJob") => typed::<TrainingJob>(object).map(training_job),
         Some("ModelCheckpoint") => typed::<ModelCheckpoint>(object).map(model_checkpoint),
         Some("ModelDeployment") => typed::<ModelDeployment>(object).map(model_deployment),
-        _ => Some(Standing { phase: "Applied".into(), outcome: Some(Outcome::Reached), ..Standing::default() }),
+        _ => Some(Standing {
+            phase: "Applied".into(),
+            outcome: Some(Outcome::Reached),
+            ..Standing::default()
+        }),
     }
     .unwrap_or_default()
 }
@@ -53,8 +57,15 @@ fn dataset(object: Dataset) -> Standing {
     let Some(status) = object.status else { return waiting() };
     let detail = match &status.report {
         Some(report) => {
-            let bad = if report.bad_records > 0 { format!(", {} bad", report.bad_records) } else { String::new() };
-            format!("{} prompts of {} rows, {} images{bad}", report.rows_out, report.rows_in, report.images)
+            let bad = if report.bad_records > 0 {
+                format!(", {} bad", report.bad_records)
+            } else {
+                String::new()
+            };
+            format!(
+                "{} prompts of {} rows, {} images{bad}",
+                report.rows_out, report.rows_in, report.images
+            )
         }
         None => status.message.clone(),
     };
@@ -63,16 +74,33 @@ fn dataset(object: Dataset) -> Standing {
         DatasetPhase::Failed => Some(Outcome::Missed),
         DatasetPhase::Pending | DatasetPhase::Preparing => None,
     };
-    let detail = if outcome == Some(Outcome::Missed) { status.message } else { detail };
-    Standing { phase: format!("{:?}", status.phase), detail, steps: None, outcome }
+    let detail = if outcome == Some(Outcome::Missed) {
+        status.message
+    } else {
+        detail
+    };
+    Standing {
+        phase: format!("{:?}", status.phase),
+        detail,
+        steps: None,
+        outcome,
+    }
 }
 
 fn training_job(object: TrainingJob) -> Standing {
     let Some(status) = object.status else { return waiting() };
     let mut parts = Vec::new();
     if let Some(progress) = &status.progress {
-        let named = [("reward", &progress.reward), ("loss", &progress.loss), ("kl", &progress.kl)];
-        parts.extend(named.iter().filter_map(|(name, value)| value.as_ref().map(|value| format!("{name} {value}"))));
+        let named = [
+            ("reward", &progress.reward),
+            ("loss", &progress.loss),
+            ("kl", &progress.kl),
+        ];
+        parts.extend(
+            named
+                .iter()
+                .filter_map(|(name, value)| value.as_ref().map(|value| format!("{name} {value}"))),
+        );
     }
     parts.extend(status.scores.iter().map(score));
     let outcome = match status.phase {
@@ -88,8 +116,15 @@ fn training_job(object: TrainingJob) -> Standing {
     if parts.is_empty() || outcome == Some(Outcome::Missed) {
         parts = vec![status.message];
     }
-    let steps = status.progress.map(|progress| (u64::from(progress.step), u64::from(progress.total_steps)));
-    Standing { phase: format!("{:?}", status.phase), detail: parts.join("  "), steps, outcome }
+    let steps = status
+        .progress
+        .map(|progress| (u64::from(progress.step), u64::from(progress.total_steps)));
+    Standing {
+        phase: format!("{:?}", status.phase),
+        detail: parts.join("  "),
+        steps,
+        outcome,
+    }
 }
 
 fn score(score: &Score) -> String {
@@ -103,7 +138,12 @@ fn model_checkpoint(object: ModelCheckpoint) -> Standing {
         CheckpointPhase::Refused => Some(Outcome::Missed),
         CheckpointPhase::Pending | CheckpointPhase::Verifying => None,
     };
-    Standing { phase: format!("{:?}", status.phase), detail: status.message, steps: None, outcome }
+    Standing {
+        phase: format!("{:?}", status.phase),
+        detail: status.message,
+        steps: None,
+        outcome,
+    }
 }
 
 fn model_deployment(object: ModelDeployment) -> Standing {
@@ -118,11 +158,19 @@ fn model_deployment(object: ModelDeployment) -> Standing {
         (Some(Outcome::Reached), Some(url)) => format!("{} ready  {}  {url}", status.ready, status.checkpoint),
         _ => status.message,
     };
-    Standing { phase: format!("{:?}", status.phase), detail, steps: None, outcome }
+    Standing {
+        phase: format!("{:?}", status.phase),
+        detail,
+        steps: None,
+        outcome,
+    }
 }
 
 fn waiting() -> Standing {
-    Standing { phase: "Pending".into(), ..Standing::default() }
+    Standing {
+        phase: "Pending".into(),
+        ..Standing::default()
+    }
 }
 
 #[cfg(test)]
@@ -162,7 +210,10 @@ mod tests {
     #[test]
     fn a_failed_job_missed_its_goal_and_says_why() {
         let standing = job(json!({ "phase": "Failed", "message": "digest differs" }));
-        assert_eq!((standing.outcome, standing.detail.as_str()), (Some(Outcome::Missed), "digest differs"));
+        assert_eq!(
+            (standing.outcome, standing.detail.as_str()),
+            (Some(Outcome::Missed), "digest differs")
+        );
     }
 
     #[test]

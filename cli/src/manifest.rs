@@ -60,7 +60,11 @@ pub struct Manifest {
 impl Manifest {
     /// `trainingjob/critic`.
     pub fn label(&self) -> String {
-        format!("{}/{}", self.kind.kind.to_lowercase(), self.object.metadata.name.as_deref().unwrap_or_default())
+        format!(
+            "{}/{}",
+            self.kind.kind.to_lowercase(),
+            self.object.metadata.name.as_deref().unwrap_or_default()
+        )
     }
 
     /// The namespace it is applied to.
@@ -74,8 +78,10 @@ pub fn load(paths: &[PathBuf]) -> Result<Vec<Manifest>, ManifestError> {
     let mut manifests = Vec::new();
     for path in paths {
         for file in files(path)? {
-            let text = std::fs::read_to_string(&file)
-                .map_err(|source| ManifestError::Read { path: file.clone(), source })?;
+            let text = std::fs::read_to_string(&file).map_err(|source| ManifestError::Read {
+                path: file.clone(),
+                source,
+            })?;
             manifests.extend(parse(&file, &text)?);
         }
     }
@@ -83,14 +89,20 @@ pub fn load(paths: &[PathBuf]) -> Result<Vec<Manifest>, ManifestError> {
 }
 
 fn files(path: &Path) -> Result<Vec<PathBuf>, ManifestError> {
-    let read = |source| ManifestError::Read { path: path.to_owned(), source };
+    let read = |source| ManifestError::Read {
+        path: path.to_owned(),
+        source,
+    };
     if !std::fs::metadata(path).map_err(read)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
     let mut found = Vec::new();
     for entry in std::fs::read_dir(path).map_err(read)? {
         let file = entry.map_err(read)?.path();
-        if file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+        if file
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml")
+        {
             found.push(file);
         }
     }
@@ -126,14 +138,24 @@ pub fn parse(path: &Path, text: &str) -> Result<Vec<Manifest>, ManifestError> {
 fn object(path: &Path, value: Value) -> Result<Manifest, String> {
     let mut object: DynamicObject = serde_json::from_value(value).map_err(|error| error.to_string())?;
     let types = object.types.clone().ok_or("apiVersion and kind are missing")?;
-    let kind = GroupVersionKind::try_from(&types).map_err(|error| format!("apiVersion {}: {error}", types.api_version))?;
+    let kind =
+        GroupVersionKind::try_from(&types).map_err(|error| format!("apiVersion {}: {error}", types.api_version))?;
     if object.metadata.name.as_deref().unwrap_or_default().is_empty() {
         return Err(format!("{} has no metadata.name", types.kind));
     }
-    if let Some(seed) = object.metadata.annotations.as_mut().and_then(|all| all.get_mut(SEED_FROM)) {
+    if let Some(seed) = object
+        .metadata
+        .annotations
+        .as_mut()
+        .and_then(|all| all.get_mut(SEED_FROM))
+    {
         *seed = seed_folder(path, seed)?.to_string_lossy().into_owned();
     }
-    Ok(Manifest { path: path.to_owned(), kind, object })
+    Ok(Manifest {
+        path: path.to_owned(),
+        kind,
+        object,
+    })
 }
 
 /// `seed` in the manifest's folder or the nearest folder above it that has it: the same text serves `kubectl apply` to a
@@ -141,9 +163,12 @@ fn object(path: &Path, value: Value) -> Result<Manifest, String> {
 fn seed_folder(manifest: &Path, seed: &str) -> Result<PathBuf, String> {
     let absolute = std::path::absolute(manifest).map_err(|error| format!("{SEED_FROM}: {error}"))?;
     let mut candidates = absolute.ancestors().skip(1).map(|folder| folder.join(seed));
-    candidates
-        .find(|folder| folder.is_dir())
-        .ok_or_else(|| format!("{SEED_FROM}: {seed} is no folder beside {} or above it", manifest.display()))
+    candidates.find(|folder| folder.is_dir()).ok_or_else(|| {
+        format!(
+            "{SEED_FROM}: {seed} is no folder beside {} or above it",
+            manifest.display()
+        )
+    })
 }
 
 #[cfg(test)]
@@ -154,7 +179,10 @@ mod tests {
     fn empty_documents_are_skipped_and_order_is_kept() {
         let text = "---\n# nothing\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: flotilla.dev/v1alpha1\nkind: Dataset\nmetadata: {name: b}\n";
         let manifests = parse(Path::new("x.yaml"), text).expect("parses");
-        assert_eq!(manifests.iter().map(Manifest::label).collect::<Vec<_>>(), ["namespace/a", "dataset/b"]);
+        assert_eq!(
+            manifests.iter().map(Manifest::label).collect::<Vec<_>>(),
+            ["namespace/a", "dataset/b"]
+        );
     }
 
     #[test]
@@ -162,7 +190,10 @@ mod tests {
         let error = parse(Path::new("x.yaml"), "a: 1\n---\na: [1\n").expect_err("no object");
         assert!(error.to_string().starts_with("x.yaml, document 1"), "{error}");
         let error = parse(Path::new("x.yaml"), "a: [1\nb: }").expect_err("malformed");
-        assert!(error.to_string().contains("malformed YAML") && error.to_string().contains("line"), "{error}");
+        assert!(
+            error.to_string().contains("malformed YAML") && error.to_string().contains("line"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -176,13 +207,20 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         std::fs::create_dir(folder.path().join("data")).expect("data");
         let text = |seed: &str| {
-            format!("apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: a, annotations: {{{SEED_FROM}: {seed}}}}}\n")
+            format!(
+                "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: a, annotations: {{{SEED_FROM}: {seed}}}}}\n"
+            )
         };
         let path = folder.path().join("x.yaml");
         let manifests = parse(&path, &text("data")).expect("parses");
         let seed = &manifests[0].object.metadata.annotations.as_ref().expect("annotations")[SEED_FROM];
         assert_eq!(Path::new(seed), folder.path().join("data"));
-        assert!(parse(&path, &text("nothing")).expect_err("missing").to_string().contains("is no folder beside"));
+        assert!(
+            parse(&path, &text("nothing"))
+                .expect_err("missing")
+                .to_string()
+                .contains("is no folder beside")
+        );
         let below = folder.path().join("manifests/sample");
         std::fs::create_dir_all(&below).expect("folders");
         let manifests = parse(&below.join("x.yaml"), &text("manifests/sample")).expect("parses");

@@ -7,7 +7,9 @@ use image::imageops::FilterType;
 
 /// Draws encoded image `bytes` `width` cells wide; colours are 24-bit, or shades of text where the terminal has none.
 pub fn draw(bytes: &[u8], width: u32, has_colour: bool) -> anyhow::Result<String> {
-    let picture = image::load_from_memory(bytes).context("cannot decode the picture")?.to_rgb8();
+    let picture = image::load_from_memory(bytes)
+        .context("cannot decode the picture")?
+        .to_rgb8();
     let height = (width * picture.height() / picture.width().max(1)).max(2) & !1;
     let scaled = image::imageops::resize(&picture, width, height, FilterType::Nearest);
     let mut text = String::new();
@@ -41,7 +43,11 @@ mod tests {
         let picture = image::RgbImage::from_fn(2, 2, |x, _| image::Rgb([if x == 0 { 0 } else { 255 }; 3]));
         picture.write_to(&mut bytes, image::ImageFormat::Png).expect("png");
         assert_eq!(draw(bytes.get_ref(), 2, false).expect("drawn"), " █\n");
-        assert!(draw(bytes.get_ref(), 2, true).expect("drawn").starts_with("\x1b[38;2;0;0;0;48;2;0;0;0m▀"));
+        assert!(
+            draw(bytes.get_ref(), 2, true)
+                .expect("drawn")
+                .starts_with("\x1b[38;2;0;0;0;48;2;0;0;0m▀")
+        );
     }
 
     #[test]

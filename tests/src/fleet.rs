@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::Context;
-use kube::{Client, Config, config::{KubeConfigOptions, Kubeconfig}};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -26,7 +29,12 @@ pub struct Fleet {
 impl Fleet {
     /// Starts all three and waits until the API server answers.
     pub async fn start() -> anyhow::Result<Self> {
-        let mut fleet = Self { folder: tempfile::tempdir()?, api_server: None, node: None, operator: None };
+        let mut fleet = Self {
+            folder: tempfile::tempdir()?,
+            api_server: None,
+            node: None,
+            operator: None,
+        };
         fleet.start_api_server().await?;
         fleet.start_node()?;
         fleet.start_operator()?;
@@ -58,7 +66,12 @@ impl Fleet {
     async fn start_api_server(&mut self) -> anyhow::Result<()> {
         let dir = self.dir().display().to_string();
         let arguments = ["sandbox", "up", "--without-operator", "--without-node", "--dir", &dir].map(str::to_owned);
-        self.api_server = Some(Running::start("flotilla", &arguments, &[], &self.dir().join("api-server.log"))?);
+        self.api_server = Some(Running::start(
+            "flotilla",
+            &arguments,
+            &[],
+            &self.dir().join("api-server.log"),
+        )?);
         eventually("the API server answers", Duration::from_secs(30), || async {
             let client = self.client().await?;
             Ok(Some(client.apiserver_version().await?))
@@ -69,10 +82,28 @@ impl Fleet {
 
     /// Starts the node.
     pub fn start_node(&mut self) -> anyhow::Result<()> {
-        let (dir, kubeconfig) = (self.dir().display().to_string(), self.kubeconfig().display().to_string());
+        let (dir, kubeconfig) = (
+            self.dir().display().to_string(),
+            self.kubeconfig().display().to_string(),
+        );
         let worker = program::path("flotilla-worker")?.display().to_string();
-        let arguments = ["sandbox", "node", "--dir", &dir, "--kubeconfig", &kubeconfig, "--worker", &worker].map(str::to_owned);
-        self.node = Some(Running::start("flotilla", &arguments, &[], &self.dir().join("node.log"))?);
+        let arguments = [
+            "sandbox",
+            "node",
+            "--dir",
+            &dir,
+            "--kubeconfig",
+            &kubeconfig,
+            "--worker",
+            &worker,
+        ]
+        .map(str::to_owned);
+        self.node = Some(Running::start(
+            "flotilla",
+            &arguments,
+            &[],
+            &self.dir().join("node.log"),
+        )?);
         Ok(())
     }
 
@@ -98,7 +129,10 @@ impl Fleet {
 
     /// SIGTERM to all; none may be left.
     pub fn stop(mut self) -> anyhow::Result<()> {
-        for process in [self.operator.take(), self.node.take(), self.api_server.take()].into_iter().flatten() {
+        for process in [self.operator.take(), self.node.take(), self.api_server.take()]
+            .into_iter()
+            .flatten()
+        {
             process.terminate(Duration::from_secs(30))?;
         }
         let left = program::workers_below(self.dir())?;

@@ -36,10 +36,21 @@ impl Running {
         environment: &[(&str, &str)],
         log: &Path,
     ) -> anyhow::Result<Self> {
-        let output = std::fs::OpenOptions::new().create(true).append(true).open(log).context("log of a program")?;
+        let output = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .context("log of a program")?;
         let mut command = Command::new(path(program)?);
-        command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        Ok(Self { child: command.spawn().with_context(|| format!("start {program}"))? })
+        command
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        Ok(Self {
+            child: command.spawn().with_context(|| format!("start {program}"))?,
+        })
     }
 
     /// `kill -9`, as a node that loses power would.
@@ -70,16 +81,19 @@ impl Drop for Running {
     }
 }
 
-/// Process ids of every worker whose command line names `folder`.
+/// Process ids of every worker whose arguments name `folder`.
 pub fn workers_below(folder: &Path) -> anyhow::Result<Vec<i32>> {
-    let needle = folder.to_string_lossy().into_owned();
+    let folder = folder.to_string_lossy().into_owned();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
         let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).into_owned();
-        if command.contains("flotilla-worker") && command.contains(&needle) {
+        let (program, arguments) = command.split_once('\0').unwrap_or((&command, ""));
+        if Path::new(program).ends_with("flotilla-worker") && arguments.contains(&folder) {
             found.push(pid);
         }
     }

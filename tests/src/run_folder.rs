@@ -11,7 +11,10 @@ pub fn of(claim: &Path, namespace: &str, job: &str) -> anyhow::Result<PathBuf> {
     for entry in std::fs::read_dir(&jobs).with_context(|| jobs.display().to_string())? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.strip_prefix(job).is_some_and(|rest| rest.starts_with('-') && rest.len() == 9) {
+        if name
+            .strip_prefix(job)
+            .is_some_and(|rest| rest.starts_with('-') && rest.len() == 9)
+        {
             found.push(entry.path());
         }
     }

@@ -11,7 +11,10 @@ pub const STEPS: u32 = 6;
 /// The sample with `STEPS` steps a run and a handful of rows.
 pub fn small() -> anyhow::Result<Vec<Manifest>> {
     let mut manifests = manifest::load(&[root().join("manifests/samples/critic-digits")])?;
-    manifests.iter_mut().filter(|manifest| manifest.kind.kind == "TrainingJob").for_each(shrink);
+    manifests
+        .iter_mut()
+        .filter(|manifest| manifest.kind.kind == "TrainingJob")
+        .for_each(shrink);
     Ok(manifests)
 }
 

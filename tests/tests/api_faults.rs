@@ -14,7 +14,13 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 fn rule(failure: Failure, verbs: &[&str], probability: f64) -> Rule {
     let verbs = verbs.iter().map(|&verb| verb.to_owned()).collect();
-    Rule { verbs, resources: Vec::new(), failure, probability, remaining: None }
+    Rule {
+        verbs,
+        resources: Vec::new(),
+        failure,
+        probability,
+        remaining: None,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,7 +49,11 @@ async fn the_sample_converges_under_conflicts_throttling_errors_and_dropped_watc
         outcome = follow::follow(plane.client(), &manifests, LIMIT) => outcome?,
         () = dropping => {}
     }
-    assert!(faults.injected() > 50, "only {} requests were made to fail", faults.injected());
+    assert!(
+        faults.injected() > 50,
+        "only {} requests were made to fail",
+        faults.injected()
+    );
     plane.stop().await;
     Ok(())
 }

@@ -8,33 +8,74 @@ use flotilla_tests::root;
 /// Names of every crate that `package` links.
 fn links(package: &str) -> anyhow::Result<BTreeSet<String>> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none", "--format", "{p}", "-p", package])
+        .args([
+            "tree",
+            "--locked",
+            "--offline",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+            "-p",
+            package,
+        ])
         .current_dir(root())
         .output()
         .context("cargo tree")?;
-    anyhow::ensure!(output.status.success(), "cargo tree -p {package}: {}", String::from_utf8_lossy(&output.stderr));
+    anyhow::ensure!(
+        output.status.success(),
+        "cargo tree -p {package}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8(output.stdout)?;
-    Ok(text.lines().filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect())
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+        .collect())
 }
 
 /// Workspace crates that the manifest of `package` names under `[dependencies]`.
 fn neighbours(package: &str) -> anyhow::Result<BTreeSet<String>> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "--offline", "--edges", "normal", "--depth", "1", "--prefix", "none", "--format", "{p}"])
+        .args([
+            "tree",
+            "--locked",
+            "--offline",
+            "--edges",
+            "normal",
+            "--depth",
+            "1",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+        ])
         .args(["-p", package])
         .current_dir(root())
         .output()
         .context("cargo tree")?;
-    anyhow::ensure!(output.status.success(), "cargo tree -p {package}: {}", String::from_utf8_lossy(&output.stderr));
+    anyhow::ensure!(
+        output.status.success(),
+        "cargo tree -p {package}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8(output.stdout)?;
     let names = text.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-    Ok(names.filter(|name| name.starts_with("flotilla-")).map(str::to_owned).collect())
+    Ok(names
+        .filter(|name| name.starts_with("flotilla-"))
+        .map(str::to_owned)
+        .collect())
 }
 
 #[test]
 fn the_operator_links_no_tensor_library_and_the_worker_no_kubernetes_client() -> anyhow::Result<()> {
     let (operator, worker) = (links("flotilla-operator")?, links("flotilla-worker")?);
-    assert!(operator.contains("kube-client") && worker.contains("candle-core"), "cargo tree sees what is linked");
+    assert!(
+        operator.contains("kube-client") && worker.contains("candle-core"),
+        "cargo tree sees what is linked"
+    );
     for name in ["candle-core", "candle-nn", "tokenizers", "flotilla-model"] {
         assert!(!operator.contains(name), "the operator links {name}");
     }
@@ -54,16 +95,28 @@ fn rooms_depend_on_each_other_only_along_the_arrows() -> anyhow::Result<()> {
         ("flotilla-grpo", &["flotilla-model"]),
         (
             "flotilla-worker",
-            &["flotilla-api", "flotilla-artifacts", "flotilla-engine", "flotilla-grpo", "flotilla-model"],
+            &[
+                "flotilla-api",
+                "flotilla-artifacts",
+                "flotilla-engine",
+                "flotilla-grpo",
+                "flotilla-model",
+            ],
         ),
         ("flotilla-operator", &["flotilla-api"]),
         ("flotilla-sandbox", &[]),
-        ("flotilla-cli", &["flotilla-api", "flotilla-operator", "flotilla-sandbox"]),
+        (
+            "flotilla-cli",
+            &["flotilla-api", "flotilla-operator", "flotilla-sandbox"],
+        ),
     ];
     for (package, allowed) in arrows {
         let found = neighbours(package)?;
         let allowed: BTreeSet<String> = allowed.iter().map(|&name| name.to_owned()).collect();
-        assert!(found.is_subset(&allowed), "{package} depends on {found:?}, allowed are {allowed:?}");
+        assert!(
+            found.is_subset(&allowed),
+            "{package} depends on {found:?}, allowed are {allowed:?}"
+        );
     }
     Ok(())
 }
@@ -72,8 +125,13 @@ fn rooms_depend_on_each_other_only_along_the_arrows() -> anyhow::Result<()> {
 fn committed_definitions_equal_the_types() -> anyhow::Result<()> {
     for (file, crd) in flotilla_api::crd::all() {
         let path = root().join("crds").join(&file);
-        let committed: serde_json::Value = serde_yaml::from_str(&std::fs::read_to_string(&path).context(file.clone())?)?;
-        assert_eq!(committed, serde_json::to_value(&crd)?, "crds/{file} is stale: run `make generate`");
+        let committed: serde_json::Value =
+            serde_yaml::from_str(&std::fs::read_to_string(&path).context(file.clone())?)?;
+        assert_eq!(
+            committed,
+            serde_json::to_value(&crd)?,
+            "crds/{file} is stale: run `make generate`"
+        );
     }
     Ok(())
 }

@@ -15,7 +15,10 @@ const KILLS: u32 = 3;
 /// Data, warm-up and GRPO job; no deployment.
 fn manifests() -> anyhow::Result<Vec<Manifest>> {
     let mut manifests = sample::only(sample::small()?, |manifest| manifest.kind.kind != "ModelDeployment");
-    for manifest in manifests.iter_mut().filter(|manifest| manifest.kind.kind == "TrainingJob") {
+    for manifest in manifests
+        .iter_mut()
+        .filter(|manifest| manifest.kind.kind == "TrainingJob")
+    {
         let spec = &mut manifest.object.data["spec"];
         spec["failurePolicy"] = serde_json::json!({ "maxRestarts": 20 });
         if let Some(steps) = spec.pointer_mut("/algorithm/grpo/steps") {
@@ -28,7 +31,10 @@ fn manifests() -> anyhow::Result<Vec<Manifest>> {
 const GRPO_STEPS: u32 = 30;
 
 /// Runs the job, calling `fault` at each of [`KILLS`] steps; the final weights, and how often the job restarted.
-async fn run(mut fault: impl AsyncFnMut(&mut Fleet) -> anyhow::Result<()>, kills: u32) -> anyhow::Result<(Vec<u8>, u32)> {
+async fn run(
+    mut fault: impl AsyncFnMut(&mut Fleet) -> anyhow::Result<()>,
+    kills: u32,
+) -> anyhow::Result<(Vec<u8>, u32)> {
     let mut fleet = Fleet::start().await?;
     let client = fleet.client().await?;
     flotilla_cli::control_plane::install_definitions(&client).await?;
@@ -48,7 +54,11 @@ async fn run(mut fault: impl AsyncFnMut(&mut Fleet) -> anyhow::Result<()>, kills
     let status = jobs.get("digits-grpo").await?.status.context("status")?;
     assert_eq!(status.phase, TrainingPhase::Complete);
     let folder = run_folder::of(&fleet.claim("critic-digits"), "default", "digits-grpo")?;
-    assert_eq!(run_folder::steps(&folder)?, (1..=GRPO_STEPS).collect::<Vec<_>>(), "every step counts once");
+    assert_eq!(
+        run_folder::steps(&folder)?,
+        (1..=GRPO_STEPS).collect::<Vec<_>>(),
+        "every step counts once"
+    );
     let (weights, partial) = run_folder::newest_weights(&folder)?;
     assert_eq!(partial, 0, "no partial checkpoint is visible");
     fleet.stop()?;

@@ -33,23 +33,45 @@ async fn the_sample_goes_from_manifests_to_a_served_critic() -> anyhow::Result<(
     let datasets: Api<Dataset> = Api::default_namespaced(plane.client().clone());
     let pairs = datasets.get("digits-critic-heldout").await?.status.context("status")?;
     let report = pairs.report.context("report")?;
-    assert_eq!((pairs.phase, report.rows_in, report.rows_out, report.bad_records), (DatasetPhase::Ready, 360, 720, 0));
-    assert_eq!(report.labels.get("1"), report.labels.get("2"), "both orders balance the labels");
+    assert_eq!(
+        (pairs.phase, report.rows_in, report.rows_out, report.bad_records),
+        (DatasetPhase::Ready, 360, 720, 0)
+    );
+    assert_eq!(
+        report.labels.get("1"),
+        report.labels.get("2"),
+        "both orders balance the labels"
+    );
 
     let jobs: Api<TrainingJob> = Api::default_namespaced(plane.client().clone());
     let status = jobs.get("digits-grpo").await?.status.context("status")?;
     assert_eq!((status.phase, status.restarts), (TrainingPhase::Complete, 0));
     let progress = status.progress.context("progress")?;
     assert_eq!(progress.steps, format!("{0}/{0}", sample::STEPS));
-    assert!(status.initial_scores.iter().any(|score| score.set == "critic" && score.step == 0));
-    assert!(status.scores.iter().any(|score| score.set == "policy" && score.step == sample::STEPS));
+    assert!(
+        status
+            .initial_scores
+            .iter()
+            .any(|score| score.set == "critic" && score.step == 0)
+    );
+    assert!(
+        status
+            .scores
+            .iter()
+            .any(|score| score.set == "policy" && score.step == sample::STEPS)
+    );
 
     let checkpoints: Api<ModelCheckpoint> = Api::default_namespaced(plane.client().clone());
     let last = status.last_checkpoint.context("last checkpoint")?;
     let checkpoint = checkpoints.get(&last.name).await?;
     assert_eq!(checkpoint.status.context("status")?.phase, CheckpointPhase::Available);
-    assert_eq!((checkpoint.spec.digest, last.step), (last.digest.clone(), sample::STEPS));
-    let kept = checkpoints.list(&ListParams::default().labels("flotilla.dev/training-job=digits-grpo")).await?;
+    assert_eq!(
+        (checkpoint.spec.digest, last.step),
+        (last.digest.clone(), sample::STEPS)
+    );
+    let kept = checkpoints
+        .list(&ListParams::default().labels("flotilla.dev/training-job=digits-grpo"))
+        .await?;
     assert_eq!(kept.items.len(), 2, "keepLast is 2");
 
     let run = run_folder::of(&plane.volume("default", "critic-digits"), "default", "digits-grpo")?;
@@ -63,7 +85,10 @@ async fn the_sample_goes_from_manifests_to_a_served_critic() -> anyhow::Result<(
 
     let dir = plane.dir().to_owned();
     plane.stop().await;
-    assert!(program::workers_below(&dir)?.is_empty(), "no worker outlives the sandbox");
+    assert!(
+        program::workers_below(&dir)?.is_empty(),
+        "no worker outlives the sandbox"
+    );
     Ok(())
 }
 
@@ -75,15 +100,25 @@ fn picture() -> anyhow::Result<String> {
 
 async fn asks_both_roles(url: &str) -> anyhow::Result<()> {
     let client = reqwest::Client::new();
-    let compare = json!({ "images": [picture()?], "question": "What digit is this?", "responses": ["3", "5"], "swap": true });
-    let answer = client.post(format!("{url}/v1/critic/compare")).json(&compare).send().await?;
+    let compare =
+        json!({ "images": [picture()?], "question": "What digit is this?", "responses": ["3", "5"], "swap": true });
+    let answer = client
+        .post(format!("{url}/v1/critic/compare"))
+        .json(&compare)
+        .send()
+        .await?;
     assert_eq!(answer.status(), 200, "{}", answer.text().await?);
     let content = json!([
         { "type": "image_url", "image_url": { "url": picture()? } },
         { "type": "text", "text": "What digit is this?" }
     ]);
-    let chat = json!({ "model": "digits-critic", "messages": [{ "role": "user", "content": content }], "max_tokens": 16 });
-    let answer = client.post(format!("{url}/v1/chat/completions")).json(&chat).send().await?;
+    let chat =
+        json!({ "model": "digits-critic", "messages": [{ "role": "user", "content": content }], "max_tokens": 16 });
+    let answer = client
+        .post(format!("{url}/v1/chat/completions"))
+        .json(&chat)
+        .send()
+        .await?;
     assert_eq!(answer.status(), 200);
     let answer: serde_json::Value = answer.json().await?;
     assert_eq!(answer["object"], "chat.completion");

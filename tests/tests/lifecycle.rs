@@ -32,8 +32,16 @@ fn manifests(folder: &Path, text: &str) -> anyhow::Result<Vec<Manifest>> {
 
 /// Claims, and the data and jobs of the small sample up to the warm-up.
 fn warm_up() -> anyhow::Result<Vec<Manifest>> {
-    let keep = ["digits-instruction", "digits-policy-heldout", "digits-sft", "critic-digits", "critic-digits-source"];
-    Ok(sample::only(sample::small()?, |manifest| keep.contains(&manifest.object.name_any().as_str())))
+    let keep = [
+        "digits-instruction",
+        "digits-policy-heldout",
+        "digits-sft",
+        "critic-digits",
+        "critic-digits-source",
+    ];
+    Ok(sample::only(sample::small()?, |manifest| {
+        keep.contains(&manifest.object.name_any().as_str())
+    }))
 }
 
 fn dataset(name: &str, max_bad_records: u32) -> String {
@@ -74,18 +82,40 @@ async fn bad_rows_are_counted_by_reason_and_too_many_fail_the_dataset() -> anyho
     let tolerant = manifests(folder.path(), &dataset("tolerant", 3))?;
     apply::apply(plane.client(), &tolerant).await?;
     follow::follow(plane.client(), &tolerant, LIMIT).await?;
-    let report = datasets.get("tolerant").await?.status.and_then(|status| status.report).context("report")?;
+    let report = datasets
+        .get("tolerant")
+        .await?
+        .status
+        .and_then(|status| status.report)
+        .context("report")?;
     assert_eq!((report.rows_in, report.rows_out, report.bad_records), (5, 2, 3));
-    let reasons: Vec<_> = report.bad_by_reason.iter().map(|(reason, count)| (reason.as_str(), *count)).collect();
+    let reasons: Vec<_> = report
+        .bad_by_reason
+        .iter()
+        .map(|(reason, count)| (reason.as_str(), *count))
+        .collect();
     assert_eq!(reasons, [("corruptImage", 1), ("emptyText", 1), ("unknownLabel", 1)]);
 
     let strict = manifests(folder.path(), &dataset("strict", 2))?;
     apply::apply(plane.client(), &strict).await?;
-    let error = follow::follow(plane.client(), &strict, LIMIT).await.expect_err("too many bad rows");
+    let error = follow::follow(plane.client(), &strict, LIMIT)
+        .await
+        .expect_err("too many bad rows");
     let status = datasets.get("strict").await?.status.context("status")?;
-    assert_eq!((status.phase, status.restarts), (DatasetPhase::Failed, 0), "another attempt would end the same way");
-    assert!(status.message.contains("row 1"), "the message names the first rows: {}", status.message);
-    assert!(error.to_string().contains(&status.message), "the follower shows it: {error:#}");
+    assert_eq!(
+        (status.phase, status.restarts),
+        (DatasetPhase::Failed, 0),
+        "another attempt would end the same way"
+    );
+    assert!(
+        status.message.contains("row 1"),
+        "the message names the first rows: {}",
+        status.message
+    );
+    assert!(
+        error.to_string().contains(&status.message),
+        "the follower shows it: {error:#}"
+    );
     plane.stop().await;
     Ok(())
 }
@@ -98,7 +128,12 @@ async fn weights_whose_digest_does_not_match_are_refused() -> anyhow::Result<()>
     apply::apply(plane.client(), &sample).await?;
     follow::follow(plane.client(), &sample, LIMIT).await?;
     let jobs: Api<TrainingJob> = Api::default_namespaced(plane.client().clone());
-    let last = jobs.get("digits-sft").await?.status.and_then(|status| status.last_checkpoint).context("checkpoint")?;
+    let last = jobs
+        .get("digits-sft")
+        .await?
+        .status
+        .and_then(|status| status.last_checkpoint)
+        .context("checkpoint")?;
     let checkpoints: Api<ModelCheckpoint> = Api::default_namespaced(plane.client().clone());
     let uri = checkpoints.get(&last.name).await?.spec.uri;
 
@@ -121,10 +156,16 @@ async fn weights_whose_digest_does_not_match_are_refused() -> anyhow::Result<()>
     };
     phase("sound", CheckpointPhase::Available).await?;
     let message = phase("forged", CheckpointPhase::Refused).await?;
-    assert!(message.contains("sha256:000"), "the message names both digests: {message}");
+    assert!(
+        message.contains("sha256:000"),
+        "the message names both digests: {message}"
+    );
 
     // One flipped bit after the checkpoint was registered: the pod that would serve it refuses.
-    let weights = plane.volume("default", "critic-digits").join(uri.trim_start_matches("pvc://critic-digits/")).join("model.safetensors");
+    let weights = plane
+        .volume("default", "critic-digits")
+        .join(uri.trim_start_matches("pvc://critic-digits/"))
+        .join("model.safetensors");
     let mut bytes = std::fs::read(&weights)?;
     *bytes.last_mut().context("weights")? ^= 1;
     std::fs::write(&weights, bytes)?;
@@ -139,7 +180,10 @@ async fn weights_whose_digest_does_not_match_are_refused() -> anyhow::Result<()>
         Ok((status.phase == DeploymentPhase::Degraded).then_some(status.message))
     })
     .await?;
-    assert!(message.contains("model.safetensors"), "the message names the file: {message}");
+    assert!(
+        message.contains("model.safetensors"),
+        "the message names the file: {message}"
+    );
     plane.stop().await;
     Ok(())
 }
@@ -155,11 +199,20 @@ async fn a_suspended_job_frees_its_pod_and_resumes_where_it_was_and_expires() ->
     apply::apply(plane.client(), &sample).await?;
     let jobs: Api<TrainingJob> = Api::default_namespaced(plane.client().clone());
     let patch = async |spec: serde_json::Value| {
-        jobs.patch("digits-sft", &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await
+        jobs.patch(
+            "digits-sft",
+            &PatchParams::default(),
+            &Patch::Merge(json!({ "spec": spec })),
+        )
+        .await
     };
     let status = async || anyhow::Ok(jobs.get("digits-sft").await?.status.context("status")?);
     eventually("some steps", LIMIT, || async {
-        Ok(status().await?.progress.filter(|progress| progress.step >= 5).map(|_| ()))
+        Ok(status()
+            .await?
+            .progress
+            .filter(|progress| progress.step >= 5)
+            .map(|_| ()))
     })
     .await?;
     patch(json!({ "suspend": true })).await?;
@@ -169,20 +222,39 @@ async fn a_suspended_job_frees_its_pod_and_resumes_where_it_was_and_expires() ->
     .await?;
     let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::default_namespaced(plane.client().clone());
     eventually("no pod", LIMIT, || async {
-        let left = pods.list(&kube::api::ListParams::default().labels("flotilla.dev/role=train")).await?;
+        let left = pods
+            .list(&kube::api::ListParams::default().labels("flotilla.dev/role=train"))
+            .await?;
         Ok(left.items.is_empty().then_some(()))
     })
     .await?;
     patch(json!({ "suspend": false })).await?;
-    eventually("complete", LIMIT, || async { Ok((status().await?.phase == TrainingPhase::Complete).then_some(())) }).await?;
+    eventually("complete", LIMIT, || async {
+        Ok((status().await?.phase == TrainingPhase::Complete).then_some(()))
+    })
+    .await?;
     assert_eq!(status().await?.restarts, 0, "suspension is no failure");
     let run = run_folder::of(&plane.volume("default", "critic-digits"), "default", "digits-sft")?;
-    assert_eq!(run_folder::steps(&run)?, (1..=60).collect::<Vec<_>>(), "every step counts once");
+    assert_eq!(
+        run_folder::steps(&run)?,
+        (1..=60).collect::<Vec<_>>(),
+        "every step counts once"
+    );
 
     patch(json!({ "ttlSecondsAfterFinished": 1 })).await?;
-    eventually("the job is gone", LIMIT, || async { Ok(jobs.get_opt("digits-sft").await?.is_none().then_some(())) }).await?;
+    eventually("the job is gone", LIMIT, || async {
+        Ok(jobs.get_opt("digits-sft").await?.is_none().then_some(()))
+    })
+    .await?;
     let checkpoints: Api<ModelCheckpoint> = Api::default_namespaced(plane.client().clone());
-    assert!(!checkpoints.list(&kube::api::ListParams::default()).await?.items.is_empty(), "checkpoints outlive the job");
+    assert!(
+        !checkpoints
+            .list(&kube::api::ListParams::default())
+            .await?
+            .items
+            .is_empty(),
+        "checkpoints outlive the job"
+    );
     plane.stop().await;
     Ok(())
 }
