@@ -1,5 +1,7 @@
 //! The server over a tiny random model, on a free port, as a client sees it.
 
+#![allow(clippy::expect_used, reason = "helpers of tests")]
+
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};

@@ -1,5 +1,7 @@
 //! The loop, over a model whose arithmetic is exact: logits are a hash of the row so far.
 
+#![allow(clippy::expect_used, reason = "helpers of tests")]
+
 use std::{cell::Cell, sync::Arc};
 
 use flotilla_engine::{

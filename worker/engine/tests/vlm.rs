@@ -1,5 +1,7 @@
 //! The loop over a real, tiny, random Qwen2.5-VL on the CPU.
 
+#![allow(clippy::expect_used, reason = "helpers of tests")]
+
 use std::{path::Path, sync::Arc};
 
 use candle_core::{D, Tensor};
@@ -69,7 +71,7 @@ fn log_probabilities_are_those_of_a_forward_over_prompt_and_completion() {
     let model = model();
     let temperature = 0.7;
     let request = request(&[20, 30, 40, 50], 3, 5, temperature);
-    let groups = generate(&model, &[request.clone()], Limits::default(), &|| false).expect("generates");
+    let groups = generate(&model, std::slice::from_ref(&request), Limits::default(), &|| false).expect("generates");
     for completion in &groups[0].completions {
         let row = request.prompt.row.followed_by(&completion.ids());
         let batch = TextBatch::new(&[row]).expect("a batch");

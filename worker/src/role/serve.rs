@@ -1,6 +1,6 @@
 //! Role `serve`: one model as policy and critic, until it is asked to stop.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::Path, time::Duration};
 
 use flotilla_api::{
     conversion::Template,
@@ -101,7 +101,7 @@ async fn serve(
 }
 
 fn load(
-    directory: &PathBuf,
+    directory: &Path,
     spec: &Serve,
     template: PromptTemplate,
     metrics: Metrics,

@@ -59,8 +59,8 @@ fn refusal(url: &str) -> String {
     }
 }
 
-fn shorten(text: &str) -> &str {
-    &text[..text.floor_char_boundary(40)]
+fn shorten(text: &str) -> String {
+    text.chars().take(40).collect()
 }
 
 #[cfg(test)]
