@@ -1,5 +1,7 @@
 //! From rows on a user's disk to a verified dataset.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
 use std::{collections::BTreeMap, fs, io::Cursor, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};

@@ -23,9 +23,9 @@ pub enum Value {
     /// Binary.
     Bytes(Vec<u8>),
     /// Several values.
-    List(Vec<Value>),
+    List(Vec<Self>),
     /// Named values, for example `image` as `{bytes, path}`.
-    Struct(BTreeMap<String, Value>),
+    Struct(BTreeMap<String, Self>),
 }
 
 /// One row of a source.
