@@ -1,5 +1,7 @@
 //! Role `train` on a tiny model: the same bytes however often it is interrupted and however many threads share the work.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
 use std::{
     fs,
     io::Cursor,
@@ -79,15 +81,20 @@ impl Fixture {
     }
 
     fn write_rows(&self) {
-        fs::create_dir(self.path("source")).expect("create");
+        self.write_source("source", |shade| (shade % 10, (shade + 1) % 10));
+    }
+
+    /// Twelve pictures, each with a right and a wrong digit.
+    fn write_source(&self, source: &str, digits: impl Fn(u8) -> (u8, u8)) {
+        fs::create_dir(self.path(source)).expect("create");
         let mut lines = String::new();
         for shade in 0..12_u8 {
             let mut bytes = Vec::new();
             image::RgbImage::from_pixel(8, 8, image::Rgb([shade * 20, 255 - shade * 20, 9]))
                 .write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png)
                 .expect("png");
-            fs::write(self.path(&format!("source/{shade}.png")), bytes).expect("write");
-            let (right, wrong) = (shade % 10, (shade + 1) % 10);
+            fs::write(self.path(&format!("{source}/{shade}.png")), bytes).expect("write");
+            let (right, wrong) = digits(shade);
             let row = serde_json::json!({
                 "image": format!("{shade}.png"), "question": "What digit is this?", "answer": right.to_string(),
                 "chosen": right.to_string(), "rejected": wrong.to_string(),
@@ -95,7 +102,7 @@ impl Fixture {
             });
             lines.push_str(&format!("{row}\n"));
         }
-        fs::write(self.path("source/rows.jsonl"), lines).expect("write");
+        fs::write(self.path(&format!("{source}/rows.jsonl")), lines).expect("write");
     }
 
     fn context(&self) -> Context {
@@ -114,9 +121,13 @@ impl Fixture {
 
     /// Prepares the rows in one of the three formats.
     fn prepare(&self, name: &str, format: Format) -> PreparedDataset {
+        self.prepare_from("source", name, format)
+    }
+
+    fn prepare_from(&self, source: &str, name: &str, format: Format) -> PreparedDataset {
         let context = self.context();
         let spec = Prepare {
-            source_uri: "pvc://data/source".into(),
+            source_uri: format!("pvc://data/{source}"),
             output_uri: format!("pvc://data/datasets/{name}"),
             conversion: Conversion {
                 format,
@@ -149,11 +160,7 @@ impl Fixture {
     }
 
     fn questions(&self) -> PreparedDataset {
-        let format = Format {
-            exact_match: Some(ExactMatch {}),
-            ..Format::default()
-        };
-        self.prepare("questions", format)
+        self.prepare("questions", exact_match())
     }
 
     fn spec(&self, run: &str, algorithm: Algorithm, datasets: Vec<PreparedDataset>) -> Train {
@@ -186,10 +193,6 @@ impl Fixture {
     }
 
     fn sft(&self, run: &str) -> Train {
-        let format = Format {
-            instruction: Some(Instruction {}),
-            ..Format::default()
-        };
         let sft = Sft {
             steps: 5,
             batch_size: 10,
@@ -203,7 +206,7 @@ impl Fixture {
             grpo: None,
             sft: Some(sft),
         };
-        self.spec(run, algorithm, vec![self.prepare("instruction", format)])
+        self.spec(run, algorithm, vec![self.prepare("instruction", instruction())])
     }
 
     fn grpo(&self, run: &str, freeze: Vec<Module>) -> Train {
@@ -266,6 +269,20 @@ impl Fixture {
         let mut text = fs::read_to_string(&metrics).expect("metrics");
         text.push_str("{\"step\":9");
         fs::write(metrics, text).expect("write");
+    }
+}
+
+fn exact_match() -> Format {
+    Format {
+        exact_match: Some(ExactMatch {}),
+        ..Format::default()
+    }
+}
+
+fn instruction() -> Format {
+    Format {
+        instruction: Some(Instruction {}),
+        ..Format::default()
     }
 }
 
@@ -421,4 +438,57 @@ fn data_that_do_not_fit_the_algorithm_fail_for_good() {
         let text = flotilla_worker::error::chain(&error);
         assert!(text.contains(words), "{text}");
     }
+}
+
+#[test]
+fn a_run_that_loses_the_guarded_ability_ends_with_the_checkpoint_that_had_it() {
+    let fixture = Fixture::new();
+    let train_on = |run: &str, digit: u8, steps: u32| {
+        let source = format!("always-{digit}");
+        fixture.write_source(&source, |_| (digit, digit + 1));
+        let mut spec = fixture.sft(run);
+        spec.datasets = vec![fixture.prepare_from(&source, &format!("{source}-answers"), instruction())];
+        spec.evaluation_sets = vec![fixture.prepare_from("always-1", &format!("{run}-ones"), exact_match())];
+        spec.evaluation_sets[0].name = "ones".into();
+        spec.checkpoint_every = 3;
+        spec.keep_last = 1;
+        spec.evaluate_every = 5;
+        if let Some(sft) = &mut spec.algorithm.sft {
+            sft.steps = steps;
+        }
+        spec
+    };
+    let (outcome, progress) = fixture.run(&train_on("ones", 1, 40));
+    outcome.expect("completes");
+    assert_eq!(progress.scores[0].accuracy, 1.0, "the model answers 1");
+    let result = progress.checkpoints.last().expect("a checkpoint");
+    let mut spec = train_on("twos", 2, 40);
+    spec.model = ModelSource {
+        uri: result.uri.clone(),
+        digest: Some(result.digest.clone()),
+        random_seed: None,
+    };
+    spec.guard = Some(Guard {
+        set: "ones".into(),
+        max_drop: 0.5,
+    });
+    let (outcome, progress) = fixture.run(&spec);
+    outcome.expect("a guarded end is a goal reached");
+    assert_eq!(progress.stage, Stage::Completed);
+    assert!(
+        progress.message.contains("the guard on ones stopped the run"),
+        "{}",
+        progress.message
+    );
+    let tripped = progress.metrics["guard/stopped_at"];
+    let result = progress.checkpoints.last().expect("a result");
+    assert_eq!(f64::from(result.step), tripped - 5.0, "the evaluation before");
+    assert_eq!(
+        (progress.scores[0].step, progress.scores[0].accuracy >= 0.5),
+        (result.step, true)
+    );
+    // A new attempt comes to the same end.
+    let (outcome, again) = fixture.run(&spec);
+    outcome.expect("completes again");
+    assert_eq!(again.checkpoints.last().map(|c| &c.digest), Some(&result.digest));
 }

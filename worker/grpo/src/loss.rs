@@ -196,7 +196,7 @@ mod tests {
     fn loss_and_gradients_equal_those_of_the_fork() {
         let case = golden(Aggregation::TokenMean);
         let (total, gradient) = loss_and_gradient(RELEASED, &case.new, &case.targets);
-        assert!((total - 0.437_504_29).abs() < 1e-6, "{total}");
+        assert!((f64::from(total) - 0.437_504_29).abs() < 1e-6, "{total}");
         let expected = [
             0.000_329_68,
             -0.078_366_31,
