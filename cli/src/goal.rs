@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    fn job(status: serde_json::Value) -> Standing {
+    fn job(status: &serde_json::Value) -> Standing {
         let object = json!({
             "apiVersion": "flotilla.dev/v1alpha1",
             "kind": "TrainingJob",
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_running_job_shows_steps_and_scores() {
-        let standing = job(json!({
+        let standing = job(&json!({
             "phase": "Running",
             "progress": { "step": 3, "totalSteps": 4, "steps": "3/4", "reward": "0.91", "eta": "2m10s" },
             "scores": [{ "set": "critic", "step": 2, "accuracy": 0.875, "formatRate": 1.0, "prompts": 8 }]
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_failed_job_missed_its_goal_and_says_why() {
-        let standing = job(json!({ "phase": "Failed", "message": "digest differs" }));
+        let standing = job(&json!({ "phase": "Failed", "message": "digest differs" }));
         assert_eq!(
             (standing.outcome, standing.detail.as_str()),
             (Some(Outcome::Missed), "digest differs")
