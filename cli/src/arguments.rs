@@ -34,7 +34,7 @@ pub enum Command {
         annotation sandbox.flotilla.dev/seed-from: a folder beside the manifest or in a folder above it."
     )]
     Run(Run),
-    /// Train the sample critic on scanned digits (about six minutes on two cores) and ask it to compare two answers.
+    /// Train the sample critic on scanned digits (a few minutes on two cores) and ask it to compare two answers.
     Demo(Demo),
     /// An embedded control plane for this machine: Kubernetes API, node and operator in one process.
     #[command(subcommand)]

@@ -13,7 +13,11 @@ use flotilla_cli::{
     follow,
     manifest::{self, Manifest},
 };
-use flotilla_tests::{eventually, program, root, run_folder, sample};
+use flotilla_tests::{
+    eventually, program,
+    rows::{dataset, write_rows},
+    run_folder, sample,
+};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
@@ -42,34 +46,6 @@ fn warm_up() -> anyhow::Result<Vec<Manifest>> {
     Ok(sample::only(sample::small()?, |manifest| {
         keep.contains(&manifest.object.name_any().as_str())
     }))
-}
-
-fn dataset(name: &str, max_bad_records: u32) -> String {
-    format!(
-        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: source, annotations: {{sandbox.flotilla.dev/seed-from: data}}}}\n\
-         spec: {{accessModes: [ReadWriteMany], resources: {{requests: {{storage: 1Mi}}}}}}\n---\n\
-         apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: data}}\n\
-         spec: {{accessModes: [ReadWriteMany], resources: {{requests: {{storage: 1Mi}}}}}}\n---\n\
-         apiVersion: flotilla.dev/v1alpha1\nkind: Dataset\nmetadata: {{name: {name}}}\nspec:\n  \
-         source: {{uri: 'pvc://source/rows.jsonl'}}\n  conversion: {{format: {{preference: {{}}}}, maxBadRecords: {max_bad_records}}}\n  \
-         storage: {{claimName: data}}\n"
-    )
-}
-
-/// Two sound rows and three bad ones: a corrupt image, an empty response, an unknown label.
-fn write_rows(folder: &Path) -> anyhow::Result<()> {
-    let picture = std::fs::read_to_string(root().join("tests/fixtures/grey.png.base64"))?;
-    let image = format!("data:image/png;base64,{}", picture.trim());
-    let rows = [
-        json!({ "image": image, "question": "q", "chosen": "1", "rejected": "2" }),
-        json!({ "image": "data:image/png;base64,aGVsbG8=", "question": "q", "chosen": "1", "rejected": "2" }),
-        json!({ "image": image, "question": "q", "chosen": "", "rejected": "2" }),
-        json!({ "image": image, "question": "q", "responses": ["1", "2"], "label": "the left one" }),
-        json!({ "image": image, "question": "q", "chosen": "3", "rejected": "4" }),
-    ];
-    std::fs::create_dir_all(folder.join("data"))?;
-    let lines: Vec<String> = rows.iter().map(ToString::to_string).collect();
-    Ok(std::fs::write(folder.join("data/rows.jsonl"), lines.join("\n"))?)
 }
 
 #[tokio::test(flavor = "multi_thread")]
