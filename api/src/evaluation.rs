@@ -10,8 +10,8 @@ pub struct Guard {
     /// Name of an evaluation set of this job whose accuracy is watched.
     #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 63)))]
     pub set: String,
-    /// Largest fall of its accuracy below that of step 0, as a share (0.03 is three points). When an evaluation falls
-    /// below, the run ends and its final checkpoint is the newest evaluated one that still held.
+    /// Largest fall of its accuracy below that of step 0, as a share (0.03 is three points). When two evaluations in a row
+    /// fall below, or the last one does, the run ends and its result is the newest evaluated checkpoint that still held.
     #[cfg_attr(feature = "crd", schemars(range(min = 0.0, max = 1.0)))]
     pub max_drop: f64,
 }

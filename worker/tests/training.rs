@@ -482,7 +482,11 @@ fn a_run_that_loses_the_guarded_ability_ends_with_the_checkpoint_that_had_it() {
     );
     let tripped = progress.metrics["guard/stopped_at"];
     let result = progress.checkpoints.last().expect("a result");
-    assert_eq!(f64::from(result.step), tripped - 5.0, "the evaluation before");
+    assert_eq!(
+        f64::from(result.step),
+        tripped - 10.0,
+        "the evaluation before the two that fell"
+    );
     assert_eq!(
         (progress.scores[0].step, progress.scores[0].accuracy >= 0.5),
         (result.step, true)

@@ -372,10 +372,7 @@ impl Runner<'_> {
         // A run that was suspended in this evaluation has saved the step without its scores.
         self.saved = self.saved.filter(|saved| *saved != step);
         self.position.history.extend(scores);
-        if self
-            .guard_score()
-            .is_none_or(|(initial, now, max_drop)| now >= initial - max_drop - 1e-9)
-        {
+        if !self.fell_at(step) {
             self.position.held = Some(step);
         }
         self.tell("training");
@@ -416,22 +413,28 @@ impl Runner<'_> {
         }
     }
 
-    /// Accuracy of the guard's set at step 0 and at this step, and the largest fall; None without guard or evaluation.
-    fn guard_score(&self) -> Option<(f64, f64, f64)> {
-        let guard = self.spec.guard.as_ref()?;
-        let at = |step: u32| -> Option<f64> {
-            let score = self
-                .position
-                .history
-                .iter()
-                .find(|score| score.set == guard.set && score.step == step);
-            score.map(|score| score.accuracy)
-        };
-        Some((at(0)?, at(self.position.step)?, guard.max_drop))
+    /// Whether the guard's set had fallen too far at `step`; false without guard or score.
+    fn fell_at(&self, step: u32) -> bool {
+        let Some(guard) = &self.spec.guard else { return false };
+        let scores = || self.position.history.iter().filter(|score| score.set == guard.set);
+        let at = |step: u32| scores().find(|score| score.step == step).map(|score| score.accuracy);
+        match (at(0), at(step)) {
+            (Some(initial), Some(now)) => now < initial - guard.max_drop - 1e-9,
+            _ => false,
+        }
     }
 
+    /// A fall ends the run when the evaluation before had fallen too, or when none follows: what dips once may recover.
     fn guard_tripped(&self) -> bool {
-        self.guard_score().is_some() && self.position.held != Some(self.position.step)
+        let step = self.position.step;
+        let before = self
+            .position
+            .history
+            .iter()
+            .map(|score| score.step)
+            .filter(|other| *other < step)
+            .max();
+        self.fell_at(step) && (step >= self.total || before.is_some_and(|before| self.fell_at(before)))
     }
 
     /// A checkpoint is due at its interval and at the end; with a guard also after each evaluation, since any of them may
