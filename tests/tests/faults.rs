@@ -8,6 +8,7 @@ use flotilla_api::{TrainingJob, training_job::TrainingPhase};
 use flotilla_cli::{apply, follow, manifest::Manifest};
 use flotilla_tests::{eventually, fleet::Fleet, program, run_folder, sample};
 use kube::Api;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const KILLS: u32 = 3;
@@ -30,7 +31,17 @@ fn manifests() -> anyhow::Result<Vec<Manifest>> {
 
 const GRPO_STEPS: u32 = 30;
 
-/// Runs the job, calling `fault` at each of [`KILLS`] steps; the final weights, and how often the job restarted.
+/// Random points; `FLOTILLA_FAULT_SEED` draws those of an earlier run again, whose output names its seed.
+fn points() -> anyhow::Result<StdRng> {
+    let seed = match std::env::var("FLOTILLA_FAULT_SEED") {
+        Ok(text) => text.parse().context("FLOTILLA_FAULT_SEED")?,
+        Err(_) => rand::random(),
+    };
+    println!("FLOTILLA_FAULT_SEED={seed}");
+    Ok(StdRng::seed_from_u64(seed))
+}
+
+/// Runs the job, calling `fault` at `kills` random points; the final weights, and how often the job restarted.
 async fn run(
     mut fault: impl AsyncFnMut(&mut Fleet) -> anyhow::Result<()>,
     kills: u32,
@@ -41,13 +52,16 @@ async fn run(
     let manifests = manifests()?;
     apply::apply(&client, &manifests).await?;
     let jobs: Api<TrainingJob> = Api::default_namespaced(client.clone());
+    let mut random = points()?;
     for kill in 1..=kills {
-        let step = kill * GRPO_STEPS / (kills + 2);
+        let step = kill * GRPO_STEPS / (kills + 2) + random.random_range(0..3);
         eventually(&format!("step {step}"), LIMIT, || async {
             let status = jobs.get("digits-grpo").await?.status.context("status")?;
             Ok(status.progress.filter(|progress| progress.step >= step).map(|_| ()))
         })
         .await?;
+        // Somewhere in a step, an evaluation or the writing of a checkpoint.
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..500))).await;
         fault(&mut fleet).await?;
     }
     follow::follow(&client, &manifests, LIMIT).await?;

@@ -49,7 +49,7 @@ async fn exit_codes_decide_the_phase_and_the_last_words_reach_the_status() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_container_is_restarted_with_growing_delays() {
     let cluster = Cluster::start().await;
-    let script = "echo run >> /work/runs; echo run $(wc -l < /work/runs); test $(wc -l < /work/runs) -gt 3";
+    let script = "echo run >> /scratch/runs; echo run $(wc -l < /scratch/runs); test $(wc -l < /scratch/runs) -gt 3";
     cluster
         .run(
             "again",
@@ -57,7 +57,7 @@ async fn a_failing_container_is_restarted_with_growing_delays() {
             json!({
                 "restartPolicy": "OnFailure",
                 "volumes": [{"name": "work", "emptyDir": {}}],
-                "container": {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+                "container": {"volumeMounts": [{"name": "work", "mountPath": "/scratch"}]}
             }),
         )
         .await;

@@ -13,11 +13,11 @@ async fn readiness_follows_its_probe() {
         "volumes": [{"name": "work", "emptyDir": {}}],
         "container": {
             "readinessProbe": probe,
-            "env": [{"name": "FLAG", "value": "/work/ready"}],
-            "volumeMounts": [{"name": "work", "mountPath": "/work"}]
+            "env": [{"name": "FLAG", "value": "/scratch/ready"}],
+            "volumeMounts": [{"name": "work", "mountPath": "/scratch"}]
         }
     });
-    let script = "sleep 1; touch /work/ready; sleep 4; rm /work/ready; sleep 600";
+    let script = "sleep 1; touch /scratch/ready; sleep 4; rm /scratch/ready; sleep 600";
     cluster.run("probed", script, extra).await;
     let running = cluster.wait_for_phase("probed", "Running").await;
     assert!(!is_ready(&running));
