@@ -40,6 +40,7 @@ pub async fn run(
         Role::Prepare(spec) => Box::pin(prepare::run(context, spec, shutdown)).await,
         Role::Train(spec) => Box::pin(train::run(context, *spec, shutdown)).await,
         Role::Verify(spec) => Box::pin(verify::run(context, spec, shutdown)).await,
+        Role::Rollout(_) => Err(WorkerError::invalid("this worker cannot be a rollout pod")),
         Role::Serve(_) => Ok(()),
     };
     stop.cancel();
