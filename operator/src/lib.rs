@@ -14,6 +14,7 @@
 //! | [`worker_pod`], [`run_pod`], [`owner`] | the pod of any role, the one pod of a run, names and labels of children |
 //! | [`cache`], [`triggers`], [`controller`], [`requeue`] | one watch per kind, who is reconciled when, and how |
 //! | [`mod@apply`], [`mod@report`], [`progress`] | writes to the API server, the end of a pass, reads of workers |
+//! | [`leader`] | one of several operators makes passes; a deposed one writes nothing |
 //! | [`context`], [`error`], [`refusal`], [`metrics`], [`http`], [`text`] | what all controllers share, one thing each |
 //! | [`crds`] | the generated definitions as YAML |
 
@@ -28,6 +29,7 @@ pub mod crds;
 pub mod dataset;
 pub mod error;
 pub mod http;
+pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod model_checkpoint;
@@ -49,4 +51,8 @@ pub mod worker_pod;
 #[cfg(test)]
 mod passes;
 
-pub use self::{config::OperatorConfig, error::Error, run::run};
+pub use self::{
+    config::OperatorConfig,
+    error::Error,
+    run::{run, run_elected},
+};

@@ -9,9 +9,11 @@
 //! | [`sample`] | the digits sample, cut down to seconds |
 //! | [`rows`] | a handful of rows, some of them bad, and the Dataset that converts them |
 //! | [`run_folder`] | what a training run left on disk |
+//! | [`rbac`] | what a Role grants against what the audit log says was used |
 
 pub mod fleet;
 pub mod program;
+pub mod rbac;
 pub mod rows;
 pub mod run_folder;
 pub mod sample;
