@@ -24,7 +24,7 @@ impl Installation {
         let chart = Chart::new(&self.namespace);
         let watch = format!("watchNamespace={}", self.namespace);
         // Names without a namespace would be those of another story on the same cluster.
-        let values = [&watch, "replicas=0", "rbac.aggregateToUserRoles=false"];
+        let values = [watch.as_str(), "replicas=0", "rbac.aggregateToUserRoles=false"];
         let rendered = chart.helm(cluster, "template", &values).await?;
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), rendered)?;
