@@ -16,6 +16,7 @@
 //! | [`owned_pods`], [`latest`] | pods by owner and the newest copy of an object, own writes included |
 //! | [`mod@apply`], [`mod@report`] | writes to the API server, the end of a pass |
 //! | [`worker_client`], [`tokens`] | what is said to workers, and the tokens for it |
+//! | [`leader`] | one of several operators makes passes; a deposed one writes nothing |
 //! | [`context`], [`error`], [`refusal`], [`metrics`], [`http`], [`text`] | what all controllers share, one thing each |
 //! | [`crds`] | the generated definitions as YAML |
 
@@ -31,6 +32,7 @@ pub mod dataset;
 pub mod error;
 pub mod http;
 pub mod latest;
+pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod model_checkpoint;
@@ -54,4 +56,8 @@ pub mod worker_pod;
 #[cfg(test)]
 mod passes;
 
-pub use self::{config::OperatorConfig, error::Error, run::run};
+pub use self::{
+    config::OperatorConfig,
+    error::Error,
+    run::{run, run_elected},
+};

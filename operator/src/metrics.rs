@@ -44,6 +44,7 @@ pub struct Metrics {
     errors: Family<KindError, Counter>,
     seconds: Family<Kind, Histogram>,
     objects: Family<KindPhase, Gauge>,
+    leader: Gauge,
 }
 
 /// 2 ms to 8 s.
@@ -70,17 +71,29 @@ impl Default for Metrics {
             seconds.clone(),
         );
         registry.register("objects", "Objects, by kind and phase", objects.clone());
+        let leader = Gauge::default();
+        registry.register(
+            "leader",
+            "1 in the operator that makes passes, 0 in a standby",
+            leader.clone(),
+        );
         Self {
             registry,
             passes,
             errors,
             seconds,
             objects,
+            leader,
         }
     }
 }
 
 impl Metrics {
+    /// Says whether this process makes passes.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
     /// Counts one pass; `error` is the class of its error.
     pub fn passed(&self, kind: &str, took: Duration, error: Option<&'static str>) {
         let label = Kind { kind: kind.to_owned() };
@@ -154,6 +167,15 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_leader_is_one_and_a_standby_zero() {
+        let metrics = Metrics::default();
+        let stores = crate::cache::stores().0;
+        assert!(metrics.encode(&stores).expect("encodes").contains("flotilla_operator_leader 0"));
+        metrics.leads(true);
+        assert!(metrics.encode(&stores).expect("encodes").contains("flotilla_operator_leader 1"));
+    }
 
     #[test]
     fn passes_and_errors_are_counted_by_kind() {

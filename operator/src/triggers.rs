@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use flotilla_api::{Dataset, ModelCheckpoint, ModelDeployment, TrainingJob, reference::ModelReference};
-use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures::{
+    StreamExt as _,
+    channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded},
+};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{Resource, ResourceExt as _, runtime::reflector::ObjectRef};
 
@@ -35,6 +38,24 @@ pub struct Queues {
     pub model_deployments: UnboundedReceiver<ObjectRef<ModelDeployment>>,
 }
 
+impl Queues {
+    /// Forgets what comes in, for ever: a standby makes no passes, and its queues must not grow.
+    pub async fn discard(&mut self) {
+        let Self {
+            datasets,
+            training_jobs,
+            model_checkpoints,
+            model_deployments,
+        } = self;
+        tokio::join!(
+            datasets.for_each(|_| async {}),
+            training_jobs.for_each(|_| async {}),
+            model_checkpoints.for_each(|_| async {}),
+            model_deployments.for_each(|_| async {}),
+        );
+    }
+}
+
 impl Triggers {
     /// Triggers that look up dependants in `stores`.
     pub fn new(stores: Stores) -> (Self, Queues) {
@@ -56,6 +77,22 @@ impl Triggers {
             model_deployments: model_deployments_queue,
         };
         (triggers, queues)
+    }
+
+    /// Everything that is known: what a new leader begins with.
+    pub fn everything(&self) {
+        for dataset in self.stores.datasets.state() {
+            send_object(&self.datasets, &dataset);
+        }
+        for job in self.stores.training_jobs.state() {
+            send_object(&self.training_jobs, &job);
+        }
+        for checkpoint in self.stores.model_checkpoints.state() {
+            send_object(&self.model_checkpoints, &checkpoint);
+        }
+        for deployment in self.stores.model_deployments.state() {
+            send_object(&self.model_deployments, &deployment);
+        }
     }
 
     /// A pod concerns the object that controls it, which is told after [`crate::owned_pods`] knows.
