@@ -92,6 +92,9 @@ pub enum Sandbox {
     Up(Up),
     /// Only the node: runs the pods of an API server that runs elsewhere on this machine.
     Node(Agent),
+    /// Many GPU nodes that exist only in the API: their pods become Running and finish without a process.
+    #[command(after_help = crate::hollow::EXAMPLES)]
+    Hollow(crate::hollow::Hollow),
 }
 
 /// `flotilla sandbox node`.
