@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::{
+    compute::measured,
     context::Context,
     error::{Error, Result},
 };
@@ -64,9 +65,9 @@ where
     let body = async move {
         let begun = Instant::now();
         let key = key(object.as_ref());
-        let result = reconcile(object, Arc::clone(&context)).await;
+        let (result, computed) = measured(reconcile(object, Arc::clone(&context))).await;
         let error = result.as_ref().err().map(Error::class);
-        context.metrics.passed(&K::kind(&()), begun.elapsed(), error);
+        context.metrics.passed(&K::kind(&()), begun.elapsed(), computed, error);
         if result.is_ok() {
             context.succeeded(&key);
         }

@@ -12,20 +12,24 @@
 //! | [`attempt`] | when the pod of a run is made, replaced or given up |
 //! | [`pod_view`], [`conditions`], [`model`], [`volumes`] | what a pod's status, conditions, model references and URIs say |
 //! | [`worker_pod`], [`run_pod`], [`owner`] | the pod of any role, the one pod of a run, names and labels of children |
-//! | [`cache`], [`triggers`], [`controller`], [`requeue`] | one watch per kind, who is reconciled when, and how |
+//! | [`cache`], [`slim`] | one watch per kind, what its copies leave out |
+//! | [`triggers`], [`dependants`], [`controller`], [`requeue`] | who is reconciled when, and how |
 //! | [`mod@apply`], [`mod@report`], [`progress`] | writes to the API server, the end of a pass, reads of workers |
 //! | [`context`], [`error`], [`refusal`], [`metrics`], [`http`], [`text`] | what all controllers share, one thing each |
+//! | [`compute`], [`requests`] | how long passes compute, what they ask the API server for |
 //! | [`crds`] | the generated definitions as YAML |
 
 pub mod apply;
 pub mod attempt;
 pub mod cache;
+pub mod compute;
 pub mod conditions;
 pub mod config;
 pub mod context;
 pub mod controller;
 pub mod crds;
 pub mod dataset;
+pub mod dependants;
 pub mod error;
 pub mod http;
 pub mod metrics;
@@ -37,9 +41,11 @@ pub mod pod_view;
 pub mod progress;
 pub mod refusal;
 pub mod report;
+pub mod requests;
 pub mod requeue;
 pub mod run;
 pub mod run_pod;
+pub mod slim;
 pub mod text;
 pub mod training_job;
 pub mod triggers;

@@ -17,7 +17,10 @@ use crate::{
     error::Result,
     http,
     metrics::Metrics,
-    model_checkpoint, model_deployment, training_job,
+    model_checkpoint, model_deployment,
+    requests::Requests,
+    slim,
+    training_job,
     triggers::{Queues, Triggers},
 };
 
@@ -25,9 +28,11 @@ use crate::{
 /// goes on where this one stopped.
 pub async fn run(client: Client, config: OperatorConfig, shutdown: CancellationToken) -> Result<()> {
     let (stores, writers) = cache::stores();
-    let (triggers, queues) = Triggers::new(stores.clone());
+    let (triggers, queues) = Triggers::new();
     let listen = config.listen;
-    let context = Arc::new(Context::new(client, config, stores.clone(), Metrics::default())?);
+    let requests = Requests::default();
+    let (client, metrics) = (requests.count(client), Metrics::new(&requests));
+    let context = Arc::new(Context::new(client, config, stores.clone(), metrics)?);
     let ready = CancellationToken::new();
 
     let mut background = JoinSet::new();
@@ -107,23 +112,23 @@ fn spawn_watches(tasks: &mut JoinSet<()>, context: &Context, writers: Writers, t
         .clone()
         .labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), ours, pods, move |change| {
+    tasks.spawn(watch(api(context), ours, slim::pod, pods, move |change| {
         tell.pod(&change);
     }));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config.clone(), datasets, move |change| {
+    tasks.spawn(watch(api(context), config.clone(), slim::object, datasets, move |change| {
         tell.dataset(&change);
     }));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config.clone(), training_jobs, move |change| {
+    tasks.spawn(watch(api(context), config.clone(), slim::object, training_jobs, move |change| {
         tell.training_job(&change);
     }));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config.clone(), model_checkpoints, move |change| {
+    tasks.spawn(watch(api(context), config.clone(), slim::object, model_checkpoints, move |change| {
         tell.model_checkpoint(&change);
     }));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config, model_deployments, move |change| {
+    tasks.spawn(watch(api(context), config, slim::object, model_deployments, move |change| {
         tell.model_deployment(&change);
     }));
 }
