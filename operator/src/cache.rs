@@ -9,7 +9,7 @@ use flotilla_api::{Dataset, ModelCheckpoint, ModelDeployment, TrainingJob};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, Resource,
+    Api, Resource, ResourceExt as _,
     runtime::{
         WatchStreamExt as _,
         reflector::{
@@ -108,15 +108,9 @@ impl<K: Resource<DynamicType = ()>> Change<K> {
     }
 }
 
-/// Keeps `writer` equal to what the API server has, less what `slim` leaves out, and calls `tell` for every change, until it
-/// is dropped.
-pub async fn watch<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    slim: fn(&mut K),
-    mut writer: Writer<K>,
-    mut tell: impl FnMut(Change<K>),
-) where
+/// Keeps `writer` equal to what the API server has and calls `tell` for every change, until it is dropped.
+pub async fn watch<K>(api: Api<K>, config: watcher::Config, mut writer: Writer<K>, mut tell: impl FnMut(Change<K>))
+where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let kind = K::kind(&());
@@ -124,7 +118,7 @@ pub async fn watch<K>(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                let event = event.modify(slim);
+                let event = event.modify(|object| object.managed_fields_mut().clear());
                 apply(&mut writer, &event, &mut tell);
             }
             Err(error) => tracing::warn!(%kind, %error, "watch interrupted, beginning again"),

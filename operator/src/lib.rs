@@ -12,7 +12,7 @@
 //! | [`attempt`] | when the pod of a run is made, replaced or given up |
 //! | [`pod_view`], [`conditions`], [`model`], [`volumes`] | what a pod's status, conditions, model references and URIs say |
 //! | [`worker_pod`], [`run_pod`], [`owner`] | the pod of any role, the one pod of a run, names and labels of children |
-//! | [`cache`], [`slim`] | one watch per kind, what its copies leave out |
+//! | [`cache`] | one watch per kind |
 //! | [`triggers`], [`dependants`], [`controller`], [`requeue`] | who is reconciled when, and how |
 //! | [`mod@apply`], [`mod@report`], [`progress`] | writes to the API server, the end of a pass, reads of workers |
 //! | [`context`], [`error`], [`refusal`], [`metrics`], [`http`], [`text`] | what all controllers share, one thing each |
@@ -45,7 +45,6 @@ pub mod requests;
 pub mod requeue;
 pub mod run;
 pub mod run_pod;
-pub mod slim;
 pub mod text;
 pub mod training_job;
 pub mod triggers;

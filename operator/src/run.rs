@@ -19,7 +19,6 @@ use crate::{
     metrics::Metrics,
     model_checkpoint, model_deployment,
     requests::Requests,
-    slim,
     training_job,
     triggers::{Queues, Triggers},
 };
@@ -112,23 +111,23 @@ fn spawn_watches(tasks: &mut JoinSet<()>, context: &Context, writers: Writers, t
         .clone()
         .labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), ours, slim::pod, pods, move |change| {
+    tasks.spawn(watch(api(context), ours, pods, move |change| {
         tell.pod(&change);
     }));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config.clone(), slim::object, datasets, move |change| {
+    tasks.spawn(watch(api(context), config.clone(), datasets, move |change| {
         tell.dataset(&change);
     }));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config.clone(), slim::object, training_jobs, move |change| {
+    tasks.spawn(watch(api(context), config.clone(), training_jobs, move |change| {
         tell.training_job(&change);
     }));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config.clone(), slim::object, model_checkpoints, move |change| {
+    tasks.spawn(watch(api(context), config.clone(), model_checkpoints, move |change| {
         tell.model_checkpoint(&change);
     }));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config, slim::object, model_deployments, move |change| {
+    tasks.spawn(watch(api(context), config, model_deployments, move |change| {
         tell.model_deployment(&change);
     }));
 }
