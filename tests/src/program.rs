@@ -29,9 +29,19 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `program` with its output in `log`.
+    /// Starts `program` of this workspace with its output in `log`.
     pub fn start(
         program: &str,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        Self::start_binary(&path(program)?, arguments, environment, log)
+    }
+
+    /// Starts any program with its output in `log`.
+    pub fn start_binary(
+        program: &Path,
         arguments: &[String],
         environment: &[(&str, &str)],
         log: &Path,
@@ -41,7 +51,7 @@ impl Running {
             .append(true)
             .open(log)
             .context("log of a program")?;
-        let mut command = Command::new(path(program)?);
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .envs(environment.iter().copied())
@@ -49,8 +59,23 @@ impl Running {
             .stdout(output.try_clone()?)
             .stderr(output);
         Ok(Self {
-            child: command.spawn().with_context(|| format!("start {program}"))?,
+            child: command
+                .spawn()
+                .with_context(|| format!("start {}", program.display()))?,
         })
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> i32 {
+        Pid::from_child(&self.child).as_raw_nonzero().get()
+    }
+
+    /// An error once it has ended.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => bail!("a program ended with {status}"),
+            None => Ok(()),
+        }
     }
 
     /// `kill -9`, as a node that loses power would.
