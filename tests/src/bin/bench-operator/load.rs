@@ -8,12 +8,14 @@ use std::{
 use anyhow::Context as _;
 use flotilla_api::TrainingJob;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    serde::{Serialize, de::DeserializeOwned},
+};
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams, PostParams},
 };
-use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{objects, stage::Stage};

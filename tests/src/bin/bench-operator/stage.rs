@@ -36,7 +36,6 @@ const LIMIT: Duration = Duration::from_secs(120);
 const PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 
 /// Everything that runs.
-#[derive(Debug)]
 pub struct Stage {
     /// An administrator's client.
     pub client: Client,
