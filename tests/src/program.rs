@@ -9,12 +9,14 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Path of a program of this workspace, beside the running test.
+/// Path of a program of this workspace, beside the running test or program.
 ///
 /// `make test` builds the programs before the tests; `cargo test` alone does not, hence the advice in the error.
 pub fn path(name: &str) -> anyhow::Result<PathBuf> {
-    let test = std::env::current_exe().context("path of the running test")?;
-    let folder = test.ancestors().nth(2).context("folder of the built programs")?;
+    let own = std::env::current_exe().context("path of the running program")?;
+    let folder = own.parent().context("folder of the running program")?;
+    // Tests lie one folder below the programs.
+    let folder = folder.parent().filter(|_| folder.ends_with("deps")).unwrap_or(folder);
     let path = folder.join(name);
     if !path.is_file() {
         bail!("{} is missing: run `make build` first", path.display());
