@@ -7,7 +7,7 @@ use std::{collections::HashMap, fmt::Debug, hash::Hash, sync::Arc};
 
 use flotilla_api::{Dataset, ModelCheckpoint, ModelDeployment, TrainingJob};
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec, PodStatus};
 use kube::{
     Api, Resource, ResourceExt as _,
     runtime::{
@@ -20,6 +20,8 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+
+use crate::owned_pods::OwnedPods;
 
 /// Readable copies of every watched kind.
 #[derive(Clone)]
@@ -34,6 +36,8 @@ pub struct Stores {
     pub model_checkpoints: Store<ModelCheckpoint>,
     /// All ModelDeployments.
     pub model_deployments: Store<ModelDeployment>,
+    /// The pods again, by owner.
+    pub owned_pods: OwnedPods,
 }
 
 impl Debug for Stores {
@@ -70,6 +74,7 @@ pub fn stores() -> (Stores, Writers) {
         training_jobs,
         model_checkpoints,
         model_deployments,
+        owned_pods: OwnedPods::default(),
     };
     let writers = Writers {
         pods: pods_writer,
@@ -108,17 +113,66 @@ impl<K: Resource<DynamicType = ()>> Change<K> {
     }
 }
 
+/// What is not read of an object need not be kept in memory.
+pub trait Trim {
+    /// Drops it.
+    fn trim(&mut self) {}
+}
+
+impl Trim for Dataset {}
+impl Trim for TrainingJob {}
+impl Trim for ModelCheckpoint {}
+impl Trim for ModelDeployment {}
+
+impl Trim for Pod {
+    /// The operator wrote the spec and reads but one field of it; of the status it reads what [`crate::pod_view`] does.
+    fn trim(&mut self) {
+        self.metadata.annotations = None;
+        let restart_policy = self.spec.take().and_then(|spec| spec.restart_policy);
+        self.spec = Some(PodSpec {
+            restart_policy,
+            ..PodSpec::default()
+        });
+        if let Some(status) = self.status.take() {
+            let containers = status.container_statuses;
+            self.status = Some(PodStatus {
+                conditions: status.conditions,
+                container_statuses: containers.map(|list| list.into_iter().map(trimmed).collect()),
+                message: status.message,
+                phase: status.phase,
+                pod_ip: status.pod_ip,
+                reason: status.reason,
+                ..PodStatus::default()
+            });
+        }
+    }
+}
+
+fn trimmed(status: ContainerStatus) -> ContainerStatus {
+    ContainerStatus {
+        last_state: status.last_state,
+        name: status.name,
+        ready: status.ready,
+        restart_count: status.restart_count,
+        state: status.state,
+        ..ContainerStatus::default()
+    }
+}
+
 /// Keeps `writer` equal to what the API server has and calls `tell` for every change, until it is dropped.
 pub async fn watch<K>(api: Api<K>, config: watcher::Config, mut writer: Writer<K>, mut tell: impl FnMut(Change<K>))
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Trim + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let kind = K::kind(&());
     let mut events = watcher(api, config).default_backoff().boxed();
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                let event = event.modify(|object| object.managed_fields_mut().clear());
+                let event = event.modify(|object| {
+                    object.managed_fields_mut().clear();
+                    object.trim();
+                });
                 apply(&mut writer, &event, &mut tell);
             }
             Err(error) => tracing::warn!(%kind, %error, "watch interrupted, beginning again"),
@@ -177,9 +231,12 @@ where
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::names::label;
+    use k8s_openapi::jiff::Timestamp;
     use serde_json::json;
 
     use super::*;
+    use crate::pod_view::PodView;
 
     fn pod(name: &str, generation: i64) -> Pod {
         serde_json::from_value(
@@ -217,6 +274,33 @@ mod tests {
         let again = vec![Event::Init, Event::InitApply(pod("b", 2)), Event::InitDone];
         let seen = run([first, again].concat());
         assert_eq!(seen, [(None, Some(1)), (Some(1), None), (None, Some(2))]);
+    }
+
+    #[test]
+    fn decisions_see_the_same_pod_in_a_trimmed_copy() {
+        let killed = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-01T00:00:00Z"}});
+        let ended = json!({"terminated": {"exitCode": 0, "message": r#"{"stage":"Completed"}"#}});
+        let waits = json!({"waiting": {"reason": "ErrImagePull", "message": "no such image"}});
+        let states = [("Pending", waits), ("Running", json!({"running": {}})), ("Running", ended)];
+        for (phase, state) in states {
+            let mut pod: Pod = serde_json::from_value(json!({
+                "metadata": {"name": "a", "uid": "u", "labels": {label::ATTEMPT: "2", label::INDEX: "1"},
+                    "annotations": {"a": "b"}, "creationTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"restartPolicy": "Never", "containers": [{"name": "worker", "image": "w"}]},
+                "status": {"phase": phase, "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}], "reason": "Evicted",
+                    "message": "low on memory",
+                    "conditions": [
+                        {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+                        {"type": "PodScheduled", "status": "False", "message": "no node"}],
+                    "containerStatuses": [{"name": "worker", "image": "w", "imageID": "w", "ready": true,
+                        "restartCount": 3, "state": state, "lastState": killed}]}}))
+            .expect("a pod");
+            let view = |pod: &Pod| PodView::of(pod, Timestamp::UNIX_EPOCH);
+            let before = view(&pod);
+            pod.trim();
+            assert_eq!(view(&pod), before);
+            assert!(pod.spec.expect("a spec").containers.is_empty());
+        }
     }
 
     #[test]

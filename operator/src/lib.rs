@@ -12,9 +12,11 @@
 //! | [`attempt`] | when the pod of a run is made, replaced or given up |
 //! | [`pod_view`], [`conditions`], [`model`], [`volumes`] | what a pod's status, conditions, model references and URIs say |
 //! | [`worker_pod`], [`run_pod`], [`owner`] | the pod of any role, the one pod of a run, names and labels of children |
-//! | [`cache`] | one watch per kind |
+//! | [`cache`] | one watch per kind, what its copies leave out |
 //! | [`triggers`], [`dependants`], [`controller`], [`requeue`] | who is reconciled when, and how |
-//! | [`mod@apply`], [`mod@report`], [`progress`] | writes to the API server, the end of a pass, reads of workers |
+//! | [`owned_pods`], [`latest`] | pods by owner and the newest copy of an object, own writes included |
+//! | [`mod@apply`], [`mod@report`] | writes to the API server, the end of a pass |
+//! | [`worker_client`], [`tokens`] | what is said to workers, and the tokens for it |
 //! | [`context`], [`error`], [`refusal`], [`metrics`], [`http`], [`text`] | what all controllers share, one thing each |
 //! | [`compute`], [`requests`] | how long passes compute, what they ask the API server for |
 //! | [`crds`] | the generated definitions as YAML |
@@ -32,13 +34,14 @@ pub mod dataset;
 pub mod dependants;
 pub mod error;
 pub mod http;
+pub mod latest;
 pub mod metrics;
 pub mod model;
 pub mod model_checkpoint;
 pub mod model_deployment;
+pub mod owned_pods;
 pub mod owner;
 pub mod pod_view;
-pub mod progress;
 pub mod refusal;
 pub mod report;
 pub mod requests;
@@ -46,9 +49,11 @@ pub mod requeue;
 pub mod run;
 pub mod run_pod;
 pub mod text;
+pub mod tokens;
 pub mod training_job;
 pub mod triggers;
 pub mod volumes;
+pub mod worker_client;
 pub mod worker_pod;
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::{
 /// goes on where this one stopped.
 pub async fn run(client: Client, config: OperatorConfig, shutdown: CancellationToken) -> Result<()> {
     let (stores, writers) = cache::stores();
-    let (triggers, queues) = Triggers::new();
+    let (triggers, queues) = Triggers::new(stores.owned_pods.clone());
     let listen = config.listen;
     let requests = Requests::default();
     let (client, metrics) = (requests.count(client), Metrics::new(&requests));

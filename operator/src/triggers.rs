@@ -4,12 +4,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_api::{Dataset, ModelCheckpoint, ModelDeployment, TrainingJob};
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{Resource, ResourceExt as _, runtime::reflector::ObjectRef};
 
 use crate::{
     cache::Change,
     dependants::{Dependants, Used},
+    owned_pods::OwnedPods,
+    pod_view::PodView,
 };
 
 /// Queues of the four controllers.
@@ -20,6 +22,7 @@ pub struct Triggers {
     model_checkpoints: UnboundedSender<ObjectRef<ModelCheckpoint>>,
     model_deployments: UnboundedSender<ObjectRef<ModelDeployment>>,
     users: Arc<Mutex<Users>>,
+    pods: OwnedPods,
 }
 
 /// Who uses what.
@@ -43,8 +46,8 @@ pub struct Queues {
 }
 
 impl Triggers {
-    /// Triggers and the queues that they fill.
-    pub fn new() -> (Self, Queues) {
+    /// Triggers and the queues that they fill; `pods` is kept up to date too.
+    pub fn new(pods: OwnedPods) -> (Self, Queues) {
         let (datasets, datasets_queue) = unbounded();
         let (training_jobs, training_jobs_queue) = unbounded();
         let (model_checkpoints, model_checkpoints_queue) = unbounded();
@@ -55,6 +58,7 @@ impl Triggers {
             model_checkpoints,
             model_deployments,
             users: Arc::default(),
+            pods,
         };
         let queues = Queues {
             datasets: datasets_queue,
@@ -65,9 +69,12 @@ impl Triggers {
         (triggers, queues)
     }
 
-    /// A pod concerns the object that controls it.
+    /// A pod concerns the object that controls it, which is told after [`crate::owned_pods`] knows.
     pub fn pod(&self, change: &Change<Pod>) {
-        let Some(pod) = change.object() else { return };
+        self.pods.record(change);
+        let Some(pod) = change.object().filter(|_| concerns_owner(change)) else {
+            return;
+        };
         let namespace = pod.namespace().unwrap_or_default();
         let owners = pod.metadata.owner_references.iter().flatten();
         for owner in owners.filter(|owner| owner.controller == Some(true)) {
@@ -138,6 +145,17 @@ impl Triggers {
             }
         }
     }
+}
+
+/// Whether the owner has anything to do about it. Of many rollout pods only what changes a decision or the status is told:
+/// that one was bound to a node, or that its container is being created, is not.
+fn concerns_owner(change: &Change<Pod>) -> bool {
+    let (Some(before), Some(after)) = (&change.before, &change.after) else {
+        return true;
+    };
+    let view = |pod: &Pod| PodView::of(pod, Timestamp::UNIX_EPOCH);
+    let (before, after) = (view(before), view(after));
+    before.index.is_none() || before.news() != after.news()
 }
 
 fn identity<K: Resource<DynamicType = ()>>(object: &Arc<K>) -> (String, String) {
