@@ -108,7 +108,9 @@ fn fleet(arguments: Hollow) -> FleetConfig {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().map_err(|error| format!("not a number of seconds: {error}"))?;
+    let seconds = text
+        .parse()
+        .map_err(|error| format!("not a number of seconds: {error}"))?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 

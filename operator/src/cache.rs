@@ -278,10 +278,15 @@ mod tests {
 
     #[test]
     fn decisions_see_the_same_pod_in_a_trimmed_copy() {
-        let killed = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-01T00:00:00Z"}});
+        let killed =
+            json!({"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-01T00:00:00Z"}});
         let ended = json!({"terminated": {"exitCode": 0, "message": r#"{"stage":"Completed"}"#}});
         let waits = json!({"waiting": {"reason": "ErrImagePull", "message": "no such image"}});
-        let states = [("Pending", waits), ("Running", json!({"running": {}})), ("Running", ended)];
+        let states = [
+            ("Pending", waits),
+            ("Running", json!({"running": {}})),
+            ("Running", ended),
+        ];
         for (phase, state) in states {
             let mut pod: Pod = serde_json::from_value(json!({
                 "metadata": {"name": "a", "uid": "u", "labels": {label::ATTEMPT: "2", label::INDEX: "1"},

@@ -13,7 +13,7 @@
 //! | [`pod_view`], [`conditions`], [`model`], [`volumes`] | what a pod's status, conditions, model references and URIs say |
 //! | [`worker_pod`], [`run_pod`], [`owner`] | the pod of any role, the one pod of a run, names and labels of children |
 //! | [`cache`] | one watch per kind, what its copies leave out |
-//! | [`triggers`], [`dependants`], [`controller`], [`requeue`] | who is reconciled when, and how |
+//! | [`triggers`], [`dependants`], [`calm`], [`controller`], [`requeue`] | who is reconciled when, and how |
 //! | [`owned_pods`], [`latest`] | pods by owner and the newest copy of an object, own writes included |
 //! | [`mod@apply`], [`mod@report`] | writes to the API server, the end of a pass |
 //! | [`worker_client`], [`tokens`] | what is said to workers, and the tokens for it |
@@ -24,6 +24,7 @@
 pub mod apply;
 pub mod attempt;
 pub mod cache;
+pub mod calm;
 pub mod compute;
 pub mod conditions;
 pub mod config;

@@ -135,12 +135,18 @@ impl Metrics {
         count(&mut counts, "TrainingJob", &stores.training_jobs, |job| {
             job.status.as_ref().map(|status| status.phase)
         });
-        count(&mut counts, "ModelCheckpoint", &stores.model_checkpoints, |checkpoint| {
-            checkpoint.status.as_ref().map(|status| status.phase)
-        });
-        count(&mut counts, "ModelDeployment", &stores.model_deployments, |deployment| {
-            deployment.status.as_ref().map(|status| status.phase)
-        });
+        count(
+            &mut counts,
+            "ModelCheckpoint",
+            &stores.model_checkpoints,
+            |checkpoint| checkpoint.status.as_ref().map(|status| status.phase),
+        );
+        count(
+            &mut counts,
+            "ModelDeployment",
+            &stores.model_deployments,
+            |deployment| deployment.status.as_ref().map(|status| status.phase),
+        );
         self.objects.clear();
         for ((kind, phase), count) in counts {
             let kind = kind.to_owned();
@@ -168,7 +174,11 @@ fn count<K, P>(
             None => of_kind.push((phase, 1)),
         }
     }
-    counts.extend(of_kind.into_iter().map(|(phase, count)| ((kind, format!("{phase:?}")), count)));
+    counts.extend(
+        of_kind
+            .into_iter()
+            .map(|(phase, count)| ((kind, format!("{phase:?}")), count)),
+    );
 }
 
 #[cfg(test)]
@@ -181,7 +191,12 @@ mod tests {
     fn passes_and_errors_are_counted_by_kind() {
         let metrics = Metrics::default();
         metrics.passed("Dataset", Duration::from_millis(3), Duration::from_micros(700), None);
-        metrics.passed("Dataset", Duration::from_millis(3), Duration::from_micros(700), Some("conflict"));
+        metrics.passed(
+            "Dataset",
+            Duration::from_millis(3),
+            Duration::from_micros(700),
+            Some("conflict"),
+        );
         let text = metrics.encode(&crate::cache::stores().0).expect("encodes");
         assert!(
             text.contains(r#"flotilla_operator_reconciles_total{kind="Dataset"} 2"#),
@@ -195,7 +210,8 @@ mod tests {
             text.contains(r#"flotilla_operator_reconcile_duration_seconds_count{kind="Dataset"} 2"#),
             "{text}"
         );
-        let bucket = r#"flotilla_operator_reconcile_compute_seconds_bucket{le="0.0008649755859375001",kind="Dataset"} 2"#;
+        let bucket =
+            r#"flotilla_operator_reconcile_compute_seconds_bucket{le="0.0008649755859375001",kind="Dataset"} 2"#;
         assert!(text.contains(bucket), "{text}");
     }
 
@@ -212,7 +228,10 @@ mod tests {
             writers.training_jobs.apply_watcher_event(&Event::Apply(job));
         }
         let text = Metrics::default().encode(&stores).expect("encodes");
-        for line in [r#"kind="TrainingJob",phase="Running"} 2"#, r#"kind="TrainingJob",phase="Failed"} 1"#] {
+        for line in [
+            r#"kind="TrainingJob",phase="Running"} 2"#,
+            r#"kind="TrainingJob",phase="Failed"} 1"#,
+        ] {
             assert!(text.contains(line), "{line} in {text}");
         }
     }

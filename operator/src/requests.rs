@@ -1,7 +1,10 @@
 //! Counts requests to the API server by verb, resource and status code, and says in each who asks.
 
 use flotilla_api::names::GROUP;
-use http::{HeaderValue, Method, Request, Response, header::{CONTENT_TYPE, USER_AGENT}};
+use http::{
+    HeaderValue, Method, Request, Response,
+    header::{CONTENT_TYPE, USER_AGENT},
+};
 use kube::{Client, client::Body};
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -143,12 +146,27 @@ mod tests {
         let json = "application/json";
         let apply = "application/apply-patch+yaml";
         let cases = [
-            (Method::GET, "/api/v1/pods?watch=true&resourceVersion=1", json, ("watch", "pods")),
+            (
+                Method::GET,
+                "/api/v1/pods?watch=true&resourceVersion=1",
+                json,
+                ("watch", "pods"),
+            ),
             (Method::GET, "/api/v1/pods?limit=500", json, ("list", "pods")),
             (Method::GET, "/api/v1/namespaces/lab", json, ("get", "namespaces")),
-            (Method::GET, "/api/v1/namespaces/lab/secrets/a", json, ("get", "secrets")),
+            (
+                Method::GET,
+                "/api/v1/namespaces/lab/secrets/a",
+                json,
+                ("get", "secrets"),
+            ),
             (Method::PATCH, "/api/v1/namespaces/lab/pods/a", apply, ("apply", "pods")),
-            (Method::DELETE, "/api/v1/namespaces/lab/pods/a", json, ("delete", "pods")),
+            (
+                Method::DELETE,
+                "/api/v1/namespaces/lab/pods/a",
+                json,
+                ("delete", "pods"),
+            ),
             (
                 Method::PATCH,
                 "/apis/flotilla.dev/v1alpha1/namespaces/lab/trainingjobs/a/status",

@@ -23,6 +23,10 @@ use crate::{
     triggers::{Queues, Triggers},
 };
 
+/// Objects of one answer while a kind is listed. A page is parsed whole before its objects are trimmed, so at the start it
+/// decides how much memory is in use at once.
+const PAGE: u32 = 100;
+
 /// Runs the operator until `shutdown`, then waits for the passes that run. Children are left as they are: a new operator
 /// goes on where this one stopped.
 pub async fn run(client: Client, config: OperatorConfig, shutdown: CancellationToken) -> Result<()> {
@@ -106,7 +110,7 @@ fn spawn_watches(tasks: &mut JoinSet<()>, context: &Context, writers: Writers, t
         model_checkpoints,
         model_deployments,
     } = writers;
-    let config = watcher::Config::default();
+    let config = watcher::Config::default().page_size(PAGE);
     let ours = config
         .clone()
         .labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));

@@ -22,7 +22,10 @@ use kube::{
     runtime::{
         WatchStreamExt as _, applier,
         controller::{Action, Config, Error as ControllerError},
-        reflector::{ObjectRef, store::{Writer, store}},
+        reflector::{
+            ObjectRef,
+            store::{Writer, store},
+        },
         watcher::{self, Event, watcher},
     },
 };
@@ -216,7 +219,14 @@ impl Fleet {
             Step::Run => ("start", None),
             Step::Finish => {
                 let (reason, message) = ("Completed", life.last_word.as_str());
-                ("finish", Some(End { code: 0, reason, message }))
+                (
+                    "finish",
+                    Some(End {
+                        code: 0,
+                        reason,
+                        message,
+                    }),
+                )
             }
             Step::Stop => {
                 let (code, reason, message) = (STOPPED, "Error", life.stopped_word.as_str());
@@ -253,7 +263,9 @@ impl Fleet {
 /// A pod that is gone, or whose name belongs to another by now, needs nothing any more.
 fn done(action: &'static str, pod: &Pod, outcome: Result<(), kube::Error>) -> Result<(), HollowError> {
     match outcome {
-        Err(kube::Error::Api(status)) if status.code == 404 || (status.code == 409 && status.message.contains("UID")) => {
+        Err(kube::Error::Api(status))
+            if status.code == 404 || (status.code == 409 && status.message.contains("UID")) =>
+        {
             Ok(())
         }
         outcome => outcome.map_err(|source| HollowError::Pod {

@@ -52,8 +52,14 @@ pub fn next(pod: &Pod, life: &Life, now: Timestamp) -> Step {
 
 /// When the running containers of `pod` began; None where none runs.
 pub fn running_since(pod: &Pod) -> Option<Timestamp> {
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-    let states = statuses.into_iter().flatten().filter_map(|status| status.state.as_ref());
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    let states = statuses
+        .into_iter()
+        .flatten()
+        .filter_map(|status| status.state.as_ref());
     states
         .filter_map(|state| state.running.as_ref())
         .find_map(|running| running.started_at.as_ref().map(|time| time.0))

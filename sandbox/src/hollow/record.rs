@@ -111,10 +111,7 @@ mod tests {
         assert_eq!(condition(&status, "Ready"), "False");
         let containers = status.container_statuses.unwrap();
         let terminated = containers[0].state.as_ref().unwrap().terminated.as_ref().unwrap();
-        assert_eq!(
-            (terminated.exit_code, terminated.message.as_deref()),
-            (0, Some("done"))
-        );
+        assert_eq!((terminated.exit_code, terminated.message.as_deref()), (0, Some("done")));
         let second = |time: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| {
             time.as_ref().map(|time| time.0.as_second())
         };

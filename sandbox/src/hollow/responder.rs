@@ -2,12 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use axum::{
-    Router,
-    http::header::CONTENT_TYPE,
-    response::IntoResponse as _,
-    routing::get,
-};
+use axum::{Router, http::header::CONTENT_TYPE, response::IntoResponse as _, routing::get};
 use tokio::net::TcpListener;
 
 use super::HollowError;
@@ -22,13 +17,14 @@ pub async fn bind(ip: Ipv4Addr) -> Result<TcpListener, HollowError> {
     listener.map_err(|source| HollowError::Listen { address, source })
 }
 
-/// Answers `GET /progress` with `progress`, for ever.
+/// Answers `GET /progress` with `progress` and agrees to everything else that a worker may be told, for ever.
 pub async fn serve(listener: TcpListener, progress: String) {
     let answer = move || {
         let body = progress.clone();
         async move { ([(CONTENT_TYPE, "application/json")], body).into_response() }
     };
-    let router = Router::new().route("/progress", get(answer));
+    let agree = async || ([(CONTENT_TYPE, "application/json")], "{}");
+    let router = Router::new().route("/progress", get(answer)).fallback(agree);
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "answering for hollow pods ended");
     }

@@ -80,10 +80,7 @@ async fn a_pod_runs_and_finishes_without_a_process() {
     create(&cluster, "long", json!({RUN_FOR_ANNOTATION: "3600"}), "1").await;
     let short = cluster.wait_for_phase("short", "Succeeded").await;
     let terminated = container(&short).state.as_ref().unwrap().terminated.as_ref().unwrap();
-    assert_eq!(
-        (terminated.exit_code, terminated.message.as_deref()),
-        (0, Some("done"))
-    );
+    assert_eq!((terminated.exit_code, terminated.message.as_deref()), (0, Some("done")));
     let node = short.spec.as_ref().unwrap().node_name.as_deref().unwrap();
     assert!(node.starts_with("hollow-"), "{node}");
 

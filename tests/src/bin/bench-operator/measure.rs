@@ -109,7 +109,10 @@ pub async fn measure(stage: &mut Stage, arguments: &Arguments) -> anyhow::Result
     eprintln!("{:.1} pods/s; the second wave: {second} jobs", one.rate());
     let two = wave(stage, (first, second), arguments.pods).await?;
     eprintln!("{:.1} pods/s; a while without events", two.rate());
-    let audited = (audit::read(&stage.audit_log())?, without_watches(&stage.scrape().await?));
+    let audited = (
+        audit::read(&stage.audit_log())?,
+        without_watches(&stage.scrape().await?),
+    );
     let quiet = quiet(stage, second, arguments.progress_interval).await?;
     eprintln!("{} writes; the bare client again", quiet.writes);
     stage.kill_operator()?;
@@ -186,9 +189,7 @@ async fn wave(stage: &mut Stage, (from, to): (u32, u32), pods: u32) -> anyhow::R
         passes: after.passes() - before.passes(),
         compute: (percentile(0.5)?, percentile(0.99)?),
         memory: stage.operator_memory()?,
-        processor: processor
-            .map(|((name, now), (_, then))| (name, now - then))
-            .collect(),
+        processor: processor.map(|((name, now), (_, then))| (name, now - then)).collect(),
     })
 }
 
@@ -259,7 +260,10 @@ async fn restart(stage: &mut Stage, jobs: u32) -> anyhow::Result<Restart> {
             });
         }
         stage.check()?;
-        anyhow::ensure!(begun.elapsed() < Duration::from_secs(120), "the new operator does not converge");
+        anyhow::ensure!(
+            begun.elapsed() < Duration::from_secs(120),
+            "the new operator does not converge"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

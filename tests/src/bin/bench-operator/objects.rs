@@ -44,7 +44,10 @@ pub fn dataset() -> (Value, Value) {
     });
     let report = json!({"rowsIn": 1, "rowsOut": 1, "badRecords": 0, "badByReason": {}, "firstBad": [], "images": 1,
         "labels": {}, "digest": DIGEST, "uri": format!("pvc://{NAME}/prepared")});
-    (dataset, json!({"phase": "Ready", "observedGeneration": 1, "report": report}))
+    (
+        dataset,
+        json!({"phase": "Ready", "observedGeneration": 1, "report": report}),
+    )
 }
 
 /// A checkpoint and the status that a verification would have given it.

@@ -28,13 +28,14 @@ impl Scrape {
 
     /// Sum of all samples of `name` whose labels have these values.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        self.matching(name, labels).map(|sample| sample.value).sum()
+        // Folded from 0.0: the sum of no floats is -0.0.
+        self.matching(name, labels).fold(0.0, |sum, sample| sum + sample.value)
     }
 
     /// Requests to the API server that may change something.
     pub fn writes(&self) -> f64 {
         let verbs = ["create", "update", "patch", "apply", "delete", "deletecollection"];
-        verbs.iter().map(|verb| self.requests(verb)).sum()
+        verbs.iter().fold(0.0, |sum, verb| sum + self.requests(verb))
     }
 
     /// Requests to the API server with `verb`.

@@ -103,7 +103,11 @@ impl Stage {
         let url = format!("{}/readyz", self.metrics);
         while !self.answers(&url).await {
             self.check()?;
-            anyhow::ensure!(begun.elapsed() < LIMIT, "the operator is not ready: see {}", log.display());
+            anyhow::ensure!(
+                begun.elapsed() < LIMIT,
+                "the operator is not ready: see {}",
+                log.display()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(begun.elapsed())
@@ -253,14 +257,21 @@ fn hollow(kubeconfig: &Path, dir: &Path, arguments: &Arguments) -> anyhow::Resul
         "bench",
     ];
     let environment = [("RUST_LOG", "warn")];
-    Running::start("flotilla", &flags.map(str::to_owned), &environment, &dir.join("hollow.log"))
+    Running::start(
+        "flotilla",
+        &flags.map(str::to_owned),
+        &environment,
+        &dir.join("hollow.log"),
+    )
 }
 
 fn operator_arguments(port: u16, arguments: &Arguments) -> Vec<String> {
     let listen = format!("127.0.0.1:{port}");
     let interval = arguments.progress_interval.to_string();
     let own = ["run", "--listen", &listen, "--progress-interval", &interval].map(str::to_owned);
-    own.into_iter().chain(arguments.operator_flags.iter().cloned()).collect()
+    own.into_iter()
+        .chain(arguments.operator_flags.iter().cloned())
+        .collect()
 }
 
 fn free_port() -> anyhow::Result<u16> {
