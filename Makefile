@@ -6,12 +6,14 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/flotilla/target
 CARGO ?= cargo
 BIN = $(CARGO_TARGET_DIR)/debug
 SEED ?=
+# Flags of `make bench-operator`.
+BENCH ?=
 # Where `make test-cluster` and `make cluster` keep the control plane's certificates, data and logs.
 CLUSTER_DIR ?= .flotilla/cluster
 CLUSTER_TESTS = $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/cluster_*.rs))
 
-.PHONY: help build demo test test-cluster cluster control-plane lint fmt generate check-generated install-manifest images-check \
-  sandbox deny clean
+.PHONY: help build demo test test-cluster cluster control-plane bench-operator lint fmt generate check-generated \
+  install-manifest images-check sandbox deny clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -35,6 +37,9 @@ cluster: build control-plane ## a real kube-apiserver with its companions in .fl
 
 control-plane: ## build Kubernetes' own programs from source, once: about 15 minutes on 2 cores (needs Go)
 	tests/cluster/build.sh
+
+bench-operator: build control-plane ## the operator with 10,000 pods on a real kube-apiserver; BENCH=--quick for 1,000 (needs Go)
+	$(BIN)/bench-operator $(BENCH)
 
 lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check

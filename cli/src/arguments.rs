@@ -99,6 +99,9 @@ pub enum Sandbox {
         flotilla sandbox node --dir /var/tmp/n --kubeconfig n.kubeconfig --name n --taint example.dev/lab=n:NoSchedule"
     )]
     Node(Agent),
+    /// Many GPU nodes that exist only in the API: their pods become Running and finish without a process.
+    #[command(after_help = crate::hollow::EXAMPLES)]
+    Hollow(crate::hollow::Hollow),
     /// Only claims: serves a StorageClass of a real cluster with directories of this machine, for 'flotilla sandbox node'.
     #[command(
         after_help = "Needs to read and change PersistentVolumeClaims, PersistentVolumes, StorageClasses and Events. \

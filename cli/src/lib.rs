@@ -11,6 +11,7 @@
 //! | [`control_plane`] | API server, controllers, node and operator in this process |
 //! | [`manifest`] | documents from files and folders |
 //! | [`apply`] | documents to the API server |
+//! | [`hollow`] | `flotilla sandbox hollow`: many GPU nodes without processes |
 //! | [`goal`] | what "done" means for each kind |
 //! | [`follow`] | live progress of what was applied |
 //! | [`picture`] | an image as terminal cells |
@@ -21,6 +22,7 @@ pub mod control_plane;
 pub mod demo;
 pub mod follow;
 pub mod goal;
+pub mod hollow;
 pub mod manifest;
 pub mod picture;
 pub mod run;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     arguments::{Agent, Sandbox, Up, Volumes},
     control_plane::{self, ControlPlane, Options, interrupted},
+    hollow,
 };
 
 /// Runs the command until SIGINT or SIGTERM; no process of a pod survives it.
@@ -19,6 +20,7 @@ pub async fn command(arguments: Sandbox) -> anyhow::Result<()> {
     match arguments {
         Sandbox::Up(arguments) => up(arguments).await,
         Sandbox::Node(arguments) => node(arguments).await,
+        Sandbox::Hollow(arguments) => hollow::command(arguments).await,
         Sandbox::Volumes(arguments) => volumes(arguments).await,
     }
 }

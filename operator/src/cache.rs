@@ -7,7 +7,7 @@ use std::{collections::HashMap, fmt::Debug, hash::Hash, sync::Arc};
 
 use flotilla_api::{Dataset, ModelCheckpoint, ModelDeployment, TrainingJob};
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec, PodStatus};
 use kube::{
     Api, Resource, ResourceExt as _,
     runtime::{
@@ -125,22 +125,37 @@ impl Trim for ModelCheckpoint {}
 impl Trim for ModelDeployment {}
 
 impl Trim for Pod {
-    /// The operator wrote the spec and reads but one field of it.
+    /// The operator wrote the spec and reads but one field of it; of the status it reads what [`crate::pod_view`] does.
     fn trim(&mut self) {
+        self.metadata.annotations = None;
         let restart_policy = self.spec.take().and_then(|spec| spec.restart_policy);
         self.spec = Some(PodSpec {
             restart_policy,
             ..PodSpec::default()
         });
-        if let Some(status) = &mut self.status {
-            status.pod_ips = None;
-            status.host_ips = None;
-            for container in status.container_statuses.iter_mut().flatten() {
-                container.volume_mounts = None;
-                container.resources = None;
-                container.allocated_resources = None;
-            }
+        if let Some(status) = self.status.take() {
+            let containers = status.container_statuses;
+            self.status = Some(PodStatus {
+                conditions: status.conditions,
+                container_statuses: containers.map(|list| list.into_iter().map(trimmed).collect()),
+                message: status.message,
+                phase: status.phase,
+                pod_ip: status.pod_ip,
+                reason: status.reason,
+                ..PodStatus::default()
+            });
         }
+    }
+}
+
+fn trimmed(status: ContainerStatus) -> ContainerStatus {
+    ContainerStatus {
+        last_state: status.last_state,
+        name: status.name,
+        ready: status.ready,
+        restart_count: status.restart_count,
+        state: status.state,
+        ..ContainerStatus::default()
     }
 }
 
@@ -216,6 +231,7 @@ where
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::names::label;
     use k8s_openapi::jiff::Timestamp;
     use serde_json::json;
 
@@ -261,16 +277,35 @@ mod tests {
     }
 
     #[test]
-    fn of_a_pod_the_operator_keeps_what_it_reads() {
-        let mut pod: Pod = serde_json::from_value(json!({"metadata": {"name": "a", "labels": {"x": "y"}},
-            "spec": {"restartPolicy": "Never", "containers": [{"name": "worker", "image": "w"}]},
-            "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}]}}))
-        .expect("a pod");
-        let view = |pod: &Pod| PodView::of(pod, Timestamp::UNIX_EPOCH);
-        let before = view(&pod);
-        pod.trim();
-        assert_eq!(view(&pod), before);
-        assert!(pod.spec.expect("a spec").containers.is_empty());
+    fn decisions_see_the_same_pod_in_a_trimmed_copy() {
+        let killed =
+            json!({"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-01T00:00:00Z"}});
+        let ended = json!({"terminated": {"exitCode": 0, "message": r#"{"stage":"Completed"}"#}});
+        let waits = json!({"waiting": {"reason": "ErrImagePull", "message": "no such image"}});
+        let states = [
+            ("Pending", waits),
+            ("Running", json!({"running": {}})),
+            ("Running", ended),
+        ];
+        for (phase, state) in states {
+            let mut pod: Pod = serde_json::from_value(json!({
+                "metadata": {"name": "a", "uid": "u", "labels": {label::ATTEMPT: "2", label::INDEX: "1"},
+                    "annotations": {"a": "b"}, "creationTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"restartPolicy": "Never", "containers": [{"name": "worker", "image": "w"}]},
+                "status": {"phase": phase, "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}], "reason": "Evicted",
+                    "message": "low on memory",
+                    "conditions": [
+                        {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+                        {"type": "PodScheduled", "status": "False", "message": "no node"}],
+                    "containerStatuses": [{"name": "worker", "image": "w", "imageID": "w", "ready": true,
+                        "restartCount": 3, "state": state, "lastState": killed}]}}))
+            .expect("a pod");
+            let view = |pod: &Pod| PodView::of(pod, Timestamp::UNIX_EPOCH);
+            let before = view(&pod);
+            pod.trim();
+            assert_eq!(view(&pod), before);
+            assert!(pod.spec.expect("a spec").containers.is_empty());
+        }
     }
 
     #[test]

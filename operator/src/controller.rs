@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::{
+    calm::calm,
+    compute::measured,
     context::Context,
     error::{Error, Result},
 };
@@ -32,7 +34,7 @@ pub async fn drive<K, R, F>(
     F: Future<Output = Result<Action>> + Send + 'static,
 {
     let config = Config::default().concurrency(context.config.concurrency);
-    let queue = queue.map(Ok::<_, std::convert::Infallible>);
+    let queue = calm(queue, context.config.event_pause).map(Ok::<_, std::convert::Infallible>);
     let queue = queue.take_until(async move { shutdown.cancelled().await });
     let passes = applier(
         move |object, context| pass(reconcile, object, context),
@@ -64,9 +66,9 @@ where
     let body = async move {
         let begun = Instant::now();
         let key = key(object.as_ref());
-        let result = reconcile(object, Arc::clone(&context)).await;
+        let (result, computed) = measured(reconcile(object, Arc::clone(&context))).await;
         let error = result.as_ref().err().map(Error::class);
-        context.metrics.passed(&K::kind(&()), begun.elapsed(), error);
+        context.metrics.passed(&K::kind(&()), begun.elapsed(), computed, error);
         if result.is_ok() {
             context.succeeded(&key);
         }

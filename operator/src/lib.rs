@@ -12,23 +12,28 @@
 //! | [`attempt`] | when the pod of a run is made, replaced or given up |
 //! | [`pod_view`], [`conditions`], [`model`], [`volumes`] | what a pod's status, conditions, model references and URIs say |
 //! | [`worker_pod`], [`run_pod`], [`owner`] | the pod of any role, the one pod of a run, names and labels of children |
-//! | [`cache`], [`triggers`], [`controller`], [`requeue`] | one watch per kind, who is reconciled when, and how |
+//! | [`cache`] | one watch per kind, what its copies leave out |
+//! | [`triggers`], [`dependants`], [`calm`], [`controller`], [`requeue`] | who is reconciled when, and how |
 //! | [`owned_pods`], [`latest`] | pods by owner and the newest copy of an object, own writes included |
 //! | [`mod@apply`], [`mod@report`] | writes to the API server, the end of a pass |
 //! | [`worker_client`], [`tokens`] | what is said to workers, and the tokens for it |
 //! | [`leader`] | one of several operators makes passes; a deposed one writes nothing |
 //! | [`context`], [`error`], [`refusal`], [`metrics`], [`http`], [`text`] | what all controllers share, one thing each |
+//! | [`compute`], [`requests`] | how long passes compute, what they ask the API server for |
 //! | [`crds`] | the generated definitions as YAML |
 
 pub mod apply;
 pub mod attempt;
 pub mod cache;
+pub mod calm;
+pub mod compute;
 pub mod conditions;
 pub mod config;
 pub mod context;
 pub mod controller;
 pub mod crds;
 pub mod dataset;
+pub mod dependants;
 pub mod error;
 pub mod http;
 pub mod latest;
@@ -42,6 +47,7 @@ pub mod owner;
 pub mod pod_view;
 pub mod refusal;
 pub mod report;
+pub mod requests;
 pub mod requeue;
 pub mod run;
 pub mod run_pod;

@@ -1,8 +1,8 @@
 //! What the operator counts. Label values come from closed sets: kinds, classes of errors, phases.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 
-use flotilla_api::{dataset::DatasetPhase, model_checkpoint::CheckpointPhase};
+use kube::{Resource, runtime::reflector::Store};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::cache::Stores;
+use crate::{cache::Stores, requests::Requests};
 
 /// Label `kind`.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -43,6 +43,7 @@ pub struct Metrics {
     passes: Family<Kind, Counter>,
     errors: Family<KindError, Counter>,
     seconds: Family<Kind, Histogram>,
+    compute: Family<Kind, Histogram>,
     objects: Family<KindPhase, Gauge>,
     leader: Gauge,
 }
@@ -52,12 +53,25 @@ fn histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.002, 2.0, 13))
 }
 
+/// 10 µs to 0.25 s, fine enough to read a percentile from.
+fn fine_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_01, 1.5, 26))
+}
+
 impl Default for Metrics {
     fn default() -> Self {
+        Self::new(&Requests::default())
+    }
+}
+
+impl Metrics {
+    /// Counters of one operator whose requests to the API server are counted by `requests`.
+    pub fn new(requests: &Requests) -> Self {
         let mut registry = Registry::with_prefix("flotilla_operator");
         let passes = Family::default();
         let errors = Family::default();
         let seconds: Family<Kind, Histogram> = Family::new_with_constructor(histogram);
+        let compute: Family<Kind, Histogram> = Family::new_with_constructor(fine_histogram);
         let objects = Family::default();
         registry.register("reconciles", "Passes, by kind", passes.clone());
         registry.register(
@@ -69,6 +83,16 @@ impl Default for Metrics {
             "reconcile_duration_seconds",
             "Duration of passes, by kind",
             seconds.clone(),
+        );
+        registry.register(
+            "reconcile_compute_seconds",
+            "Time that passes compute, without what they wait for, by kind",
+            compute.clone(),
+        );
+        registry.register(
+            "api_requests",
+            "Requests to the API server, by verb, resource and status code",
+            requests.counters(),
         );
         registry.register("objects", "Objects, by kind and phase", objects.clone());
         let leader = Gauge::default();
@@ -82,23 +106,23 @@ impl Default for Metrics {
             passes,
             errors,
             seconds,
+            compute,
             objects,
             leader,
         }
     }
-}
 
-impl Metrics {
     /// Says whether this process makes passes.
     pub fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
     }
 
-    /// Counts one pass; `error` is the class of its error.
-    pub fn passed(&self, kind: &str, took: Duration, error: Option<&'static str>) {
+    /// Counts one pass that took so long and computed for `computed` of it; `error` is the class of its error.
+    pub fn passed(&self, kind: &str, took: Duration, computed: Duration, error: Option<&'static str>) {
         let label = Kind { kind: kind.to_owned() };
         self.passes.get_or_create(&label).inc();
         self.seconds.get_or_create(&label).observe(took.as_secs_f64());
+        self.compute.get_or_create(&label).observe(computed.as_secs_f64());
         if let Some(error) = error {
             let label = KindError {
                 kind: kind.to_owned(),
@@ -117,55 +141,63 @@ impl Metrics {
     }
 
     fn count_objects(&self, stores: &Stores) {
+        let mut counts: BTreeMap<(&'static str, String), i64> = BTreeMap::new();
+        count(&mut counts, "Dataset", &stores.datasets, |dataset| {
+            dataset.status.as_ref().map(|status| status.phase)
+        });
+        count(&mut counts, "TrainingJob", &stores.training_jobs, |job| {
+            job.status.as_ref().map(|status| status.phase)
+        });
+        count(
+            &mut counts,
+            "ModelCheckpoint",
+            &stores.model_checkpoints,
+            |checkpoint| checkpoint.status.as_ref().map(|status| status.phase),
+        );
+        count(
+            &mut counts,
+            "ModelDeployment",
+            &stores.model_deployments,
+            |deployment| deployment.status.as_ref().map(|status| status.phase),
+        );
         self.objects.clear();
-        for dataset in stores.datasets.state() {
-            self.count(
-                "Dataset",
-                &dataset
-                    .status
-                    .as_ref()
-                    .map_or(DatasetPhase::default(), |status| status.phase),
-            );
-        }
-        for job in stores.training_jobs.state() {
-            self.count(
-                "TrainingJob",
-                &job.status.as_ref().map(|status| status.phase).unwrap_or_default(),
-            );
-        }
-        for checkpoint in stores.model_checkpoints.state() {
-            let status = checkpoint.status.as_ref();
-            self.count(
-                "ModelCheckpoint",
-                &status.map_or(CheckpointPhase::default(), |status| status.phase),
-            );
-        }
-        for deployment in stores.model_deployments.state() {
-            self.count(
-                "ModelDeployment",
-                &deployment
-                    .status
-                    .as_ref()
-                    .map(|status| status.phase)
-                    .unwrap_or_default(),
-            );
+        for ((kind, phase), count) in counts {
+            let kind = kind.to_owned();
+            self.objects.get_or_create(&KindPhase { kind, phase }).set(count);
         }
     }
+}
 
-    fn count(&self, kind: &str, phase: &impl std::fmt::Debug) {
-        let mut text = String::new();
-        // Writing into a String cannot fail.
-        let _ = write!(text, "{phase:?}");
-        let label = KindPhase {
-            kind: kind.to_owned(),
-            phase: text,
-        };
-        self.objects.get_or_create(&label).inc();
+/// Adds the objects of one kind to `counts`, by phase.
+fn count<K, P>(
+    counts: &mut BTreeMap<(&'static str, String), i64>,
+    kind: &'static str,
+    store: &Store<K>,
+    phase: impl Fn(&K) -> Option<P>,
+) where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+    P: Debug + Default + Eq + Copy,
+{
+    // Phases are few and objects many: each text is made once.
+    let mut of_kind: Vec<(P, i64)> = Vec::new();
+    for object in store.state() {
+        let phase = phase(&object).unwrap_or_default();
+        match of_kind.iter_mut().find(|(known, _)| *known == phase) {
+            Some((_, count)) => *count += 1,
+            None => of_kind.push((phase, 1)),
+        }
     }
+    counts.extend(
+        of_kind
+            .into_iter()
+            .map(|(phase, count)| ((kind, format!("{phase:?}")), count)),
+    );
 }
 
 #[cfg(test)]
 mod tests {
+    use kube::runtime::watcher::Event;
+
     use super::*;
 
     #[test]
@@ -180,8 +212,13 @@ mod tests {
     #[test]
     fn passes_and_errors_are_counted_by_kind() {
         let metrics = Metrics::default();
-        metrics.passed("Dataset", Duration::from_millis(3), None);
-        metrics.passed("Dataset", Duration::from_millis(3), Some("conflict"));
+        metrics.passed("Dataset", Duration::from_millis(3), Duration::from_micros(700), None);
+        metrics.passed(
+            "Dataset",
+            Duration::from_millis(3),
+            Duration::from_micros(700),
+            Some("conflict"),
+        );
         let text = metrics.encode(&crate::cache::stores().0).expect("encodes");
         assert!(
             text.contains(r#"flotilla_operator_reconciles_total{kind="Dataset"} 2"#),
@@ -195,5 +232,29 @@ mod tests {
             text.contains(r#"flotilla_operator_reconcile_duration_seconds_count{kind="Dataset"} 2"#),
             "{text}"
         );
+        let bucket =
+            r#"flotilla_operator_reconcile_compute_seconds_bucket{le="0.0008649755859375001",kind="Dataset"} 2"#;
+        assert!(text.contains(bucket), "{text}");
+    }
+
+    #[test]
+    fn objects_are_counted_by_phase() {
+        let (stores, mut writers) = crate::cache::stores();
+        for (name, phase) in [("a", "Running"), ("b", "Running"), ("c", "Failed")] {
+            let job = serde_json::json!({"apiVersion": "flotilla.dev/v1alpha1", "kind": "TrainingJob",
+                "metadata": {"name": name, "namespace": "lab"},
+                "spec": {"model": {"uri": "pvc://c/m"}, "datasets": [], "algorithm": {"sft": {}},
+                    "checkpoint": {"storage": {"claimName": "c"}}},
+                "status": {"phase": phase}});
+            let job = serde_json::from_value(job).expect("a job");
+            writers.training_jobs.apply_watcher_event(&Event::Apply(job));
+        }
+        let text = Metrics::default().encode(&stores).expect("encodes");
+        for line in [
+            r#"kind="TrainingJob",phase="Running"} 2"#,
+            r#"kind="TrainingJob",phase="Failed"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
     }
 }

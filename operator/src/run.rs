@@ -24,9 +24,15 @@ use crate::{
     http,
     leader::Candidate,
     metrics::Metrics,
-    model_checkpoint, model_deployment, training_job,
+    model_checkpoint, model_deployment,
+    requests::Requests,
+    training_job,
     triggers::{Queues, Triggers},
 };
+
+/// Objects of one answer while a kind is listed. A page is parsed whole before its objects are trimmed, so at the start it
+/// decides how much memory is in use at once.
+const PAGE: u32 = 100;
 
 /// Runs the only operator until `shutdown`, then waits for the passes that run. Children are left as they are: a new operator
 /// goes on where this one stopped.
@@ -52,9 +58,11 @@ async fn operate(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let (stores, writers) = cache::stores();
-    let (triggers, queues) = Triggers::new(stores.clone());
+    let (triggers, queues) = Triggers::new(stores.owned_pods.clone());
     let listen = config.listen;
-    let context = Arc::new(Context::new(client, config, stores.clone(), Metrics::default())?);
+    let requests = Requests::default();
+    let (client, metrics) = (requests.count(client), Metrics::new(&requests));
+    let context = Arc::new(Context::new(client, config, stores.clone(), metrics)?);
     let ready = CancellationToken::new();
 
     let mut background = JoinSet::new();
@@ -109,7 +117,7 @@ async fn lead(
     };
     tracing::info!(%identity, "leading");
     context.metrics.leads(true);
-    triggers.everything();
+    triggers.everything(&context.stores);
     let lease = term.reference();
     // Renewals go on until the last pass has ended, also after `shutdown`.
     let lost = tokio::select! {
@@ -183,7 +191,7 @@ fn spawn_watches(tasks: &mut JoinSet<()>, context: &Context, writers: Writers, t
         model_checkpoints,
         model_deployments,
     } = writers;
-    let config = watcher::Config::default();
+    let config = watcher::Config::default().page_size(PAGE);
     let ours = config
         .clone()
         .labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));

@@ -1,8 +1,8 @@
 //! Who must be reconciled when something changes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flotilla_api::{Dataset, ModelCheckpoint, ModelDeployment, TrainingJob, reference::ModelReference};
+use flotilla_api::{Dataset, ModelCheckpoint, ModelDeployment, TrainingJob};
 use futures::{
     StreamExt as _,
     channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded},
@@ -12,6 +12,8 @@ use kube::{Resource, ResourceExt as _, runtime::reflector::ObjectRef};
 
 use crate::{
     cache::{Change, Stores},
+    dependants::{Dependants, Used},
+    owned_pods::OwnedPods,
     pod_view::PodView,
 };
 
@@ -22,7 +24,15 @@ pub struct Triggers {
     training_jobs: UnboundedSender<ObjectRef<TrainingJob>>,
     model_checkpoints: UnboundedSender<ObjectRef<ModelCheckpoint>>,
     model_deployments: UnboundedSender<ObjectRef<ModelDeployment>>,
-    stores: Stores,
+    users: Arc<Mutex<Users>>,
+    pods: OwnedPods,
+}
+
+/// Who uses what.
+#[derive(Debug, Default)]
+struct Users {
+    jobs: Dependants<TrainingJob>,
+    deployments: Dependants<ModelDeployment>,
 }
 
 /// The reading ends of [`Triggers`].
@@ -57,8 +67,8 @@ impl Queues {
 }
 
 impl Triggers {
-    /// Triggers that look up dependants in `stores`.
-    pub fn new(stores: Stores) -> (Self, Queues) {
+    /// Triggers and the queues that they fill; `pods` is kept up to date too.
+    pub fn new(pods: OwnedPods) -> (Self, Queues) {
         let (datasets, datasets_queue) = unbounded();
         let (training_jobs, training_jobs_queue) = unbounded();
         let (model_checkpoints, model_checkpoints_queue) = unbounded();
@@ -68,7 +78,8 @@ impl Triggers {
             training_jobs,
             model_checkpoints,
             model_deployments,
-            stores,
+            users: Arc::default(),
+            pods,
         };
         let queues = Queues {
             datasets: datasets_queue,
@@ -80,24 +91,24 @@ impl Triggers {
     }
 
     /// Everything that is known: what a new leader begins with.
-    pub fn everything(&self) {
-        for dataset in self.stores.datasets.state() {
+    pub fn everything(&self, stores: &Stores) {
+        for dataset in stores.datasets.state() {
             send_object(&self.datasets, &dataset);
         }
-        for job in self.stores.training_jobs.state() {
+        for job in stores.training_jobs.state() {
             send_object(&self.training_jobs, &job);
         }
-        for checkpoint in self.stores.model_checkpoints.state() {
+        for checkpoint in stores.model_checkpoints.state() {
             send_object(&self.model_checkpoints, &checkpoint);
         }
-        for deployment in self.stores.model_deployments.state() {
+        for deployment in stores.model_deployments.state() {
             send_object(&self.model_deployments, &deployment);
         }
     }
 
     /// A pod concerns the object that controls it, which is told after [`crate::owned_pods`] knows.
     pub fn pod(&self, change: &Change<Pod>) {
-        self.stores.owned_pods.record(change);
+        self.pods.record(change);
         let Some(pod) = change.object().filter(|_| concerns_owner(change)) else {
             return;
         };
@@ -121,29 +132,18 @@ impl Triggers {
             send_object(&self.datasets, dataset);
         }
         let (name, namespace) = identity(dataset);
-        let readers = self.stores.training_jobs.state_filter(|job| {
-            let sets = job.spec.evaluation.iter().flat_map(|plan| &plan.sets);
-            let mut references = job
-                .spec
-                .datasets
-                .iter()
-                .map(|set| &set.dataset_ref)
-                .chain(sets.map(|set| &set.dataset_ref));
-            job.namespace().as_deref() == Some(&namespace) && references.any(|reference| reference.name == name)
-        });
-        for job in readers {
-            send_object(&self.training_jobs, &job);
-        }
+        self.tell_users(&namespace, [Used::Dataset(name)]);
     }
 
     /// A TrainingJob concerns itself and whatever begins with its result.
     pub fn training_job(&self, change: &Change<TrainingJob>) {
         let Some(job) = change.object() else { return };
+        self.users().jobs.note(change);
         if change.concerns_spec() {
             send_object(&self.training_jobs, job);
         }
         let (name, namespace) = identity(job);
-        self.users_of(&namespace, |model| names(model.training_job_ref.as_ref(), &name));
+        self.tell_users(&namespace, [Used::Job(name)]);
     }
 
     /// A ModelCheckpoint concerns itself and whatever uses it, by its own name or as the result of its job.
@@ -153,33 +153,32 @@ impl Triggers {
             send_object(&self.model_checkpoints, checkpoint);
         }
         let (name, namespace) = identity(checkpoint);
-        let job = checkpoint
-            .spec
-            .produced_by
-            .as_ref()
-            .map(|producer| producer.name.as_str());
-        self.users_of(&namespace, |model| {
-            names(model.checkpoint_ref.as_ref(), &name)
-                || job.is_some_and(|job| names(model.training_job_ref.as_ref(), job))
-        });
+        let job = checkpoint.spec.produced_by.as_ref();
+        let job = job.map(|producer| Used::Job(producer.name.clone()));
+        self.tell_users(&namespace, [Used::Checkpoint(name)].into_iter().chain(job));
     }
 
     /// A ModelDeployment concerns itself.
     pub fn model_deployment(&self, change: &Change<ModelDeployment>) {
+        self.users().deployments.note(change);
         if let (true, Some(deployment)) = (change.concerns_spec(), change.object()) {
             send_object(&self.model_deployments, deployment);
         }
     }
 
-    fn users_of(&self, namespace: &str, uses: impl Fn(&ModelReference) -> bool) {
-        for job in self.stores.training_jobs.state() {
-            if job.namespace().as_deref() == Some(namespace) && uses(&job.spec.model) {
-                send_object(&self.training_jobs, &job);
+    fn users(&self) -> MutexGuard<'_, Users> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_users(&self, namespace: &str, used: impl IntoIterator<Item = Used>) {
+        let users = self.users();
+        for used in used {
+            for job in users.jobs.of(namespace, used.clone()) {
+                // A closed queue means that the controller is shutting down.
+                let _ = self.training_jobs.unbounded_send(job.clone());
             }
-        }
-        for deployment in self.stores.model_deployments.state() {
-            if deployment.namespace().as_deref() == Some(namespace) && uses(&deployment.spec.model) {
-                send_object(&self.model_deployments, &deployment);
+            for deployment in users.deployments.of(namespace, used) {
+                let _ = self.model_deployments.unbounded_send(deployment.clone());
             }
         }
     }
@@ -194,10 +193,6 @@ fn concerns_owner(change: &Change<Pod>) -> bool {
     let view = |pod: &Pod| PodView::of(pod, Timestamp::UNIX_EPOCH);
     let (before, after) = (view(before), view(after));
     before.index.is_none() || before.news() != after.news()
-}
-
-fn names(reference: Option<&flotilla_api::reference::LocalObjectReference>, name: &str) -> bool {
-    reference.is_some_and(|reference| reference.name == name)
 }
 
 fn identity<K: Resource<DynamicType = ()>>(object: &Arc<K>) -> (String, String) {

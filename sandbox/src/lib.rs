@@ -15,9 +15,11 @@
 //! | `tls`, `kubeconfig` | certificates and how clients find them |
 //! | `controller` | garbage collection, namespaces, claims, services, scheduling |
 //! | `node` | pods as process groups |
+//! | `hollow` | many GPU nodes whose pods run without a process |
 
 pub mod controller;
 pub mod fault;
+pub mod hollow;
 pub mod kubeconfig;
 pub mod node;
 pub mod patch;

@@ -9,12 +9,14 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Path of a program of this workspace, beside the running test.
+/// Path of a program of this workspace, beside the running test or program.
 ///
 /// `make test` builds the programs before the tests; `cargo test` alone does not, hence the advice in the error.
 pub fn path(name: &str) -> anyhow::Result<PathBuf> {
-    let test = std::env::current_exe().context("path of the running test")?;
-    let folder = test.ancestors().nth(2).context("folder of the built programs")?;
+    let own = std::env::current_exe().context("path of the running program")?;
+    let folder = own.parent().context("folder of the running program")?;
+    // Tests lie one folder below the programs.
+    let folder = folder.parent().filter(|_| folder.ends_with("deps")).unwrap_or(folder);
     let path = folder.join(name);
     if !path.is_file() {
         bail!("{} is missing: run `make build` first", path.display());
@@ -29,9 +31,19 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `program` with its output in `log`.
+    /// Starts `program` of this workspace with its output in `log`.
     pub fn start(
         program: &str,
+        arguments: &[String],
+        environment: &[(&str, &str)],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        Self::start_binary(&path(program)?, arguments, environment, log)
+    }
+
+    /// Starts any program with its output in `log`.
+    pub fn start_binary(
+        program: &Path,
         arguments: &[String],
         environment: &[(&str, &str)],
         log: &Path,
@@ -41,7 +53,7 @@ impl Running {
             .append(true)
             .open(log)
             .context("log of a program")?;
-        let mut command = Command::new(path(program)?);
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .envs(environment.iter().copied())
@@ -49,8 +61,23 @@ impl Running {
             .stdout(output.try_clone()?)
             .stderr(output);
         Ok(Self {
-            child: command.spawn().with_context(|| format!("start {program}"))?,
+            child: command
+                .spawn()
+                .with_context(|| format!("start {}", program.display()))?,
         })
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> i32 {
+        Pid::from_child(&self.child).as_raw_nonzero().get()
+    }
+
+    /// An error once it has ended.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => bail!("a program ended with {status}"),
+            None => Ok(()),
+        }
     }
 
     /// `kill -9`, as a node that loses power would.

@@ -59,7 +59,7 @@ mod registration;
 pub mod restart;
 pub mod rewrite;
 mod sources;
-mod status;
+pub(crate) mod status;
 mod stop;
 mod volume;
 

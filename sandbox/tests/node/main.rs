@@ -5,6 +5,7 @@
 mod cluster;
 mod crash;
 mod garbage;
+mod hollow;
 mod pods;
 mod probes;
 mod services;
