@@ -4,12 +4,14 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | [`conformance`] | what clients rely on in an API server, asked of the sandbox and of the real one |
 //! | [`program`] | the programs of this workspace, and processes that must not outlive a story |
 //! | [`fleet`] | API server, node and operator as processes of their own, each of which can be killed |
 //! | [`sample`] | the digits sample, cut down to seconds |
 //! | [`rows`] | a handful of rows, some of them bad, and the Dataset that converts them |
 //! | [`run_folder`] | what a training run left on disk |
 
+pub mod conformance;
 pub mod fleet;
 pub mod program;
 pub mod rows;
