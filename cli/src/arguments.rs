@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use k8s_openapi::api::core::v1::Taint;
 
 /// Train and serve fleets of vision-language critics and policies.
 #[derive(Debug, Parser)]
@@ -90,8 +91,35 @@ pub enum Sandbox {
         kubectl apply -f job.yaml && kubectl get tj -w\n\
         State survives in DIR: the same DIR continues where it was left.")]
     Up(Up),
-    /// Only the node: runs the pods of an API server that runs elsewhere on this machine.
+    /// Only the node: runs the pods of an API server that runs elsewhere, the sandbox's or a real one, as processes here.
+    #[command(
+        after_help = "On a real cluster the kubeconfig must be that of the node: user system:node:NAME in group \
+        system:nodes, as a signed CertificateSigningRequest gives it. Claims come from 'flotilla sandbox volumes' with the \
+        same --dir, or are bound by hand. With --taint only pods that tolerate it come here:\n  \
+        flotilla sandbox node --dir /var/tmp/n --kubeconfig n.kubeconfig --name n --taint example.dev/lab=n:NoSchedule"
+    )]
     Node(Agent),
+    /// Only claims: serves a StorageClass of a real cluster with directories of this machine, for 'flotilla sandbox node'.
+    #[command(
+        after_help = "Needs to read and change PersistentVolumeClaims, PersistentVolumes, StorageClasses and Events. \
+        Whoever may make claims of the class can have directories of this machine copied into them (annotation \
+        sandbox.flotilla.dev/seed-from): for clusters whose users are trusted with the machine."
+    )]
+    Volumes(Volumes),
+}
+
+/// `flotilla sandbox volumes`.
+#[derive(Args, Debug)]
+pub struct Volumes {
+    /// Directory of the node that mounts the claims.
+    #[arg(long, value_name = "DIR", default_value = ".flotilla")]
+    pub dir: PathBuf,
+    /// Kubeconfig of the API server; DIR/kubeconfig if absent.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of the StorageClass, made at the start.
+    #[arg(long, value_name = "NAME", default_value = "flotilla-sandbox")]
+    pub class: String,
 }
 
 /// `flotilla sandbox node`.
@@ -103,6 +131,12 @@ pub struct Agent {
     /// Kubeconfig of the API server; DIR/kubeconfig if absent.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// Name of the Node.
+    #[arg(long, value_name = "NAME", default_value = "sandbox")]
+    pub name: String,
+    /// Taint of the Node, KEY=VALUE:EFFECT; only pods that tolerate it come here. May be given several times.
+    #[arg(long = "taint", value_name = "TAINT", value_parser = taint)]
+    pub taints: Vec<Taint>,
     /// What the node runs.
     #[command(flatten)]
     pub node: Node,
@@ -150,6 +184,22 @@ pub struct Node {
     pub gpus: u32,
 }
 
+fn taint(text: &str) -> Result<Taint, String> {
+    let (pair, effect) = text.rsplit_once(':').ok_or("a taint is KEY=VALUE:EFFECT")?;
+    if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+        return Err(format!(
+            "{effect:?} is no effect: NoSchedule, PreferNoSchedule and NoExecute are"
+        ));
+    }
+    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    Ok(Taint {
+        key: key.to_owned(),
+        value: (!value.is_empty()).then(|| value.to_owned()),
+        effect: effect.to_owned(),
+        time_added: None,
+    })
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     text.parse::<u64>()
         .map(Duration::from_secs)
@@ -159,6 +209,21 @@ fn seconds(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    #[test]
+    fn a_taint_has_a_key_and_an_effect_that_kubernetes_knows() {
+        let taint = super::taint("example.dev/lab=n:NoSchedule").expect("a taint");
+        assert_eq!(
+            (taint.key.as_str(), taint.value.as_deref()),
+            ("example.dev/lab", Some("n"))
+        );
+        assert!(
+            super::taint("lab:Never")
+                .expect_err("no effect")
+                .contains("PreferNoSchedule")
+        );
+        assert!(super::taint("lab").is_err());
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -12,8 +12,11 @@ use console::style;
 use flotilla_operator::config::OperatorConfig;
 use flotilla_sandbox::{
     Sandbox, Settings,
-    controller::{self, ControllerConfig},
-    node::{Agent, Images, LogFiles, NodeConfig, accelerator::Accelerators, address::AddressBlock},
+    controller::{
+        self, ControllerConfig,
+        provisioner::{self, ProvisionerConfig},
+    },
+    node::{self, Images, LogFiles, NodeConfig, accelerator::Accelerators, address::AddressBlock},
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
@@ -24,7 +27,7 @@ use tokio::{signal::unix::SignalKind, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter};
 
-use crate::arguments::{Node, Plane};
+use crate::arguments::{Agent, Node, Plane, Volumes};
 
 /// Image under which the node knows the worker's binary.
 const WORKER_IMAGE: &str = "flotilla-worker";
@@ -156,11 +159,7 @@ impl Task {
 impl ControlPlane {
     /// Starts the API server, installs the definitions, then starts the rest.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(&options.dir).with_context(|| format!("create {}", options.dir.display()))?;
-        let dir = options
-            .dir
-            .canonicalize()
-            .with_context(|| format!("resolve {}", options.dir.display()))?;
+        let dir = directory(&options.dir)?;
         start_logging(&dir, options.log_to_terminal)?;
         let sandbox = Sandbox::start(Settings {
             port: options.port,
@@ -193,7 +192,7 @@ impl ControlPlane {
                     node_config(&dir, &options.worker, options.gpus, addresses)?,
                 );
                 Some(Task::spawn("the node", &shutdown, |stop| {
-                    Agent::run(client, config, stop)
+                    node::Agent::run(client, config, stop)
                 }))
             }
             false => None,
@@ -275,14 +274,34 @@ fn node_config(dir: &Path, worker: &Path, gpus: u32, addresses: Arc<AddressBlock
 }
 
 /// Runs only a node, for the API server of `client`, until `stop`.
-pub async fn node_alone(client: Client, dir: &Path, node: &Node, stop: CancellationToken) -> anyhow::Result<()> {
-    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    let dir = dir
-        .canonicalize()
-        .with_context(|| format!("resolve {}", dir.display()))?;
+pub async fn node_alone(client: Client, arguments: Agent, stop: CancellationToken) -> anyhow::Result<()> {
+    let dir = directory(&arguments.dir)?;
+    start_logging(&dir, true)?;
     let addresses = AddressBlock::claim(&dir)?;
-    Agent::run(client, node_config(&dir, &worker(node)?, node.gpus, addresses)?, stop).await?;
+    let config = NodeConfig {
+        name: arguments.name,
+        taints: arguments.taints,
+        ..node_config(&dir, &worker(&arguments.node)?, arguments.node.gpus, addresses)?
+    };
+    node::Agent::run(client, config, stop).await?;
     Ok(())
+}
+
+/// Runs only the provisioner of claims, for the API server of `client`, until `stop`.
+pub async fn volumes_alone(client: Client, arguments: Volumes, stop: CancellationToken) -> anyhow::Result<()> {
+    let dir = directory(&arguments.dir)?;
+    start_logging(&dir, true)?;
+    let config = ProvisionerConfig {
+        dir,
+        class: arguments.class,
+    };
+    provisioner::run(client, config, stop).await?;
+    Ok(())
+}
+
+fn directory(dir: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    dir.canonicalize().with_context(|| format!("resolve {}", dir.display()))
 }
 
 /// Applies the definitions of the four kinds.

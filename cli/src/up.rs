@@ -1,4 +1,6 @@
-//! `flotilla sandbox`: the embedded control plane in the foreground, or only its node.
+//! `flotilla sandbox`: the embedded control plane in the foreground, or only its node or its claims.
+
+use std::path::Path;
 
 use anyhow::Context;
 use kube::{
@@ -8,7 +10,7 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    arguments::{Agent, Sandbox, Up},
+    arguments::{Agent, Sandbox, Up, Volumes},
     control_plane::{self, ControlPlane, Options, interrupted},
 };
 
@@ -17,6 +19,7 @@ pub async fn command(arguments: Sandbox) -> anyhow::Result<()> {
     match arguments {
         Sandbox::Up(arguments) => up(arguments).await,
         Sandbox::Node(arguments) => node(arguments).await,
+        Sandbox::Volumes(arguments) => volumes(arguments).await,
     }
 }
 
@@ -37,11 +40,30 @@ async fn up(arguments: Up) -> anyhow::Result<()> {
 }
 
 async fn node(arguments: Agent) -> anyhow::Result<()> {
-    let path = arguments.kubeconfig.unwrap_or_else(|| arguments.dir.join("kubeconfig"));
+    let client = client(arguments.kubeconfig.as_deref(), &arguments.dir).await?;
+    until_interrupted(|stop| control_plane::node_alone(client, arguments, stop)).await
+}
+
+async fn volumes(arguments: Volumes) -> anyhow::Result<()> {
+    let client = client(arguments.kubeconfig.as_deref(), &arguments.dir).await?;
+    until_interrupted(|stop| control_plane::volumes_alone(client, arguments, stop)).await
+}
+
+/// A client with the kubeconfig at `path`, or else that of the sandbox in `dir`.
+async fn client(path: Option<&Path>, dir: &Path) -> anyhow::Result<Client> {
+    let path = path.map_or_else(|| dir.join("kubeconfig"), Path::to_owned);
     let kubeconfig = Kubeconfig::read_from(&path).with_context(|| format!("read {}", path.display()))?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+/// Runs until SIGINT or SIGTERM, then until what was started has stopped.
+async fn until_interrupted<F>(start: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
     let stop = CancellationToken::new();
-    let running = control_plane::node_alone(Client::try_from(config)?, &arguments.dir, &arguments.node, stop.clone());
+    let running = start(stop.clone());
     tokio::pin!(running);
     tokio::select! {
         outcome = &mut running => return outcome,

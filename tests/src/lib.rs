@@ -6,17 +6,25 @@
 //! |---|---|
 //! | [`conformance`] | what clients rely on in an API server, asked of the sandbox and of the real one |
 //! | [`program`] | the programs of this workspace, and processes that must not outlive a story |
+//! | [`control_plane`] | the real kube-apiserver and its companions on loopback |
+//! | [`cluster`] | the cluster of the cluster tier: that control plane, or the user's own |
 //! | [`fleet`] | API server, node and operator as processes of their own, each of which can be killed |
+//! | [`install`] | the operator as a cluster knows it |
+//! | [`story`] | the stories, on whatever ground |
 //! | [`sample`] | the digits sample, cut down to seconds |
 //! | [`rows`] | a handful of rows, some of them bad, and the Dataset that converts them |
 //! | [`run_folder`] | what a training run left on disk |
 
+pub mod cluster;
 pub mod conformance;
+pub mod control_plane;
 pub mod fleet;
+pub mod install;
 pub mod program;
 pub mod rows;
 pub mod run_folder;
 pub mod sample;
+pub mod story;
 
 use std::{path::PathBuf, time::Duration};
 

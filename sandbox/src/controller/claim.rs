@@ -116,26 +116,36 @@ async fn reclaim(root: &Path, claim: PersistentVolumeClaim) {
 
 /// Where a claim's files lie and whose they are.
 #[derive(Clone, Debug)]
-struct Place {
+pub(super) struct Place {
     dir: PathBuf,
     owner_file: PathBuf,
     uid: String,
 }
 
 impl Place {
-    fn of(root: &Path, claim: &PersistentVolumeClaim) -> Self {
+    /// The place of `claim`.
+    pub(super) fn of(root: &Path, claim: &PersistentVolumeClaim) -> Self {
         let (namespace, name) = (claim.namespace().unwrap_or_default(), claim.name_any());
-        let dir = claim_dir(root, &namespace, &name);
-        let owner_file = dir.with_file_name(format!(".{name}.uid"));
+        Self::named(root, &namespace, &name, &claim.uid().unwrap_or_default())
+    }
+
+    /// The place of the claim with this name and uid.
+    pub(super) fn named(root: &Path, namespace: &str, name: &str, uid: &str) -> Self {
+        let dir = claim_dir(root, namespace, name);
         Self {
+            owner_file: dir.with_file_name(format!(".{name}.uid")),
             dir,
-            owner_file,
-            uid: claim.uid().unwrap_or_default(),
+            uid: uid.to_owned(),
         }
     }
 
+    /// The directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Makes the directory with a copy of `seed`. The owner file is written last: a copy that was cut short begins anew.
-    fn make(&self, seed: Option<&Path>) -> io::Result<()> {
+    pub(super) fn make(&self, seed: Option<&Path>) -> io::Result<()> {
         let owner = fs::read_to_string(&self.owner_file).unwrap_or_default();
         if owner == self.uid && self.dir.is_dir() {
             return Ok(());
@@ -158,7 +168,8 @@ impl Place {
         fs::write(&self.owner_file, &self.uid)
     }
 
-    fn remove(&self) -> io::Result<()> {
+    /// Removes it, unless it belongs to another claim by now.
+    pub(super) fn remove(&self) -> io::Result<()> {
         if fs::read_to_string(&self.owner_file).unwrap_or_default() != self.uid {
             return Ok(());
         }

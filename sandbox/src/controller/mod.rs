@@ -15,6 +15,7 @@
 //! | `ownership.rs` | pure: who must go, who may go, who waits |
 //! | `namespace.rs` | empties namespaces that are being deleted; gives each its default service account |
 //! | `claim.rs` | makes directories for claims |
+//! | `provisioner.rs` | claims of a real cluster as directories |
 //! | `service.rs` | addresses and endpoints of services |
 //! | `proxy.rs` | takes connections to services on to pods |
 
@@ -24,6 +25,7 @@ mod garbage_collector;
 mod mirror;
 mod namespace;
 mod ownership;
+pub mod provisioner;
 mod proxy;
 mod scheduler;
 mod service;

@@ -76,6 +76,7 @@ pub use volume::claim_dir;
 
 use accelerator::Accelerators;
 use address::AddressBlock;
+use k8s_openapi::api::core::v1::Taint;
 use restart::Backoff;
 
 /// How a node runs.
@@ -99,6 +100,8 @@ pub struct NodeConfig {
     pub max_pods: u32,
     /// More labels of the Node.
     pub labels: BTreeMap<String, String>,
+    /// Taints that the Node is made with.
+    pub taints: Vec<Taint>,
     /// Delays between restarts.
     pub backoff: Backoff,
     /// Size of logs.
@@ -132,6 +135,7 @@ impl NodeConfig {
             memory_bytes: total_memory().unwrap_or(1 << 30),
             max_pods: 110,
             labels: BTreeMap::new(),
+            taints: Vec::new(),
             backoff: Backoff {
                 base: Duration::from_secs(1),
                 ..Backoff::default()

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
-        core::v1::{Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo},
+        core::v1::{Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo},
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -125,6 +125,10 @@ fn node(config: &NodeConfig) -> Node {
             annotations: Some(BTreeMap::from([note])),
             ..ObjectMeta::default()
         },
+        spec: (!config.taints.is_empty()).then(|| NodeSpec {
+            taints: Some(config.taints.clone()),
+            ..NodeSpec::default()
+        }),
         ..Node::default()
     }
 }
