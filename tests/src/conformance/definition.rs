@@ -111,7 +111,7 @@ fn widget_spec() -> Value {
             "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
         "x-kubernetes-validations": [
             {"rule": "self.size <= 10", "message": "a widget has at most ten"},
-            {"rule": "self.size != 7", "messageExpression": "'seven of ' + string(self.size) + ' is unlucky'",
+            {"rule": "self.size != 7", "messageExpression": "self.size == 7 ? 'seven is unlucky' : 'unlucky'",
                 "fieldPath": ".size", "reason": "FieldValueForbidden"},
             {"rule": "!has(self.replicas) || self.replicas <= self.size"},
             {"rule": "oldSelf.size <= self.size", "message": "a widget does not shrink"}]

@@ -111,11 +111,7 @@ impl Ground {
         Ok(Answer {
             request: described,
             code: parts.status.as_u16(),
-            media: parts
-                .headers
-                .get(header::CONTENT_TYPE)
-                .map(header)
-                .unwrap_or_default(),
+            media: parts.headers.get(header::CONTENT_TYPE).map(header).unwrap_or_default(),
             warnings,
             body: serde_json::from_str(&text).unwrap_or(Value::Null),
             text,
@@ -150,7 +146,8 @@ impl Ground {
     /// PATCH.
     pub async fn patch(&self, kind: PatchKind, path: &str, body: &Value) -> anyhow::Result<Answer> {
         let headers = [("content-type", kind.media()), ("accept", "application/json")];
-        self.send("PATCH", path, &headers, Some(serde_json::to_vec(body)?)).await
+        self.send("PATCH", path, &headers, Some(serde_json::to_vec(body)?))
+            .await
     }
 
     /// A merge patch.
@@ -161,8 +158,12 @@ impl Ground {
     /// A server-side apply by `manager`.
     pub async fn apply(&self, manager: &str, path: &str, body: &Value) -> anyhow::Result<Answer> {
         let separator = if path.contains('?') { '&' } else { '?' };
-        self.patch(PatchKind::Apply, &format!("{path}{separator}fieldManager={manager}"), body)
-            .await
+        self.patch(
+            PatchKind::Apply,
+            &format!("{path}{separator}fieldManager={manager}"),
+            body,
+        )
+        .await
     }
 
     /// DELETE without options.
@@ -188,9 +189,7 @@ impl Ground {
     pub async fn watch_as(&self, path: &str, accept: &str) -> anyhow::Result<Watch> {
         let separator = if path.contains('?') { '&' } else { '?' };
         let path = format!("{}{separator}watch=true", self.path(path));
-        let request = Request::get(&path)
-            .header(header::ACCEPT, accept)
-            .body(Body::empty())?;
+        let request = Request::get(&path).header(header::ACCEPT, accept).body(Body::empty())?;
         Watch::open(self.server.client.send(request).await?).await
     }
 

@@ -3,7 +3,10 @@
 use std::process::Stdio;
 
 use anyhow::{Context, ensure};
-use tokio::io::AsyncWriteExt;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+};
 
 use super::ground::Ground;
 
@@ -16,6 +19,20 @@ pub struct Printed {
     pub out: String,
     /// Standard error.
     pub err: String,
+}
+
+/// A kubectl that goes on printing.
+#[derive(Debug)]
+pub struct Printing {
+    _child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Printing {
+    /// The next line of its standard output.
+    pub async fn next(&mut self) -> anyhow::Result<String> {
+        self.lines.next_line().await?.context("kubectl ended")
+    }
 }
 
 /// kubectl for one check.
@@ -40,11 +57,10 @@ impl<'a> Kubectl<'a> {
         self
     }
 
-    /// Runs it with `input` on its standard input, whatever comes of it.
-    pub async fn run(&self, arguments: &[&str], input: &str) -> anyhow::Result<Printed> {
+    fn start(&self, arguments: &[&str]) -> anyhow::Result<Child> {
         let server = &self.at.server;
         let program = server.kubectl.as_ref().context("kubectl checks need kubectl")?;
-        let mut child = tokio::process::Command::new(program)
+        let child = Command::new(program)
             .args(["--namespace", &self.at.namespace])
             .args(arguments)
             .env("KUBECONFIG", &server.kubeconfig)
@@ -55,6 +71,22 @@ impl<'a> Kubectl<'a> {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
+        Ok(child)
+    }
+
+    /// Starts it and reads what it prints line by line; it ends with the value.
+    pub fn lines(&self, arguments: &[&str]) -> anyhow::Result<Printing> {
+        let mut child = self.start(arguments)?;
+        let out = child.stdout.take().context("standard output")?;
+        Ok(Printing {
+            _child: child,
+            lines: BufReader::new(out).lines(),
+        })
+    }
+
+    /// Runs it with `input` on its standard input, whatever comes of it.
+    pub async fn run(&self, arguments: &[&str], input: &str) -> anyhow::Result<Printed> {
+        let mut child = self.start(arguments)?;
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(input.as_bytes()).await.ok();
         }

@@ -66,7 +66,11 @@ impl fmt::Display for Report {
                 Outcome::Skipped(reason) => ("skipped", format!(": {reason}")),
             };
             let (topic, name) = (finding.topic, finding.name);
-            writeln!(f, "{topic:<12} {:>6.2}s  {name} {word}{why}", finding.time.as_secs_f32())?;
+            writeln!(
+                f,
+                "{topic:<12} {:>6.2}s  {name} {word}{why}",
+                finding.time.as_secs_f32()
+            )?;
         }
         write!(
             f,

@@ -48,7 +48,10 @@ pub struct Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("kind", &self.kind).field("group", &self.group).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("kind", &self.kind)
+            .field("group", &self.group)
+            .finish_non_exhaustive()
     }
 }
 
@@ -57,8 +60,9 @@ impl Server {
     pub async fn prepare(kind: Kind, kubeconfig: &Path, kubectl: Option<PathBuf>) -> anyhow::Result<Self> {
         let read = Kubeconfig::read_from(kubeconfig).context("kubeconfig")?;
         let mut config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
-        // A watch may be silent for longer than other requests.
+        // A watch may be silent for longer than other requests, and a refusal is an answer.
         config.read_timeout = None;
+        config.default_retry = false;
         let group = format!("c{:08x}.conformance.flotilla.dev", rand::rng().random::<u32>());
         let server = Self {
             kind,

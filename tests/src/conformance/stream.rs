@@ -24,10 +24,7 @@ impl Event {
     /// Type of the event and name of the object.
     #[must_use]
     pub fn summary(&self) -> (&str, &str) {
-        (
-            &self.kind,
-            self.object["metadata"]["name"].as_str().unwrap_or_default(),
-        )
+        (&self.kind, self.object["metadata"]["name"].as_str().unwrap_or_default())
     }
 }
 

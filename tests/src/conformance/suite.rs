@@ -36,23 +36,26 @@ pub async fn run(server: Server, filter: &str) -> anyhow::Result<Report> {
         .enumerate()
         .map(|(index, (topic, check))| (index, topic, check))
         .collect();
-    let findings = stream::iter(chosen)
+    let mut findings = stream::iter(chosen)
         .map(|(index, topic, check)| {
             let server = Arc::clone(&server);
             async move {
                 let begun = Instant::now();
                 let outcome = outcome(server, index, topic, check).await;
-                Finding {
+                let finding = Finding {
                     topic: topic.name,
                     name: check.name,
                     outcome,
                     time: begun.elapsed(),
-                }
+                };
+                (index, finding)
             }
         })
-        .buffered(AT_ONCE)
-        .collect()
+        .buffer_unordered(AT_ONCE)
+        .collect::<Vec<_>>()
         .await;
+    findings.sort_by_key(|(index, _)| *index);
+    let findings = findings.into_iter().map(|(_, finding)| finding).collect();
     server.clean().await?;
     Ok(Report {
         findings,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::conformance::{
     check::checks,
-    ground::{Ground, PatchKind, config_map},
+    ground::{Ground, config_map},
 };
 
 checks![
@@ -115,19 +115,28 @@ fn lease(spec: &Value) -> Value {
 
 async fn a_lease_keeps_microseconds(at: &Ground) -> anyhow::Result<()> {
     let spec = json!({"holderIdentity": "me", "leaseDurationSeconds": 15, "leaseTransitions": 1,
-        "renewTime": "2026-01-02T03:04:05.678901Z", "acquireTime": "2026-01-02T03:04:05Z"});
+        "renewTime": "2026-01-02T03:04:05.678901Z", "acquireTime": "2026-01-02T03:04:05.000000Z"});
     let made = at.post("leases", &lease(&spec)).await?.created()?;
     ensure!(made["spec"]["renewTime"] == "2026-01-02T03:04:05.678901Z");
     ensure!(made["spec"]["acquireTime"] == "2026-01-02T03:04:05.000000Z");
+    let mut coarse = lease(&json!({"renewTime": "2026-01-02T03:04:05Z"}));
+    coarse["metadata"]["name"] = json!("b");
+    at.post("leases", &coarse)
+        .await?
+        .refused(400, "BadRequest")?
+        .mentions("Lease in version \"v1\" cannot be handled as a Lease: parsing time \"2026-01-02T03:04:05Z\"")?;
     Ok(())
 }
 
 async fn a_lease_has_a_sane_duration(at: &Ground) -> anyhow::Result<()> {
-    at.post("leases", &lease(&json!({"leaseDurationSeconds": 0, "leaseTransitions": -1})))
-        .await?
-        .refused(422, "Invalid")?
-        .mentions("spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0")?
-        .mentions("spec.leaseTransitions: Invalid value: -1: must be greater than or equal to 0")?;
+    at.post(
+        "leases",
+        &lease(&json!({"leaseDurationSeconds": 0, "leaseTransitions": -1})),
+    )
+    .await?
+    .refused(422, "Invalid")?
+    .mentions("spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0")?
+    .mentions("spec.leaseTransitions: Invalid value: -1: must be greater than or equal to 0")?;
     Ok(())
 }
 
@@ -138,7 +147,10 @@ async fn an_event_is_seen_by_both_apis(at: &Ground) -> anyhow::Result<()> {
         "regarding": {"apiVersion": "v1", "kind": "ConfigMap", "name": "m", "namespace": at.namespace}});
     let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", at.namespace);
     at.post(&path, &event).await?.created()?;
-    let core = at.get("events?fieldSelector=involvedObject.name%3Dm,reason%3DChecked").await?.ok()?;
+    let core = at
+        .get("events?fieldSelector=involvedObject.name%3Dm,reason%3DChecked")
+        .await?
+        .ok()?;
     let seen = &core["items"][0];
     ensure!(seen["message"] == "a note" && seen["involvedObject"]["kind"] == "ConfigMap");
     ensure!(seen["reportingComponent"] == "flotilla.dev/conformance" && seen["reportingInstance"] == "one");
@@ -161,7 +173,9 @@ fn service(spec: &Value) -> Value {
 }
 
 async fn a_service_gets_an_address(at: &Ground) -> anyhow::Result<()> {
-    at.post("services", &service(&json!({"ports": [{"port": 80}]}))).await?.created()?;
+    at.post("services", &service(&json!({"ports": [{"port": 80}]})))
+        .await?
+        .created()?;
     let made = at
         .until("services/a", |made| made["spec"]["clusterIP"].is_string())
         .await?;
@@ -171,8 +185,7 @@ async fn a_service_gets_an_address(at: &Ground) -> anyhow::Result<()> {
     at.merge("services/a", &json!({"spec": {"clusterIP": "10.0.0.254"}}))
         .await?
         .refused(422, "Invalid")?
-        .mentions("field is immutable")
-        .or_else(|_| anyhow::bail!("the address may change"))?;
+        .mentions("spec.clusterIPs[0]: Invalid value: [\"10.0.0.254\"]: may not change once set")?;
     Ok(())
 }
 
@@ -215,7 +228,7 @@ async fn a_role_binding_keeps_its_role(at: &Ground) -> anyhow::Result<()> {
         .await?
         .refused(422, "Invalid")?
         .mentions("roleRef: Invalid value: ")?
-        .mentions("cannot change roleRef")?;
+        .mentions("field is immutable")?;
     Ok(())
 }
 
@@ -264,8 +277,5 @@ async fn who_asks_is_told(at: &Ground) -> anyhow::Result<()> {
     ensure!(answer["status"]["userInfo"]["username"].is_string());
     let groups = answer["status"]["userInfo"]["groups"].as_array().context("groups")?;
     ensure!(groups.contains(&json!("system:authenticated")) && groups.contains(&json!("system:masters")));
-    at.patch(PatchKind::Merge, "/apis/authentication.k8s.io/v1/selfsubjectreviews/a", &json!({}))
-        .await?
-        .refused(404, "NotFound")?;
     Ok(())
 }

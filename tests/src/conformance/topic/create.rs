@@ -126,7 +126,10 @@ async fn a_body_of_another_kind_is_refused(at: &Ground) -> anyhow::Result<()> {
         .mentions("Secret in version \"v1\" cannot be handled as a ConfigMap")?;
     let mut gadget = at.widget("a", &json!({"size": 1}));
     gadget["kind"] = json!("Gadget");
-    at.post("widgets", &gadget).await?.refused(400, "BadRequest")?;
+    at.post("widgets", &gadget)
+        .await?
+        .refused(422, "Invalid")?
+        .mentions("kind: Invalid value: \"Gadget\": must be Widget")?;
     Ok(())
 }
 
@@ -142,7 +145,10 @@ async fn a_body_that_is_no_json_is_refused(at: &Ground) -> anyhow::Result<()> {
 }
 
 async fn a_body_without_kind_and_version_is_taken_for_a_built_in_kind(at: &Ground) -> anyhow::Result<()> {
-    let made = at.post("configmaps", &json!({"metadata": {"name": "a"}})).await?.created()?;
+    let made = at
+        .post("configmaps", &json!({"metadata": {"name": "a"}}))
+        .await?
+        .created()?;
     ensure!(made["kind"] == "ConfigMap");
     Ok(())
 }
@@ -186,10 +192,9 @@ async fn what_the_server_sets_cannot_be_given(at: &Ground) -> anyhow::Result<()>
 async fn a_label_that_is_no_label_is_refused(at: &Ground) -> anyhow::Result<()> {
     let mut body = config_map("a", &json!({}));
     body["metadata"]["labels"] = json!({"a": "no label"});
-    at.post("configmaps", &body)
-        .await?
-        .refused(422, "Invalid")?
-        .mentions("metadata.labels: Invalid value: \"no label\": a valid label must be an empty string or consist of")?;
+    at.post("configmaps", &body).await?.refused(422, "Invalid")?.mentions(
+        "metadata.labels: Invalid value: \"no label\": a valid label must be an empty string or consist of",
+    )?;
     body["metadata"]["labels"] = json!({"a/b/c": "x"});
     at.post("configmaps", &body)
         .await?

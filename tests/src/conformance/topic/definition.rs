@@ -40,7 +40,10 @@ fn group(at: &Ground) -> String {
 
 fn has_condition(definition: &Value, kind: &str, state: &str) -> bool {
     let conditions = definition["status"]["conditions"].as_array();
-    conditions.is_some_and(|all| all.iter().any(|found| found["type"] == kind && found["status"] == state))
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|found| found["type"] == kind && found["status"] == state)
+    })
 }
 
 /// Makes the definition and waits until it is served; returns the path of its objects.
@@ -73,10 +76,17 @@ async fn a_definition_is_established_and_completed(at: &Ground) -> anyhow::Resul
     let definition = definition(&group(at), "things", &schema(&json!({"type": "object"})));
     define(at, &definition).await?;
     let path = format!("customresourcedefinitions/things.{}", group(at));
-    let read = at.until(&path, |read| has_condition(read, "Established", "True")).await?;
+    let read = at
+        .until(&path, |read| has_condition(read, "Established", "True"))
+        .await?;
     ensure!(has_condition(&read, "NamesAccepted", "True"));
-    ensure!(read["spec"]["names"] == json!({"plural": "things", "singular": "things", "kind": "Things", "listKind": "ThingsList"}));
-    ensure!(read["status"]["acceptedNames"] == read["spec"]["names"] && read["status"]["storedVersions"] == json!(["v1"]));
+    ensure!(
+        read["spec"]["names"]
+            == json!({"plural": "things", "singular": "things", "kind": "Things", "listKind": "ThingsList"})
+    );
+    ensure!(
+        read["status"]["acceptedNames"] == read["spec"]["names"] && read["status"]["storedVersions"] == json!(["v1"])
+    );
     ensure!(read["spec"]["conversion"] == json!({"strategy": "None"}));
     undefine(at, &definition).await
 }
@@ -102,7 +112,9 @@ async fn a_definition_needs_a_structural_schema(at: &Ground) -> anyhow::Result<(
     without["spec"]["versions"][0]
         .as_object_mut()
         .map(|version| version.remove("schema"));
-    refused(at, &without).await?.mentions("spec.versions[0].schema.openAPIV3Schema: Required value")?;
+    refused(at, &without)
+        .await?
+        .mentions("spec.versions[0].schema.openAPIV3Schema: Required value")?;
     Ok(())
 }
 
@@ -200,7 +212,9 @@ async fn what_was_valid_before_a_change_stays_unless_touched(at: &Ground) -> any
     .await?;
     let path = format!("{objects}/a");
     at.merge(&path, &json!({"spec": {"y": 1}})).await?.ok()?;
-    at.merge(&path, &json!({"spec": {"x": 8}})).await?.refused(422, "Invalid")?;
+    at.merge(&path, &json!({"spec": {"x": 8}}))
+        .await?
+        .refused(422, "Invalid")?;
     at.merge(&path, &json!({"spec": {"x": 5}})).await?.ok()?;
     undefine(at, &definition).await
 }
@@ -215,10 +229,20 @@ async fn a_definition_takes_its_objects_with_it(at: &Ground) -> anyhow::Result<(
     let path = format!("{objects}/a");
     at.until(&path, |thing| thing["metadata"]["deletionTimestamp"].is_string())
         .await?;
-    let answer = at.post(&objects, &json!({"apiVersion": format!("{}/v1", group(at)), "kind": "Things", "metadata": {"name": "b"}})).await?;
-    ensure!(answer.code == 405, "{}", answer.text);
-    at.merge(&path, &json!({"metadata": {"finalizers": null}})).await?.ok()?;
-    at.is_gone(&format!("customresourcedefinitions/things.{}", group(at))).await?;
+    let answer = at
+        .post(
+            &objects,
+            &json!({"apiVersion": format!("{}/v1", group(at)), "kind": "Things", "metadata": {"name": "b"}}),
+        )
+        .await?;
+    answer
+        .refused(403, "Forbidden")?
+        .mentions("create not allowed while custom resource definition is terminating")?;
+    at.merge(&path, &json!({"metadata": {"finalizers": null}}))
+        .await?
+        .ok()?;
+    at.is_gone(&format!("customresourcedefinitions/things.{}", group(at)))
+        .await?;
     at.is_gone(&objects).await
 }
 
@@ -229,24 +253,40 @@ async fn a_second_definition_of_the_names_waits(at: &Ground) -> anyhow::Result<(
     second["spec"]["names"]["kind"] = json!("Things");
     at.post("customresourcedefinitions", &second).await?.created()?;
     let path = format!("customresourcedefinitions/others.{}", group(at));
-    let read = at.until(&path, |read| has_condition(read, "NamesAccepted", "False")).await?;
+    let read = at
+        .until(&path, |read| has_condition(read, "NamesAccepted", "False"))
+        .await?;
     ensure!(!has_condition(&read, "Established", "True"));
     undefine(at, &second).await?;
     undefine(at, &first).await
 }
 
 async fn versions_share_their_objects(at: &Ground) -> anyhow::Result<()> {
-    let mut definition = definition(&group(at), "things", &schema(&json!({"type": "object", "properties": {"x": {"type": "integer"}}})));
+    let mut definition = definition(
+        &group(at),
+        "things",
+        &schema(&json!({"type": "object", "properties": {"x": {"type": "integer"}}})),
+    );
     let mut old = definition["spec"]["versions"][0].clone();
     old["name"] = json!("v1beta1");
     old["storage"] = json!(false);
     old["deprecated"] = json!(true);
-    definition["spec"]["versions"].as_array_mut().context("versions")?.push(old);
+    definition["spec"]["versions"]
+        .as_array_mut()
+        .context("versions")?
+        .push(old);
     let objects = define(at, &definition).await?;
     let thing = json!({"apiVersion": format!("{}/v1", group(at)), "kind": "Things", "metadata": {"name": "a"}, "spec": {"x": 1}});
     at.post(&objects, &thing).await?.created()?;
     let answer = at.get(&format!("{}/a", objects.replace("/v1/", "/v1beta1/"))).await?;
-    ensure!(answer.warnings.iter().any(|warning| warning.contains("v1beta1 Things is deprecated")), "{:?}", answer.warnings);
+    ensure!(
+        answer
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("v1beta1 Things is deprecated")),
+        "{:?}",
+        answer.warnings
+    );
     let old = answer.ok()?;
     ensure!(old["apiVersion"] == format!("{}/v1beta1", group(at)) && old["spec"]["x"] == 1);
     undefine(at, &definition).await

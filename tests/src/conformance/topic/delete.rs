@@ -30,7 +30,10 @@ async fn a_deletion_names_what_it_deleted(at: &Ground) -> anyhow::Result<()> {
     let map = at.map("a", &json!({})).await?;
     let done = at.delete("configmaps/a").await?.ok()?;
     ensure!(done["kind"] == "Status" && done["status"] == "Success" && done["apiVersion"] == "v1");
-    ensure!(done["details"] == json!({"name": "a", "kind": "configmaps", "uid": map["metadata"]["uid"]}), "{done}");
+    ensure!(
+        done["details"] == json!({"name": "a", "kind": "configmaps", "uid": map["metadata"]["uid"]}),
+        "{done}"
+    );
     let widget = at.new_widget("a", &json!({"size": 1})).await?;
     let done = at.delete("widgets/a").await?.ok()?;
     ensure!(
@@ -58,8 +61,8 @@ async fn a_precondition_on_the_uid_holds(at: &Ground) -> anyhow::Result<()> {
         .await?
         .refused(409, "Conflict")?
         .says(&format!(
-            "Operation cannot be fulfilled on ConfigMap \"a\": Precondition failed: UID in precondition: other, UID in \
-             object meta: {uid}"
+            "Operation cannot be fulfilled on ConfigMap \"a\": the UID in the precondition (other) does not match the UID \
+             in record ({uid}). The object might have been deleted and then recreated"
         ))?;
     at.delete_with("configmaps/a", &json!({"preconditions": {"uid": uid}}))
         .await?
@@ -74,7 +77,8 @@ async fn a_precondition_on_the_version_holds(at: &Ground) -> anyhow::Result<()> 
     at.delete_with("widgets/a", &wanted(&made))
         .await?
         .refused(409, "Conflict")?
-        .mentions("Precondition failed: ResourceVersion in precondition: ")?;
+        .mentions("the ResourceVersion in the precondition (")?
+        .mentions("). The object might have been modified")?;
     at.delete_with("widgets/a", &wanted(&after)).await?.ok()?;
     Ok(())
 }
@@ -86,12 +90,15 @@ async fn an_unknown_policy_is_refused(at: &Ground) -> anyhow::Result<()> {
         .refused(422, "Invalid")?
         .says(
             "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: \"Some\": supported values: \
-             \"Background\", \"Foreground\", \"Orphan\", \"nil\"",
+             \"Foreground\", \"Background\", \"Orphan\", \"nil\"",
         )?;
-    at.delete_with("configmaps/a", &json!({"propagationPolicy": "Orphan", "orphanDependents": true}))
-        .await?
-        .refused(422, "Invalid")?
-        .mentions("orphanDependents and deletionPropagation cannot be both set")?;
+    at.delete_with(
+        "configmaps/a",
+        &json!({"propagationPolicy": "Orphan", "orphanDependents": true}),
+    )
+    .await?
+    .refused(422, "Invalid")?
+    .mentions("orphanDependents and deletionPropagation cannot be both set")?;
     Ok(())
 }
 
@@ -106,7 +113,9 @@ async fn a_collection_is_deleted(at: &Ground) -> anyhow::Result<()> {
     let left = at.get("widgets").await?.ok()?;
     ensure!(left["items"].as_array().is_some_and(|items| items.len() == 1));
     ensure!(left["items"][0]["metadata"]["deletionTimestamp"].is_string());
-    at.merge("widgets/c", &json!({"metadata": {"finalizers": null}})).await?.ok()?;
+    at.merge("widgets/c", &json!({"metadata": {"finalizers": null}}))
+        .await?
+        .ok()?;
     Ok(())
 }
 
@@ -128,7 +137,10 @@ async fn release(at: &Ground) -> anyhow::Result<()> {
 async fn finalizers_keep_an_object_until_the_last_is_gone(at: &Ground) -> anyhow::Result<()> {
     held(at).await?;
     let marked = at.delete("configmaps/a").await?.ok()?;
-    ensure!(marked["kind"] == "ConfigMap" && marked["metadata"]["deletionTimestamp"].is_string(), "{marked}");
+    ensure!(
+        marked["kind"] == "ConfigMap" && marked["metadata"]["deletionTimestamp"].is_string(),
+        "{marked}"
+    );
     ensure!(marked["metadata"]["deletionGracePeriodSeconds"] == 0);
     at.merge("configmaps/a", &json!({"metadata": {"finalizers": ["example.dev/y"]}}))
         .await?
@@ -141,13 +153,10 @@ async fn no_finalizer_is_added_to_what_is_being_deleted(at: &Ground) -> anyhow::
     held(at).await?;
     at.delete("configmaps/a").await?.ok()?;
     let more = json!({"metadata": {"finalizers": ["example.dev/x", "example.dev/z"]}});
-    at.merge("configmaps/a", &more)
-        .await?
-        .refused(422, "Invalid")?
-        .says(
-            "ConfigMap \"a\" is invalid: metadata.finalizers: Forbidden: no new finalizers can be added if the object is \
+    at.merge("configmaps/a", &more).await?.refused(422, "Invalid")?.says(
+        "ConfigMap \"a\" is invalid: metadata.finalizers: Forbidden: no new finalizers can be added if the object is \
              being deleted, found new finalizers []string{\"example.dev/z\"}",
-        )?;
+    )?;
     release(at).await
 }
 
@@ -198,7 +207,9 @@ async fn a_finalizer_without_a_domain_is_refused_or_warned_of(at: &Ground) -> an
         answer.warnings
     );
     answer.created()?;
-    at.merge("widgets/a", &json!({"metadata": {"finalizers": null}})).await?.ok()?;
+    at.merge("widgets/a", &json!({"metadata": {"finalizers": null}}))
+        .await?
+        .ok()?;
     Ok(())
 }
 

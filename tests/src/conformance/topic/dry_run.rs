@@ -70,7 +70,9 @@ async fn a_dry_apply_shows_owners_and_conflicts(at: &Ground) -> anyhow::Result<(
 
 async fn a_dry_deletion_deletes_nothing(at: &Ground) -> anyhow::Result<()> {
     at.map("a", &json!({})).await?;
-    at.delete_with("configmaps/a", &json!({"dryRun": ["All"]})).await?.ok()?;
+    at.delete_with("configmaps/a", &json!({"dryRun": ["All"]}))
+        .await?
+        .ok()?;
     at.delete("configmaps/a?dryRun=All").await?.ok()?;
     ensure!(at.get("configmaps/a").await?.code == 200);
     Ok(())
@@ -81,7 +83,7 @@ async fn an_unknown_dry_run_is_refused(at: &Ground) -> anyhow::Result<()> {
         .await?
         .refused(422, "Invalid")?
         .says(
-            "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: \"Some\": supported values: \"All\"",
+            "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: [\"Some\"]: supported values: \"All\"",
         )?;
     Ok(())
 }

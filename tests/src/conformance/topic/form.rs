@@ -45,7 +45,11 @@ async fn a_table_has_the_columns_of_the_definition(at: &Ground) -> anyhow::Resul
     let cells = |row: usize| table["rows"][row]["cells"].clone();
     ensure!(cells(0)[0] == "a" && cells(0)[1] == 3 && cells(0)[2] == "b");
     ensure!(cells(1)[1] == 4 && cells(1)[2].is_null());
-    ensure!(cells(0)[3].as_str().is_some_and(|age| age.ends_with('s')), "{}", cells(0));
+    ensure!(
+        cells(0)[3].as_str().is_some_and(|age| age.ends_with('s')),
+        "{}",
+        cells(0)
+    );
     ensure!(table["metadata"]["resourceVersion"].is_string());
     Ok(())
 }
@@ -77,8 +81,15 @@ async fn a_row_carries_metadata_the_object_or_nothing(at: &Ground) -> anyhow::Re
         ("Object", json!("Widget")),
         ("None", Value::Null),
     ] {
-        let table = at.get_as(&format!("widgets?includeObject={include}"), TABLE).await?.ok()?;
-        ensure!(table["rows"][0]["object"]["kind"] == kind, "{include}: {}", table["rows"][0]);
+        let table = at
+            .get_as(&format!("widgets?includeObject={include}"), TABLE)
+            .await?
+            .ok()?;
+        ensure!(
+            table["rows"][0]["object"]["kind"] == kind,
+            "{include}: {}",
+            table["rows"][0]
+        );
     }
     Ok(())
 }
@@ -106,8 +117,14 @@ async fn a_table_of_pods_is_as_kubectl_shows_it(at: &Ground) -> anyhow::Result<(
         columns(&table)
     );
     let cells = table["rows"][0]["cells"].as_array().cloned().unwrap_or_default();
-    ensure!(cells[..4] == [json!("a"), json!("0/1"), json!("SchedulingGated"), json!("0")], "{cells:?}");
-    ensure!(cells[5..] == [json!("<none>"), json!("<none>"), json!("<none>"), json!("<none>")], "{cells:?}");
+    ensure!(
+        cells[..4] == [json!("a"), json!("0/1"), json!("SchedulingGated"), json!("0")],
+        "{cells:?}"
+    );
+    ensure!(
+        cells[5..] == [json!("<none>"), json!("<none>"), json!("<none>"), json!("<none>")],
+        "{cells:?}"
+    );
     Ok(())
 }
 
@@ -156,6 +173,14 @@ async fn a_form_that_is_not_offered_is_not_acceptable(at: &Ground) -> anyhow::Re
 async fn an_answer_may_be_yaml(at: &Ground) -> anyhow::Result<()> {
     at.map("a", &json!({"k": "v"})).await?;
     let answer = at.get_as("configmaps/a", "application/yaml").await?;
-    ensure!(answer.media == "application/yaml" && answer.text.starts_with("apiVersion: v1\ndata:\n  k: v\nkind: ConfigMap\n"), "{} {}", answer.media, answer.text);
+    ensure!(
+        answer.media == "application/yaml"
+            && answer
+                .text
+                .starts_with("apiVersion: v1\ndata:\n  k: v\nkind: ConfigMap\n"),
+        "{} {}",
+        answer.media,
+        answer.text
+    );
     Ok(())
 }

@@ -35,7 +35,10 @@ async fn kubectl_get_shows_the_columns(at: &Ground) -> anyhow::Result<()> {
 async fn kubectl_get_wide_shows_all_columns(at: &Ground) -> anyhow::Result<()> {
     at.new_widget("a", &json!({"size": 3, "mode": "b"})).await?;
     let table = at.kubectl().ok(&["get", "widgets", "-o", "wide"]).await?;
-    ensure!(table.starts_with("NAME   SIZE   MODE   AGE\na      3      b      "), "{table}");
+    ensure!(
+        table.starts_with("NAME   SIZE   MODE   AGE\na      3      b      "),
+        "{table}"
+    );
     Ok(())
 }
 
@@ -45,7 +48,10 @@ async fn kubectl_get_reads_json_yaml_and_names(at: &Ground) -> anyhow::Result<()
     let json: serde_json::Value = serde_json::from_str(&kubectl.ok(&["get", "widgets", "a", "-o", "json"]).await?)?;
     ensure!(json["spec"]["size"] == 3 && json["metadata"]["managedFields"].is_null());
     let yaml = kubectl.ok(&["get", "widgets", "a", "-o", "yaml"]).await?;
-    ensure!(yaml.contains("\nkind: Widget\n") && yaml.contains("\n  size: 3\n"), "{yaml}");
+    ensure!(
+        yaml.contains("\nkind: Widget\n") && yaml.contains("\n  size: 3\n"),
+        "{yaml}"
+    );
     let names = kubectl.ok(&["get", "widgets", "-o", "name"]).await?;
     ensure!(names == format!("widget.{}/a\n", at.server.group));
     Ok(())
@@ -68,16 +74,15 @@ async fn kubectl_get_reads_paths_and_columns(at: &Ground) -> anyhow::Result<()> 
 async fn kubectl_get_watch_prints_changes(at: &Ground) -> anyhow::Result<()> {
     at.new_widget("a", &json!({"size": 3})).await?;
     let kubectl = at.kubectl();
-    let arguments = ["get", "widgets", "--watch", "--output-watch-events", "--request-timeout=3s"];
-    let (printed, ()) = tokio::try_join!(kubectl.run(&arguments, ""), async {
-        tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
-        at.merge("widgets/a", &json!({"spec": {"size": 4}})).await?.ok()?;
-        Ok(())
-    })?;
-    let lines: Vec<&str> = printed.out.lines().collect();
-    ensure!(lines.len() == 3, "{}{}", printed.out, printed.err);
-    ensure!(lines[0].starts_with("EVENT") && lines[1].starts_with("ADDED      a      3"), "{}", printed.out);
-    ensure!(lines[2].starts_with("MODIFIED   a      4"), "{}", printed.out);
+    let mut lines = kubectl.lines(&["get", "widgets", "--watch", "--output-watch-events"])?;
+    let (head, first) = (lines.next().await?, lines.next().await?);
+    ensure!(
+        head.starts_with("EVENT") && first.starts_with("ADDED      a      3"),
+        "{head}\n{first}"
+    );
+    at.merge("widgets/a", &json!({"spec": {"size": 4}})).await?.ok()?;
+    let second = lines.next().await?;
+    ensure!(second.starts_with("MODIFIED   a      4"), "{second}");
     Ok(())
 }
 
@@ -86,10 +91,16 @@ async fn kubectl_get_of_nothing_says_so(at: &Ground) -> anyhow::Result<()> {
     let empty = kubectl.run(&["get", "widgets"], "").await?;
     ensure!(empty.code == 0 && empty.err == format!("No resources found in {} namespace.\n", at.namespace));
     let missing = kubectl.refused(&["get", "widgets", "a"], "").await?;
-    let expected = format!("Error from server (NotFound): widgets.{} \"a\" not found\n", at.server.group);
+    let expected = format!(
+        "Error from server (NotFound): widgets.{} \"a\" not found\n",
+        at.server.group
+    );
     ensure!(missing == expected, "{missing}");
     let unknown = kubectl.refused(&["get", "nothings"], "").await?;
-    ensure!(unknown == "error: the server doesn't have a resource type \"nothings\"\n", "{unknown}");
+    ensure!(
+        unknown == "error: the server doesn't have a resource type \"nothings\"\n",
+        "{unknown}"
+    );
     Ok(())
 }
 
@@ -113,8 +124,14 @@ async fn kubectl_describe_shows_the_object(at: &Ground) -> anyhow::Result<()> {
             "namespace": at.namespace, "uid": made["metadata"]["uid"]}});
     at.post("events", &event).await?.created()?;
     let printed = at.kubectl().ok(&["describe", "widget", "a"]).await?;
-    ensure!(printed.contains("Name:         a\n") && printed.contains("  Size:      3\n"), "{printed}");
-    ensure!(printed.contains("Warning  Checked") && printed.contains("too small"), "{printed}");
+    ensure!(
+        printed.contains("Name:         a\n") && printed.contains("  Size:      3\n"),
+        "{printed}"
+    );
+    ensure!(
+        printed.contains("Warning  Checked") && printed.contains("too small"),
+        "{printed}"
+    );
     Ok(())
 }
 
@@ -122,19 +139,33 @@ async fn kubectl_explain_reads_the_schema(at: &Ground) -> anyhow::Result<()> {
     let kubectl = at.kubectl();
     let version = format!("--api-version={}/v1", at.server.group);
     let printed = kubectl.ok(&["explain", "widgets.spec.size", &version]).await?;
-    ensure!(printed.contains("FIELD: size <integer>") && printed.contains("How large it is."), "{printed}");
+    ensure!(
+        printed.contains("FIELD: size <integer>") && printed.contains("How large it is."),
+        "{printed}"
+    );
     let printed = kubectl.ok(&["explain", "widgets", &version, "--recursive"]).await?;
-    ensure!(printed.contains("size\t<integer> -required-") && printed.contains("tags\t<[]string>"), "{printed}");
+    ensure!(
+        printed.contains("size\t<integer> -required-") && printed.contains("tags\t<[]string>"),
+        "{printed}"
+    );
     let printed = kubectl.ok(&["explain", "pod.spec.containers.image"]).await?;
-    ensure!(printed.contains("FIELD: image <string>") && printed.contains("Container image name"), "{printed}");
+    ensure!(
+        printed.contains("FIELD: image <string>") && printed.contains("Container image name"),
+        "{printed}"
+    );
     Ok(())
 }
 
 async fn kubectl_lists_api_resources(at: &Ground) -> anyhow::Result<()> {
     let kubectl = at.kubectl();
     let group = format!("--api-group={}", at.server.group);
-    let printed = kubectl.ok(&["api-resources", &group, "--no-headers", "-o", "wide"]).await?;
-    let line = printed.lines().find(|line| line.starts_with("widgets ")).unwrap_or_default();
+    let printed = kubectl
+        .ok(&["api-resources", &group, "--no-headers", "-o", "wide"])
+        .await?;
+    let line = printed
+        .lines()
+        .find(|line| line.starts_with("widgets "))
+        .unwrap_or_default();
     let words: Vec<&str> = line.split_whitespace().collect();
     ensure!(
         words
@@ -165,10 +196,19 @@ async fn kubectl_events_shows_events(at: &Ground) -> anyhow::Result<()> {
         "message": "too small", "reason": "Checked", "lastTimestamp": "2026-01-02T03:04:05Z",
         "involvedObject": {"apiVersion": "v1", "kind": "ConfigMap", "name": "m", "namespace": at.namespace}});
     at.post("events", &event).await?.created()?;
-    let printed = at.kubectl().ok(&["events", "--types=Warning", "--for", "configmap/m"]).await?;
-    ensure!(printed.contains("Checked") && printed.contains("ConfigMap/m") && printed.contains("too small"), "{printed}");
+    let printed = at
+        .kubectl()
+        .ok(&["events", "--types=Warning", "--for", "configmap/m"])
+        .await?;
+    ensure!(
+        printed.contains("Checked") && printed.contains("ConfigMap/m") && printed.contains("too small"),
+        "{printed}"
+    );
     let printed = at.kubectl().ok(&["get", "events"]).await?;
-    ensure!(printed.contains("configmap/m") && printed.starts_with("LAST SEEN   TYPE"), "{printed}");
+    ensure!(
+        printed.contains("configmap/m") && printed.starts_with("LAST SEEN   TYPE"),
+        "{printed}"
+    );
     Ok(())
 }
 
@@ -176,14 +216,19 @@ async fn kubectl_asks_what_it_may_do(at: &Ground) -> anyhow::Result<()> {
     let kubectl = at.kubectl();
     ensure!(kubectl.ok(&["auth", "can-i", "create", "widgets"]).await? == "yes\n");
     let printed = kubectl.ok(&["auth", "can-i", "--list"]).await?;
-    let all = printed.lines().any(|line| line.split_whitespace().collect::<Vec<_>>() == ["*.*", "[]", "[]", "[*]"]);
+    let all = printed
+        .lines()
+        .any(|line| line.split_whitespace().collect::<Vec<_>>() == ["*.*", "[]", "[]", "[*]"]);
     ensure!(all, "{printed}");
     Ok(())
 }
 
 async fn kubectl_tells_who_it_is(at: &Ground) -> anyhow::Result<()> {
     let printed = at.kubectl().ok(&["auth", "whoami"]).await?;
-    ensure!(printed.contains("Username") && printed.contains("system:masters"), "{printed}");
+    ensure!(
+        printed.contains("Username") && printed.contains("system:masters"),
+        "{printed}"
+    );
     Ok(())
 }
 
@@ -209,14 +254,28 @@ async fn kubectl_get_sorts_and_selects(at: &Ground) -> anyhow::Result<()> {
     }
     let kubectl = at.kubectl();
     let sorted = kubectl
-        .ok(&["get", "widgets", "--sort-by=.spec.size", "-o", "custom-columns=N:.metadata.name"])
+        .ok(&[
+            "get",
+            "widgets",
+            "--sort-by=.spec.size",
+            "-o",
+            "custom-columns=N:.metadata.name",
+        ])
         .await?;
     ensure!(sorted == "N\nb\nc\na\n", "{sorted}");
     let names = "jsonpath={.items[*].metadata.name}";
     ensure!(kubectl.ok(&["get", "widgets", "-l", "x in (a,b)", "-o", names]).await? == "a b");
-    ensure!(kubectl.ok(&["get", "widgets", "--field-selector=spec.mode=b", "-o", names]).await? == "b");
+    ensure!(
+        kubectl
+            .ok(&["get", "widgets", "--field-selector=spec.mode=b", "-o", names])
+            .await?
+            == "b"
+    );
     ensure!(kubectl.ok(&["get", "widgets", "--chunk-size=1", "-o", names]).await? == "a b c");
     let labels = kubectl.ok(&["get", "widgets", "-L", "x", "--show-kind"]).await?;
-    ensure!(labels.lines().next().is_some_and(|line| line.ends_with("AGE   X")), "{labels}");
+    ensure!(
+        labels.lines().next().is_some_and(|line| line.ends_with("AGE   X")),
+        "{labels}"
+    );
     Ok(())
 }

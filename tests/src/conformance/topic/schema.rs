@@ -12,7 +12,7 @@ checks![
     absent_fields_get_their_defaults,
     defaults_reach_into_defaulted_objects_and_lists,
     a_null_gets_the_default,
-    a_null_without_default_is_pruned_or_refused,
+    a_null_where_none_may_be_is_pruned,
     a_nullable_null_stays,
     defaults_are_seen_in_objects_that_a_patch_makes,
     a_value_of_another_type_is_refused,
@@ -79,7 +79,8 @@ async fn absent_fields_get_their_defaults(at: &Ground) -> anyhow::Result<()> {
 }
 
 async fn defaults_reach_into_defaulted_objects_and_lists(at: &Ground) -> anyhow::Result<()> {
-    let spec = json!({"size": 1, "replicas": 0, "nested": {}, "ports": [{"name": "x"}, {"name": "y", "protocol": "UDP"}]});
+    let spec =
+        json!({"size": 1, "replicas": 0, "nested": {}, "ports": [{"name": "x"}, {"name": "y", "protocol": "UDP"}]});
     let made = at.new_widget("a", &spec).await?;
     ensure!(made["spec"]["replicas"] == 0 && made["spec"]["nested"] == json!({"depth": 3}));
     ensure!(made["spec"]["ports"] == json!([{"name": "x", "protocol": "TCP"}, {"name": "y", "protocol": "UDP"}]));
@@ -93,15 +94,16 @@ async fn a_null_gets_the_default(at: &Ground) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn a_null_without_default_is_pruned_or_refused(at: &Ground) -> anyhow::Result<()> {
-    refused(at, &json!({"size": 1, "mode": null}))
-        .await?
-        .mentions("spec.mode: Invalid value: \"null\": spec.mode in body must be of type string: \"null\"")?;
+async fn a_null_where_none_may_be_is_pruned(at: &Ground) -> anyhow::Result<()> {
+    let made = at.new_widget("a", &json!({"size": 1, "mode": null})).await?;
+    ensure!(made["spec"] == json!({"size": 1, "replicas": 1, "nested": {"depth": 3}}));
     Ok(())
 }
 
 async fn a_nullable_null_stays(at: &Ground) -> anyhow::Result<()> {
-    let made = at.new_widget("a", &json!({"size": 1, "nested": {"empty": null}})).await?;
+    let made = at
+        .new_widget("a", &json!({"size": 1, "nested": {"empty": null}}))
+        .await?;
     ensure!(made["spec"]["nested"] == json!({"depth": 3, "empty": null}));
     Ok(())
 }
@@ -109,7 +111,10 @@ async fn a_nullable_null_stays(at: &Ground) -> anyhow::Result<()> {
 async fn defaults_are_seen_in_objects_that_a_patch_makes(at: &Ground) -> anyhow::Result<()> {
     at.new_widget("a", &json!({"size": 1, "replicas": 0})).await?;
     let after = at
-        .merge("widgets/a", &json!({"spec": {"replicas": null, "ports": [{"name": "x"}]}}))
+        .merge(
+            "widgets/a",
+            &json!({"spec": {"replicas": null, "ports": [{"name": "x"}]}}),
+        )
         .await?
         .ok()?;
     ensure!(after["spec"]["replicas"] == 1 && after["spec"]["ports"][0]["protocol"] == "TCP");
@@ -122,15 +127,17 @@ async fn a_value_of_another_type_is_refused(at: &Ground) -> anyhow::Result<()> {
         .await?
         .mentions(&format!("spec.size: {detail}"))?
         .cause("spec.size", "FieldValueTypeInvalid", detail)?;
-    refused(at, &json!({"size": 1.5})).await?.mentions(
-        "spec.size: Invalid value: \"number\": spec.size in body must be of type integer: \"number\"",
-    )?;
-    refused(at, &json!({"size": 1, "ports": {"x": 1}})).await?.mentions(
-        "spec.ports: Invalid value: \"object\": spec.ports in body must be of type array: \"object\"",
-    )?;
-    refused(at, &json!({"size": 1, "labels": {"x": true}})).await?.mentions(
-        "spec.labels.x: Invalid value: \"boolean\": spec.labels.x in body must be of type string: \"boolean\"",
-    )?;
+    refused(at, &json!({"size": 1.5}))
+        .await?
+        .mentions("spec.size: Invalid value: \"number\": spec.size in body must be of type integer: \"number\"")?;
+    refused(at, &json!({"size": 1, "ports": {"x": 1}}))
+        .await?
+        .mentions("spec.ports: Invalid value: \"object\": spec.ports in body must be of type array: \"object\"")?;
+    refused(at, &json!({"size": 1, "labels": {"x": true}}))
+        .await?
+        .mentions(
+            "spec.labels.x: Invalid value: \"boolean\": spec.labels.x in body must be of type string: \"boolean\"",
+        )?;
     Ok(())
 }
 
@@ -180,9 +187,9 @@ async fn a_missing_field_is_refused(at: &Ground) -> anyhow::Result<()> {
 }
 
 async fn an_unparsable_time_is_refused(at: &Ground) -> anyhow::Result<()> {
-    refused(at, &json!({"size": 1, "when": "soon"})).await?.mentions(
-        "spec.when: Invalid value: \"soon\": spec.when in body must be of type date-time: \"soon\"",
-    )?;
+    refused(at, &json!({"size": 1, "when": "soon"}))
+        .await?
+        .mentions("spec.when: Invalid value: \"soon\": spec.when in body must be of type date-time: \"soon\"")?;
     at.new_widget("a", &json!({"size": 1, "when": "2026-01-02T03:04:05.678+02:00"}))
         .await?;
     Ok(())

@@ -28,7 +28,9 @@ async fn strict_refuses_an_unknown_field(at: &Ground) -> anyhow::Result<()> {
     )
     .await?
     .refused(400, "BadRequest")?
-    .says("Widget in version \"v1\" cannot be handled as a Widget: strict decoding error: unknown field \"spec.odd\"")?;
+    .says(
+        "Widget in version \"v1\" cannot be handled as a Widget: strict decoding error: unknown field \"spec.odd\"",
+    )?;
     Ok(())
 }
 
@@ -59,12 +61,21 @@ async fn strict_refuses_a_field_that_stands_twice(at: &Ground) -> anyhow::Result
         r#"{{"apiVersion":"{}/v1","kind":"Widget","metadata":{{"name":"a"}},"spec":{{"size":1,"size":2}}}}"#,
         at.server.group
     );
-    at.send("POST", "widgets?fieldValidation=Strict", &headers, Some(text.clone().into()))
-        .await?
-        .refused(400, "BadRequest")?
-        .mentions("strict decoding error: duplicate field \"spec.size\"")?;
+    at.send(
+        "POST",
+        "widgets?fieldValidation=Strict",
+        &headers,
+        Some(text.clone().into()),
+    )
+    .await?
+    .refused(400, "BadRequest")?
+    .mentions("strict decoding error: duplicate field \"spec.size\"")?;
     let made = at.send("POST", "widgets", &headers, Some(text.into())).await?;
-    ensure!(made.warnings == ["299 - \"duplicate field \\\"spec.size\\\"\""], "{:?}", made.warnings);
+    ensure!(
+        made.warnings == ["299 - \"duplicate field \\\"spec.size\\\"\""],
+        "{:?}",
+        made.warnings
+    );
     ensure!(made.created()?["spec"]["size"] == 2);
     let text = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"},"data":{"k":"1"},"data":{"k":"2"}}"#;
     at.send("POST", "configmaps?fieldValidation=Strict", &headers, Some(text.into()))
@@ -77,15 +88,26 @@ async fn strict_refuses_a_field_that_stands_twice(at: &Ground) -> anyhow::Result
 async fn a_warning_names_an_unknown_field(at: &Ground) -> anyhow::Result<()> {
     for path in ["widgets", "widgets?fieldValidation=Warn&dryRun=All"] {
         let made = at
-            .post(path, &at.widget(&format!("a{}", path.len()), &json!({"size": 1, "odd": 1})))
+            .post(
+                path,
+                &at.widget(&format!("a{}", path.len()), &json!({"size": 1, "odd": 1})),
+            )
             .await?;
-        ensure!(made.warnings == ["299 - \"unknown field \\\"spec.odd\\\"\""], "{:?}", made.warnings);
+        ensure!(
+            made.warnings == ["299 - \"unknown field \\\"spec.odd\\\"\""],
+            "{:?}",
+            made.warnings
+        );
         made.created()?;
     }
     let mut body = config_map("a", &json!({}));
     body["odd"] = json!(1);
     let made = at.post("configmaps", &body).await?;
-    ensure!(made.warnings == ["299 - \"unknown field \\\"odd\\\"\""], "{:?}", made.warnings);
+    ensure!(
+        made.warnings == ["299 - \"unknown field \\\"odd\\\"\""],
+        "{:?}",
+        made.warnings
+    );
     Ok(())
 }
 

@@ -22,6 +22,7 @@ checks![
     an_update_keeps_what_only_the_server_sets,
     a_version_that_is_no_number_is_refused,
     an_empty_list_of_managed_fields_resets_them,
+    an_update_cannot_delete,
 ];
 
 async fn an_update_of_a_built_in_kind_needs_no_version(at: &Ground) -> anyhow::Result<()> {
@@ -138,7 +139,6 @@ async fn an_update_keeps_what_only_the_server_sets(at: &Ground) -> anyhow::Resul
     let made = at.new_widget("a", &json!({"size": 1})).await?;
     let mut bare = at.widget("a", &json!({"size": 2}));
     bare["metadata"]["resourceVersion"] = made["metadata"]["resourceVersion"].clone();
-    bare["metadata"]["deletionTimestamp"] = json!("2001-01-01T00:00:00Z");
     let after = at.put("widgets/a", &bare).await?.ok()?;
     for field in ["uid", "creationTimestamp", "namespace"] {
         ensure!(after["metadata"][field] == made["metadata"][field], "{field}");
@@ -152,8 +152,18 @@ async fn a_version_that_is_no_number_is_refused(at: &Ground) -> anyhow::Result<(
     made["metadata"]["resourceVersion"] = json!("new");
     at.put("configmaps/a", &made)
         .await?
+        .refused(500, "")?
+        .says("strconv.ParseUint: parsing \"new\": invalid syntax")?;
+    Ok(())
+}
+
+async fn an_update_cannot_delete(at: &Ground) -> anyhow::Result<()> {
+    let mut made = at.new_widget("a", &json!({"size": 1})).await?;
+    made["metadata"]["deletionTimestamp"] = json!("2001-01-01T00:00:00Z");
+    at.put("widgets/a", &made)
+        .await?
         .refused(422, "Invalid")?
-        .mentions("resourceVersion: Invalid value: \"new\"")?;
+        .mentions("metadata.deletionTimestamp: Invalid value: \"2001-01-01T00:00:00Z\": field is immutable")?;
     Ok(())
 }
 
