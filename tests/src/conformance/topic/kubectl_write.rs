@@ -293,10 +293,19 @@ async fn kubectl_edit_shows_what_was_wrong(at: &Ground) -> anyhow::Result<()> {
     let kubectl = at.kubectl().with("KUBE_EDITOR", "sed -i 's/size: 1/size: 40/'");
     let printed = kubectl.run(&["edit", "widget", "a"], "").await?;
     ensure!(
-        printed.code != 0 && printed.err.contains("a widget has at most ten"),
+        printed.code != 0 && printed.err.contains("\"a\" is invalid"),
         "{}{}",
         printed.out,
         printed.err
+    );
+    // What was edited is kept, with what was wrong as a comment.
+    let mut words = printed.err.split('"');
+    let copy = words.find(|word| word.contains("kubectl-edit-")).unwrap_or_default();
+    let kept = std::fs::read_to_string(copy)?;
+    std::fs::remove_file(copy)?;
+    ensure!(
+        kept.contains("a widget has at most ten") && kept.contains("size: 40"),
+        "{kept}"
     );
     Ok(())
 }
