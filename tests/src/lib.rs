@@ -4,6 +4,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | [`conformance`] | what clients rely on in an API server, asked of the sandbox and of the real one |
 //! | [`program`] | the programs of this workspace, and processes that must not outlive a story |
 //! | [`control_plane`] | the real kube-apiserver and its companions on loopback |
 //! | [`cluster`] | the cluster of the cluster tier: that control plane, or the user's own |
@@ -19,6 +20,7 @@
 
 pub mod chart;
 pub mod cluster;
+pub mod conformance;
 pub mod control_plane;
 pub mod fleet;
 pub mod install;
