@@ -137,6 +137,17 @@ fn record(step: u32) -> CheckpointRecord {
     }
 }
 
+#[test]
+fn a_checkpoint_is_verified_where_the_learner_may_go_without_its_devices() {
+    let pod = json!({"image": "mine", "resources": {"limits": {"nvidia.com/gpu": "8"}},
+        "podOverrides": {"nodeSelector": {"pool": "gpu"}}});
+    let observed = training(json!({"roles": {"learner": {"pod": pod}}}), at_step(10, &[10]));
+    let verify = &checkpoints::plan(&observed).register[0].spec.verify;
+    assert_eq!(verify.image.as_deref(), Some("mine"));
+    assert_eq!(verify.pod_overrides.node_selector["pool"], "gpu");
+    assert!(verify.resources.limits.is_empty());
+}
+
 /// A job whose first pod trains.
 fn training(spec: Value, live: Progress) -> Observed {
     let mut observed = observed(spec);
