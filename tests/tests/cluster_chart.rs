@@ -130,7 +130,7 @@ async fn from_install_to_uninstall(cluster: &Cluster) -> anyhow::Result<()> {
     })
     .await?;
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
-    let spec = deployments.get(OPERATOR).await?.spec.context("a spec")?;
+    let spec = deployments.get(OPERATOR).await?.spec;
     assert_eq!(spec.replicas, Some(3));
     let arguments = spec.template.spec.and_then(|spec| spec.containers.into_iter().next()?.args).context("arguments")?;
     ensure!(arguments.contains(&"--concurrency=2".to_owned()), "{arguments:?}");

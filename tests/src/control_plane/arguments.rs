@@ -52,7 +52,7 @@ pub fn api_server(dir: &Path, ports: Ports) -> Vec<String> {
         flag("--tls-cert-file", dir, "server.crt"),
         flag("--tls-private-key-file", dir, "server.key"),
         flag("--client-ca-file", dir, "ca.crt"),
-        flag("--kubelet-certificate-authority", dir, "ca.crt"),
+        // As kubeadm leaves it: the serving certificates of nodes are their own.
         flag("--kubelet-client-certificate", dir, "kubelet-client.crt"),
         flag("--kubelet-client-key", dir, "kubelet-client.key"),
         "--kubelet-preferred-address-types=InternalIP".to_owned(),
@@ -60,7 +60,7 @@ pub fn api_server(dir: &Path, ports: Ports) -> Vec<String> {
         "--enable-admission-plugins=NodeRestriction".to_owned(),
         "--anonymous-auth=false".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-        flag("--service-account-key-file", dir, "service-account.key"),
+        flag("--service-account-key-file", dir, "service-account.pub"),
         flag("--service-account-signing-key-file", dir, "service-account.key"),
         "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         // The endpoints of the service `kubernetes` may not be a loopback address, and nothing here goes through it.

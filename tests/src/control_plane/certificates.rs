@@ -58,7 +58,7 @@ impl Subject {
             Self::Administrator => ("flotilla-admin", Some("system:masters")),
             Self::ControllerManager => ("system:kube-controller-manager", None),
             Self::Scheduler => ("system:kube-scheduler", None),
-            Self::KubeletClient => ("kube-apiserver-kubelet-client", None),
+            Self::KubeletClient => ("kube-apiserver-kubelet-client", Some("system:masters")),
         }
     }
 }
@@ -76,8 +76,8 @@ pub struct Credentials {
     key: String,
 }
 
-/// The key that signs tokens of service accounts, PEM.
-pub struct ServiceAccountKey(String);
+/// The key that signs tokens of service accounts.
+pub struct ServiceAccountKey(KeyPair);
 
 impl Authority {
     /// A fresh one.
@@ -142,13 +142,14 @@ impl Credentials {
 
 /// A fresh key for tokens.
 pub fn service_account_key() -> anyhow::Result<ServiceAccountKey> {
-    Ok(ServiceAccountKey(KeyPair::generate()?.serialize_pem()))
+    Ok(ServiceAccountKey(KeyPair::generate()?))
 }
 
 impl ServiceAccountKey {
-    /// Writes `service-account.key`.
+    /// Writes `service-account.key` and `service-account.pub`.
     pub fn write(&self, dir: &Path) -> anyhow::Result<()> {
-        put(dir, "service-account.key", &self.0)
+        put(dir, "service-account.key", &self.0.serialize_pem())?;
+        put(dir, "service-account.pub", &self.0.public_key_pem())
     }
 }
 
