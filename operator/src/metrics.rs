@@ -204,9 +204,19 @@ mod tests {
     fn a_leader_is_one_and_a_standby_zero() {
         let metrics = Metrics::default();
         let stores = crate::cache::stores().0;
-        assert!(metrics.encode(&stores).expect("encodes").contains("flotilla_operator_leader 0"));
+        assert!(
+            metrics
+                .encode(&stores)
+                .expect("encodes")
+                .contains("flotilla_operator_leader 0")
+        );
         metrics.leads(true);
-        assert!(metrics.encode(&stores).expect("encodes").contains("flotilla_operator_leader 1"));
+        assert!(
+            metrics
+                .encode(&stores)
+                .expect("encodes")
+                .contains("flotilla_operator_leader 1")
+        );
     }
 
     #[test]

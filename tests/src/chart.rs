@@ -62,7 +62,10 @@ impl Chart {
     /// `helm uninstall`.
     pub async fn uninstall(&self, cluster: &Cluster) -> anyhow::Result<String> {
         cluster
-            .run("helm", &["uninstall", RELEASE, "--namespace", &self.namespace, "--wait"])
+            .run(
+                "helm",
+                &["uninstall", RELEASE, "--namespace", &self.namespace, "--wait"],
+            )
             .await
     }
 
@@ -109,7 +112,9 @@ pub fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> anyhow::Resul
 pub fn operator_arguments(objects: &[Value]) -> anyhow::Result<Vec<String>> {
     let deployment = object(objects, "Deployment", OPERATOR)?;
     let arguments = deployment.pointer("/spec/template/spec/containers/0/args");
-    let arguments = arguments.and_then(Value::as_array).context("arguments of the operator")?;
+    let arguments = arguments
+        .and_then(Value::as_array)
+        .context("arguments of the operator")?;
     let local = |argument: &Value| match argument.as_str().unwrap_or_default() {
         listen if listen.starts_with("--listen=") => "--listen=127.0.0.1:0".to_owned(),
         other => other.to_owned(),

@@ -55,7 +55,8 @@ async fn round(pods: &Api<Pod>) -> anyhow::Result<()> {
         }
         let status = next(&pod).with_context(|| format!("status of pod {}", pod.name_any()))?;
         let patch = Patch::Merge(json!({"status": status}));
-        pods.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await?;
+        pods.patch_status(&pod.name_any(), &PatchParams::default(), &patch)
+            .await?;
     }
     Ok(())
 }

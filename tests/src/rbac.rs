@@ -40,6 +40,8 @@ pub struct Request {
     pub name: String,
     /// Status of the answer; 0 where none was recorded.
     pub code: u16,
+    /// Whether the authorizer let it through. Admission answers 403 too, for example in a namespace that is being deleted.
+    pub allowed: bool,
     /// How the client called itself.
     pub user_agent: String,
     /// When the API server received it, RFC 3339 with microseconds: texts compare like times.
@@ -105,6 +107,7 @@ fn request(event: &Value, code: u16) -> Request {
         namespace: text(event, "/objectRef/namespace").to_owned(),
         name: text(event, "/objectRef/name").to_owned(),
         code,
+        allowed: event.pointer("/annotations/authorization.k8s.io~1decision") != Some(&Value::from("forbid")),
         user_agent: text(event, "/userAgent").to_owned(),
         received: text(event, "/requestReceivedTimestamp").to_owned(),
     }
@@ -134,7 +137,11 @@ pub fn roles_of(objects: &[Value], service_account: &str) -> anyhow::Result<Vec<
             "ClusterRoleBinding" => None,
             _ => continue,
         };
-        let subjects = binding.pointer("/subjects").and_then(Value::as_array).into_iter().flatten();
+        let subjects = binding
+            .pointer("/subjects")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
         let mut subjects = subjects.map(|subject| text(subject, "/name"));
         if !subjects.any(|name| name == service_account) {
             continue;
@@ -183,7 +190,7 @@ pub fn permissions(rule: &PolicyRule) -> Vec<Permission> {
 /// How what was used differs from what is granted.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Difference {
-    /// Requests that the API server answered with 403.
+    /// Requests that the authorizer refused.
     pub denied: BTreeSet<Permission>,
     /// Granted and never used.
     pub unused: BTreeSet<Permission>,
@@ -194,11 +201,11 @@ pub struct Difference {
 impl Difference {
     /// Compares.
     pub fn between(requests: &[Request], roles: &[BoundRole]) -> Self {
-        let denied = requests.iter().filter(|request| request.code == 403);
+        let denied = requests.iter().filter(|request| !request.allowed);
         let denied = denied.map(|request| request.permission.clone()).collect();
         let used: BTreeSet<_> = requests
             .iter()
-            .filter(|request| request.code != 403)
+            .filter(|request| request.allowed)
             .flat_map(Request::needs)
             .collect();
         let granted = granted(roles);
@@ -212,7 +219,10 @@ impl Difference {
     /// An error that names every difference.
     pub fn none(&self) -> anyhow::Result<()> {
         let list = |what: &str, set: &BTreeSet<Permission>| {
-            let lines: Vec<_> = set.iter().map(|permission| format!("\n  {what}: {permission}")).collect();
+            let lines: Vec<_> = set
+                .iter()
+                .map(|permission| format!("\n  {what}: {permission}"))
+                .collect();
             lines.concat()
         };
         anyhow::ensure!(
@@ -267,6 +277,7 @@ mod tests {
             "auditID": id, "verb": verb, "user": {"username": user},
             "objectRef": {"resource": resource, "namespace": "lab", "name": "a"},
             "responseStatus": {"code": code},
+            "annotations": {"authorization.k8s.io/decision": if code == 403 { "forbid" } else { "allow" }},
         });
         format!("{event}\n")
     }
@@ -288,7 +299,10 @@ mod tests {
     fn an_apply_that_creates_uses_two_verbs() -> anyhow::Result<()> {
         let log = line("1", "op", "patch", "pods", 201) + &line("2", "else", "delete", "pods", 200);
         let requests = requests(&log, "op")?;
-        assert_eq!(Difference::between(&requests, &[role(&["create", "patch"], &["pods"])]), Difference::default());
+        assert_eq!(
+            Difference::between(&requests, &[role(&["create", "patch"], &["pods"])]),
+            Difference::default()
+        );
         let only_patched = super::requests(&line("1", "op", "patch", "pods", 200), "op")?;
         let difference = Difference::between(&only_patched, &[role(&["create", "patch"], &["pods"])]);
         assert_eq!(difference.unused.len(), 1, "{difference:?}");

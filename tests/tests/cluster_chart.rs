@@ -26,7 +26,9 @@ const SHA: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef012345
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_schema_does_not_know_or_allow_is_refused_with_its_name() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    cluster.run("helm", &["lint", "--strict", &folder().display().to_string()]).await?;
+    cluster
+        .run("helm", &["lint", "--strict", &folder().display().to_string()])
+        .await?;
     let chart = Chart::new(NAMESPACE);
     for (value, named) in [
         ("replica=3", "replica"),
@@ -43,10 +45,16 @@ async fn what_the_schema_does_not_know_or_allow_is_refused_with_its_name() -> an
         let Err(error) = chart.render(&cluster, &[value]).await else {
             bail!("--set {value} is accepted");
         };
-        ensure!(format!("{error:#}").contains(named), "--set {value}: the error does not name {named}: {error:#}");
+        ensure!(
+            format!("{error:#}").contains(named),
+            "--set {value}: the error does not name {named}: {error:#}"
+        );
     }
     // Timing that the schema cannot judge is refused by the templates, before an operator refuses to start.
-    let error = chart.render(&cluster, &["leaderElection.renewDeadlineSeconds=15"]).await.expect_err("refused");
+    let error = chart
+        .render(&cluster, &["leaderElection.renewDeadlineSeconds=15"])
+        .await
+        .expect_err("refused");
     ensure!(format!("{error:#}").contains("leaseDurationSeconds"), "{error:#}");
     let orphan = ["metrics.serviceMonitor.enabled=true", "metrics.service.enabled=false"];
     let error = chart.render(&cluster, &orphan).await.expect_err("refused");
@@ -70,7 +78,11 @@ async fn every_combination_passes_a_dry_run(cluster: &Cluster) -> anyhow::Result
     let (by_digest, worker) = (format!("image.digest={SHA}"), format!("worker.image.digest={SHA}"));
     let combinations: [&[&str]; 6] = [
         &[],
-        &["watchNamespace=lab", "crds.install=false", "rbac.aggregateToUserRoles=false"],
+        &[
+            "watchNamespace=lab",
+            "crds.install=false",
+            "rbac.aggregateToUserRoles=false",
+        ],
         &[
             &by_digest,
             &worker,
@@ -82,7 +94,10 @@ async fn every_combination_passes_a_dry_run(cluster: &Cluster) -> anyhow::Result
             "extraEnv[0].name=A",
             "extraEnv[0].value=b",
         ],
-        &["metrics.serviceMonitor.enabled=true", "metrics.prometheusRule.enabled=true"],
+        &[
+            "metrics.serviceMonitor.enabled=true",
+            "metrics.prometheusRule.enabled=true",
+        ],
         &[
             "networkPolicy.apiServerCIDRs={10.0.0.0/8,fd00::/8}",
             "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring",
@@ -112,7 +127,10 @@ async fn every_combination_passes_a_dry_run(cluster: &Cluster) -> anyhow::Result
         json!(format!("flotilla-operator@{SHA}"))
     );
     let arguments = operator_arguments(&objects)?;
-    ensure!(arguments.contains(&format!("--worker-image=flotilla-worker@{SHA}")), "{arguments:?}");
+    ensure!(
+        arguments.contains(&format!("--worker-image=flotilla-worker@{SHA}")),
+        "{arguments:?}"
+    );
     Ok(())
 }
 
@@ -120,19 +138,30 @@ async fn from_install_to_uninstall(cluster: &Cluster) -> anyhow::Result<()> {
     let client = cluster.client().await?;
     let before = tempfile::tempdir()?;
     older_chart(before.path())?;
-    Chart::of(before.path(), NAMESPACE).helm(cluster, "install", &[]).await?;
-    ensure!(!has_field(&client, "storage").await?, "the older definition has the newer field");
+    Chart::of(before.path(), NAMESPACE)
+        .helm(cluster, "install", &[])
+        .await?;
+    ensure!(
+        !has_field(&client, "storage").await?,
+        "the older definition has the newer field"
+    );
 
     let chart = Chart::new(NAMESPACE);
-    chart.helm(cluster, "upgrade", &["replicas=3", "operator.concurrency=2"]).await?;
+    chart
+        .helm(cluster, "upgrade", &["replicas=3", "operator.concurrency=2"])
+        .await?;
     eventually("the definition is upgraded", Duration::from_secs(20), || async {
         Ok(has_field(&client, "storage").await?.then_some(()))
     })
     .await?;
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
-    let spec = deployments.get(OPERATOR).await?.spec.context("a spec")?;
+    let spec = deployments.get(OPERATOR).await?.spec;
     assert_eq!(spec.replicas, Some(3));
-    let arguments = spec.template.spec.and_then(|spec| spec.containers.into_iter().next()?.args).context("arguments")?;
+    let arguments = spec
+        .template
+        .spec
+        .and_then(|spec| spec.containers.into_iter().next()?.args)
+        .context("arguments")?;
     ensure!(arguments.contains(&"--concurrency=2".to_owned()), "{arguments:?}");
 
     let datasets: Api<Dataset> = Api::namespaced(client.clone(), "lab");
@@ -144,10 +173,18 @@ async fn from_install_to_uninstall(cluster: &Cluster) -> anyhow::Result<()> {
             "storage": {"claimName": "data"},
         },
     });
-    datasets.create(&PostParams::default(), &serde_json::from_value(dataset)?).await?;
+    datasets
+        .create(&PostParams::default(), &serde_json::from_value(dataset)?)
+        .await?;
     chart.uninstall(cluster).await?;
-    ensure!(deployments.get_opt(OPERATOR).await?.is_none(), "the Deployment outlived its release");
-    ensure!(datasets.get_opt("rows").await?.is_some(), "uninstall took an object of the user with it");
+    ensure!(
+        deployments.get_opt(OPERATOR).await?.is_none(),
+        "the Deployment outlived its release"
+    );
+    ensure!(
+        datasets.get_opt("rows").await?.is_some(),
+        "uninstall took an object of the user with it"
+    );
     // A release of the same name finds its definitions again.
     chart.helm(cluster, "install", &[]).await?;
     chart.uninstall(cluster).await?;
@@ -162,13 +199,19 @@ fn older_chart(to: &Path) -> anyhow::Result<()> {
     let spec = definition
         .pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec")
         .context("the schema of the spec")?;
-    spec["properties"].as_object_mut().context("properties")?.remove("storage");
+    spec["properties"]
+        .as_object_mut()
+        .context("properties")?
+        .remove("storage");
     spec["required"] = json!([]);
     if let Some(spec) = spec.as_object_mut() {
         spec.remove("x-kubernetes-validations");
     }
     // As in crds/: a comment first, then plain top-level keys.
-    Ok(std::fs::write(file, format!("# older\n{}", serde_yaml::to_string(&definition)?))?)
+    Ok(std::fs::write(
+        file,
+        format!("# older\n{}", serde_yaml::to_string(&definition)?),
+    )?)
 }
 
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
@@ -199,7 +242,11 @@ async fn the_bundle_makes_pods_where_restricted_is_enforced(cluster: &Cluster) -
     let helm = cluster.programs().path("helm");
     let script = root().join("scripts/install-manifest.sh");
     let rendered = tokio::process::Command::new(script).arg(helm).output().await?;
-    ensure!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+    ensure!(
+        rendered.status.success(),
+        "{}",
+        String::from_utf8_lossy(&rendered.stderr)
+    );
     ensure!(
         rendered.stdout == std::fs::read(&committed)?,
         "manifests/install.yaml is stale: run `make install-manifest`"
@@ -213,7 +260,16 @@ async fn the_bundle_makes_pods_where_restricted_is_enforced(cluster: &Cluster) -
     })
     .await?;
     let said = cluster
-        .run("kubectl", &["get", "namespace", NAMESPACE, "-o", "jsonpath={.metadata.labels.pod-security\\.kubernetes\\.io/enforce}"])
+        .run(
+            "kubectl",
+            &[
+                "get",
+                "namespace",
+                NAMESPACE,
+                "-o",
+                "jsonpath={.metadata.labels.pod-security\\.kubernetes\\.io/enforce}",
+            ],
+        )
         .await?;
     assert_eq!(said, "restricted");
     Ok(())
@@ -231,7 +287,10 @@ async fn apply(cluster: &Cluster, file: &Path, flags: &[&str]) -> anyhow::Result
 /// The two kinds of the Prometheus operator, without their schemas.
 async fn install_monitoring_kinds(cluster: &Cluster) -> anyhow::Result<()> {
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client().await?);
-    for (kind, plural) in [("ServiceMonitor", "servicemonitors"), ("PrometheusRule", "prometheusrules")] {
+    for (kind, plural) in [
+        ("ServiceMonitor", "servicemonitors"),
+        ("PrometheusRule", "prometheusrules"),
+    ] {
         let name = format!("{plural}.monitoring.coreos.com");
         let definition = json!({
             "metadata": {"name": name},
@@ -244,9 +303,15 @@ async fn install_monitoring_kinds(cluster: &Cluster) -> anyhow::Result<()> {
                 }}}],
             },
         });
-        definitions.create(&PostParams::default(), &serde_json::from_value(definition)?).await?;
+        definitions
+            .create(&PostParams::default(), &serde_json::from_value(definition)?)
+            .await?;
         eventually(&format!("{name} is served"), Duration::from_secs(20), || async {
-            let conditions = definitions.get(&name).await?.status.and_then(|status| status.conditions);
+            let conditions = definitions
+                .get(&name)
+                .await?
+                .status
+                .and_then(|status| status.conditions);
             let mut conditions = conditions.unwrap_or_default().into_iter();
             Ok(conditions
                 .any(|condition| condition.type_ == "Established" && condition.status == "True")

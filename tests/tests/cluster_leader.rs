@@ -39,7 +39,9 @@ impl Stage {
         chart.helm(&cluster, "install", &values).await?;
         let objects = chart.render(&cluster, &values).await?;
         let folder = tempfile::tempdir()?;
-        chart.operator_kubeconfig(&cluster, &folder.path().join("kubeconfig")).await?;
+        chart
+            .operator_kubeconfig(&cluster, &folder.path().join("kubeconfig"))
+            .await?;
         Ok(Self {
             cluster,
             chart,
@@ -54,7 +56,12 @@ impl Stage {
 
     fn start(&self, name: &str) -> anyhow::Result<Running> {
         let kubeconfig = self.folder.path().join("kubeconfig");
-        start_operator(&self.objects, &kubeconfig, (self.chart.namespace(), name), &self.log(name))
+        start_operator(
+            &self.objects,
+            &kubeconfig,
+            (self.chart.namespace(), name),
+            &self.log(name),
+        )
     }
 
     async fn holder(&self, client: &Client) -> anyhow::Result<Option<String>> {
@@ -92,7 +99,10 @@ impl Stage {
     /// Waits until the operator `name` has made a pod.
     async fn makes_pods(&self, name: &str) -> anyhow::Result<()> {
         eventually(&format!("{name} makes pods"), Duration::from_secs(30), || async {
-            let made = self.requests()?.iter().any(|request| by(request, name) && makes_a_pod(request));
+            let made = self
+                .requests()?
+                .iter()
+                .any(|request| by(request, name) && makes_a_pod(request));
             Ok(made.then_some(()))
         })
         .await
@@ -129,7 +139,8 @@ fn demand(client: Client) -> JoinHandle<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_or_killed_leader_is_replaced_in_time_writes_nothing_more_and_no_pod_is_made_twice() -> anyhow::Result<()> {
+async fn a_frozen_or_killed_leader_is_replaced_in_time_writes_nothing_more_and_no_pod_is_made_twice()
+-> anyhow::Result<()> {
     let stage = Stage::set().await?;
     let client = stage.cluster.client().await?;
     let demand = demand(client.clone());
@@ -189,8 +200,14 @@ fn nothing_after_the_successor(all: &[Request], before: &str, after: &str) -> an
         .min()
         .with_context(|| format!("{after} wrote something"))?;
     let written = all.iter().filter(|request| by(request, before) && request.writes());
-    ensure!(written.clone().count() > 0, "{before} never wrote: the test saw no leader");
+    ensure!(
+        written.clone().count() > 0,
+        "{before} never wrote: the test saw no leader"
+    );
     let late: Vec<_> = written.filter(|request| request.received.as_str() > begun).collect();
-    ensure!(late.is_empty(), "{before} wrote after {after} took over at {begun}: {late:#?}");
+    ensure!(
+        late.is_empty(),
+        "{before} wrote after {after} took over at {begun}: {late:#?}"
+    );
     Ok(())
 }

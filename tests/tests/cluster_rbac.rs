@@ -62,13 +62,24 @@ async fn a_release_for_one_namespace_has_the_same_verbs_there_and_nothing_elsewh
     let everywhere = roles_of(&chart.render(&cluster, &[]).await?, OPERATOR)?;
     let in_one = roles_of(&chart.render(&cluster, &["watchNamespace=lab"]).await?, OPERATOR)?;
     ensure!(granted(&everywhere) == granted(&in_one));
-    let places: BTreeMap<_, _> = in_one.iter().map(|role| (role.name.as_str(), role.namespace.as_deref())).collect();
+    let places: BTreeMap<_, _> = in_one
+        .iter()
+        .map(|role| (role.name.as_str(), role.namespace.as_deref()))
+        .collect();
     assert_eq!(
         places,
-        [(OPERATOR, Some("lab")), ("flotilla-operator-election", Some("flotilla-system"))].into()
+        [
+            (OPERATOR, Some("lab")),
+            ("flotilla-operator-election", Some("flotilla-system"))
+        ]
+        .into()
     );
     let secrets = |permission: &&Permission| permission.resource == "secrets";
-    let verbs: Vec<_> = granted(&in_one).iter().filter(secrets).map(|found| found.verb.clone()).collect();
+    let verbs: Vec<_> = granted(&in_one)
+        .iter()
+        .filter(secrets)
+        .map(|found| found.verb.clone())
+        .collect();
     assert_eq!(verbs, ["create", "get", "patch"], "no secret is listed or watched");
     cluster.stop()
 }
@@ -86,7 +97,10 @@ async fn play(client: &Client) -> anyhow::Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), ns);
     for pod in pods.list(&ListParams::default()).await? {
         let spec = pod.spec.context("a spec")?;
-        ensure!(spec.automount_service_account_token == Some(false), "a worker pod has an API token");
+        ensure!(
+            spec.automount_service_account_token == Some(false),
+            "a worker pod has an API token"
+        );
     }
     namespace.delete(client).await
 }
@@ -130,7 +144,10 @@ async fn training(client: &Client, ns: &str) -> anyhow::Result<()> {
         Ok(jobs.get_opt("short").await?.is_none().then_some(()))
     })
     .await?;
-    ensure!(checkpoints.get_opt("short-step-1").await?.is_none(), "the first checkpoint was not forgotten");
+    ensure!(
+        checkpoints.get_opt("short-step-1").await?.is_none(),
+        "the first checkpoint was not forgotten"
+    );
     Ok(())
 }
 
@@ -151,7 +168,12 @@ async fn learns(client: &Client, ns: &str, job: &str) -> anyhow::Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), ns);
     let own = ListParams::default().labels(&format!("flotilla.dev/owner={job}"));
     eventually(&format!("the learner of {job} runs"), LIMIT, || async {
-        let phases = pods.list(&own).await?.items.into_iter().filter_map(|pod| pod.status?.phase);
+        let phases = pods
+            .list(&own)
+            .await?
+            .items
+            .into_iter()
+            .filter_map(|pod| pod.status?.phase);
         Ok(phases.into_iter().any(|phase| phase == "Running").then_some(()))
     })
     .await
@@ -193,7 +215,11 @@ where
 
 async fn create<K>(client: &Client, ns: &str, name: &str, spec: &Value) -> anyhow::Result<()>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Serialize,
 {
     let object = json!({
         "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "spec": spec,
@@ -216,7 +242,11 @@ where
 
 async fn reach<K>(client: &Client, ns: &str, name: &str, phase: &str) -> anyhow::Result<()>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Serialize,
 {
     let api: Api<K> = Api::namespaced(client.clone(), ns);
     eventually(&format!("{} {name} is {phase}", K::kind(&())), LIMIT, || async {
@@ -235,7 +265,9 @@ async fn every_verb_is_needed(client: &Client, roles: &[BoundRole], used: &[Requ
         // The authorizer's copies are as new as these roles once it allows what they still grant.
         for role in &smaller {
             let kept: Vec<_> = role.rules.iter().flat_map(permissions).collect();
-            let request = used.iter().find(|request| kept.contains(&request.permission) && !request.needs().contains(removed));
+            let request = used
+                .iter()
+                .find(|request| kept.contains(&request.permission) && !request.needs().contains(removed));
             if let Some(request) = request {
                 eventually(&format!("{user} may {}", request.permission), LIMIT, || async {
                     Ok(allows(client, &user, request, &request.permission).await?.then_some(()))
@@ -256,7 +288,11 @@ async fn every_verb_is_needed(client: &Client, roles: &[BoundRole], used: &[Requ
 async fn bind(client: &Client, user: &str, roles: &[BoundRole]) -> anyhow::Result<()> {
     for role in roles {
         let name = format!("{user}-{}", role.name);
-        let kind = if role.namespace.is_some() { "Role" } else { "ClusterRole" };
+        let kind = if role.namespace.is_some() {
+            "Role"
+        } else {
+            "ClusterRole"
+        };
         let definition = json!({"metadata": {"name": name}, "rules": role.rules});
         let binding = json!({
             "metadata": {"name": name},
@@ -281,7 +317,8 @@ async fn post<K>(api: &Api<K>, object: Value) -> anyhow::Result<()>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned + Serialize,
 {
-    api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+    api.create(&PostParams::default(), &serde_json::from_value(object)?)
+        .await?;
     Ok(())
 }
 

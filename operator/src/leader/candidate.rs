@@ -120,14 +120,17 @@ impl Candidate {
                 Ok(None)
             }
             // Another candidate was faster: look again, and wait for it.
-            Err(error) if error.class() == "conflict" => Ok(Some(self.config.retry_period.min(Duration::from_millis(200)))),
+            Err(error) if error.class() == "conflict" => {
+                Ok(Some(self.config.retry_period.min(Duration::from_millis(200))))
+            }
             Err(error) => Err(error),
         }
     }
 
     async fn create(&self) -> Result<Lease> {
         let lease = held(None, &self.config, Timestamp::now());
-        self.bounded("create", self.leases.create(&PostParams::default(), &lease)).await
+        self.bounded("create", self.leases.create(&PostParams::default(), &lease))
+            .await
     }
 
     async fn replace(&self, known: Option<&Lease>) -> Result<Lease> {

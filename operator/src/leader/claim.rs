@@ -94,7 +94,11 @@ pub fn held(known: Option<&Lease>, config: &ElectionConfig, now: Timestamp) -> L
         spec: Some(LeaseSpec {
             holder_identity: Some(config.identity.clone()),
             lease_duration_seconds: i32::try_from(config.lease_duration.as_secs()).ok(),
-            acquire_time: before.acquire_time.clone().filter(|_| continues).or(Some(MicroTime(now))),
+            acquire_time: before
+                .acquire_time
+                .clone()
+                .filter(|_| continues)
+                .or(Some(MicroTime(now))),
             renew_time: Some(MicroTime(now)),
             lease_transitions: Some(if continues || known.is_none() {
                 transitions
@@ -170,7 +174,10 @@ mod tests {
         let mut b = config("b");
         b.lease_duration = Duration::from_secs(60);
         let seen = Seen::next(None, held(None, &b, time(1)), at(0));
-        assert_eq!(step(Some(&seen), &config("a"), at(59)), Step::Wait(Duration::from_secs(1)));
+        assert_eq!(
+            step(Some(&seen), &config("a"), at(59)),
+            Step::Wait(Duration::from_secs(1))
+        );
     }
 
     #[test]

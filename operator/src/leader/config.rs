@@ -89,7 +89,10 @@ mod tests {
             renew_deadline: good.lease_duration,
             ..good.clone()
         };
-        assert!(matches!(overlapping.check(), Err(ElectionConfigError::DeadlineTooLong { .. })));
+        assert!(matches!(
+            overlapping.check(),
+            Err(ElectionConfigError::DeadlineTooLong { .. })
+        ));
         let brittle = ElectionConfig {
             retry_period: Duration::from_secs(6),
             ..good

@@ -144,7 +144,11 @@ mod tests {
             request.body(Body::empty()).expect("a request")
         };
         let refused = client.clone().oneshot(request(Method::POST)).await.expect_err("fenced");
-        assert!(refused.to_string().starts_with("POST /api/v1/namespaces/lab/pods was not sent"));
+        assert!(
+            refused
+                .to_string()
+                .starts_with("POST /api/v1/namespaces/lab/pods was not sent")
+        );
         assert_eq!(sent.load(Ordering::SeqCst), 0);
         guard.permit(Moment::now().after(Duration::from_secs(60)));
         client.clone().oneshot(request(Method::POST)).await.expect("sent");

@@ -25,7 +25,10 @@ type Shared = Arc<Mutex<Server>>;
 impl Server {
     fn answer(&mut self, method: &Method, body: &Value) -> (u16, Value) {
         let given = body.pointer("/metadata/resourceVersion").cloned();
-        let current = self.lease.as_ref().map(|lease| lease["metadata"]["resourceVersion"].clone());
+        let current = self
+            .lease
+            .as_ref()
+            .map(|lease| lease["metadata"]["resourceVersion"].clone());
         match *method {
             Method::GET => self.lease.clone().map_or_else(|| refusal(404), |lease| (200, lease)),
             Method::POST if current.is_some() => refusal(409),
@@ -45,7 +48,10 @@ impl Server {
 }
 
 fn refusal(code: u16) -> (u16, Value) {
-    (code, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "No", "message": "no", "code": code}))
+    (
+        code,
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "No", "message": "no", "code": code}),
+    )
 }
 
 fn lock(server: &Shared) -> std::sync::MutexGuard<'_, Server> {
@@ -64,7 +70,9 @@ fn client(server: &Shared) -> Client {
                 std::future::pending::<()>().await;
             }
             let (code, answer) = lock(&server).answer(&method, &body);
-            let response = Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
+            let response = Response::builder()
+                .status(code)
+                .body(Body::from(answer.to_string().into_bytes()));
             Ok::<_, Infallible>(response.expect("a response"))
         }
     });
@@ -180,5 +188,8 @@ async fn a_label_on_the_lease_does_not_end_a_term() {
     }
     let server = lock(&server);
     assert!(server.writers.len() > 1, "renewed after the edit");
-    assert_eq!(server.lease.as_ref().expect("a lease")["metadata"]["labels"]["team"], "fleet");
+    assert_eq!(
+        server.lease.as_ref().expect("a lease")["metadata"]["labels"]["team"],
+        "fleet"
+    );
 }
