@@ -11,7 +11,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, EvictParams, ListParams, LogParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -132,6 +132,7 @@ async fn exit_codes_and_restarts_reach_the_status(fleet: &Fleet, pods: &Api<Pod>
         .context("an end")?;
     assert_eq!((ended.exit_code, ended.reason.as_deref()), (3, Some("Error")));
     assert_eq!(ended.message.as_deref().map(str::trim), Some("no luck"));
+    assert_eq!(pods.logs("fails", &LogParams::default()).await?, "no luck\n");
 
     let restarted = |status: &PodStatus| {
         status

@@ -52,7 +52,7 @@ pub fn api_server(dir: &Path, ports: Ports) -> Vec<String> {
         flag("--tls-cert-file", dir, "server.crt"),
         flag("--tls-private-key-file", dir, "server.key"),
         flag("--client-ca-file", dir, "ca.crt"),
-        flag("--kubelet-certificate-authority", dir, "ca.crt"),
+        // As kubeadm leaves it: the serving certificates of nodes are their own.
         flag("--kubelet-client-certificate", dir, "kubelet-client.crt"),
         flag("--kubelet-client-key", dir, "kubelet-client.key"),
         "--kubelet-preferred-address-types=InternalIP".to_owned(),

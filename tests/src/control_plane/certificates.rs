@@ -58,7 +58,7 @@ impl Subject {
             Self::Administrator => ("flotilla-admin", Some("system:masters")),
             Self::ControllerManager => ("system:kube-controller-manager", None),
             Self::Scheduler => ("system:kube-scheduler", None),
-            Self::KubeletClient => ("kube-apiserver-kubelet-client", None),
+            Self::KubeletClient => ("kube-apiserver-kubelet-client", Some("system:masters")),
         }
     }
 }
