@@ -11,8 +11,6 @@ pub struct OperatorConfig {
     pub listen: Option<SocketAddr>,
     /// Passes of one controller that may run at the same time.
     pub concurrency: u16,
-    /// Events of one object that follow each other within this time are one pass, after the first.
-    pub event_pause: Duration,
     /// Time between two reads of a running worker's `/progress`.
     pub progress_interval: Duration,
     /// Time after which an object is looked at again although nothing happened.
@@ -26,8 +24,7 @@ impl Default for OperatorConfig {
         Self {
             worker_image: "flotilla-worker".into(),
             listen: None,
-            concurrency: 8,
-            event_pause: Duration::from_millis(200),
+            concurrency: 32,
             progress_interval: Duration::from_secs(2),
             resync_interval: Duration::from_secs(300),
             namespace: None,

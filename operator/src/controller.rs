@@ -34,7 +34,7 @@ pub async fn drive<K, R, F>(
     F: Future<Output = Result<Action>> + Send + 'static,
 {
     let config = Config::default().concurrency(context.config.concurrency);
-    let queue = calm(queue, context.config.event_pause).map(Ok::<_, std::convert::Infallible>);
+    let queue = calm(queue).map(Ok::<_, std::convert::Infallible>);
     let queue = queue.take_until(async move { shutdown.cancelled().await });
     let passes = applier(
         move |object, context| pass(reconcile, object, context),

@@ -13,6 +13,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+/// Pods are parsed whole and then trimmed, thousands at a start; glibc keeps the holes.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Turns TrainingJobs, Datasets, ModelCheckpoints and ModelDeployments into pods.
 ///
 /// Uses the in-cluster service account, or else KUBECONFIG. The kinds must be installed first:
@@ -45,7 +49,7 @@ struct RunArgs {
     #[arg(long, env = "FLOTILLA_LISTEN", default_value = "0.0.0.0:8081")]
     listen: SocketAddr,
     /// Passes of one controller that may run at the same time.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
     /// Seconds between two reads of a running worker's progress.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
