@@ -6,8 +6,11 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/flotilla/target
 CARGO ?= cargo
 BIN = $(CARGO_TARGET_DIR)/debug
 SEED ?=
+# Where `make test-cluster` and `make cluster` keep the control plane's certificates, data and logs.
+CLUSTER_DIR ?= .flotilla/cluster
+CLUSTER_TESTS = $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/cluster_*.rs))
 
-.PHONY: help build demo test lint fmt generate check-generated install-manifest images-check sandbox deny clean
+.PHONY: help build demo test test-cluster cluster control-plane lint fmt generate check-generated install-manifest images-check sandbox deny clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -20,6 +23,17 @@ demo: build ## train a critic on scanned digits in the sandbox and ask it someth
 
 test: build ## every test that needs a Rust toolchain and a C compiler only
 	$(CARGO) test --locked --workspace
+
+# With KUBECONFIG the cluster that it names, else a control plane that is started for the tests and stopped after them.
+test-cluster: build control-plane ## the stories on a real kube-apiserver; KUBECONFIG=FILE for a cluster you have (needs Go)
+	$(if $(KUBECONFIG),,$(BIN)/flotilla-cluster run --dir $(CLUSTER_DIR) --) \
+	  $(CARGO) test --locked --workspace --features flotilla-tests/cluster $(CLUSTER_TESTS)
+
+cluster: build control-plane ## a real kube-apiserver with its companions in .flotilla/cluster, until Ctrl-C (needs Go)
+	$(BIN)/flotilla-cluster up --dir $(CLUSTER_DIR)
+
+control-plane: ## build Kubernetes' own programs from source, once: about 15 minutes on 2 cores (needs Go)
+	tests/cluster/build.sh
 
 lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check

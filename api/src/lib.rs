@@ -9,6 +9,7 @@
 //! | [`crd`] | the generated definitions (feature `crd`) |
 //! | [`role`] | [`role::RoleConfig`]: what the operator writes into a pod and the worker reads |
 //! | [`progress`] | what a worker answers on `/progress` and leaves in its termination message |
+//! | [`rollout`] | what the operator tells a learner about its rollout pods |
 //! | [`algorithm`], [`reward`], [`conversion`], [`evaluation`] | the parts that specs and role configs share |
 //! | [`names`] | every label, annotation, port, mount path, condition and reason |
 //!
@@ -26,6 +27,7 @@ pub mod names;
 pub mod progress;
 pub mod reward;
 pub mod role;
+pub mod rollout;
 
 #[cfg(feature = "crd")]
 pub mod crd;

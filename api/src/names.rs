@@ -17,10 +17,12 @@ pub mod label {
     pub const OWNER_KIND: &str = "flotilla.dev/owner-kind";
     /// Name of the owner.
     pub const OWNER_NAME: &str = "flotilla.dev/owner";
-    /// `prepare`, `train`, `serve`, `verify`.
+    /// `prepare`, `train`, `rollout`, `serve`, `verify`.
     pub const ROLE: &str = "flotilla.dev/role";
     /// How often the owner's pods were given up: pods of an older attempt no longer count.
     pub const ATTEMPT: &str = "flotilla.dev/attempt";
+    /// Place of a rollout pod among its equals, from 0.
+    pub const INDEX: &str = "flotilla.dev/index";
     /// Hash of what a serving pod runs.
     pub const REVISION: &str = "flotilla.dev/revision";
     /// TrainingJob that produced a ModelCheckpoint.
@@ -69,6 +71,18 @@ pub mod exit {
     pub const SUSPENDED: i32 = 143;
 }
 
+/// Paths of role-internal endpoints; the bearer token of the job opens them.
+pub mod path {
+    /// `GET`, every role: [`crate::progress::Progress`].
+    pub const PROGRESS: &str = "/progress";
+    /// `PUT`, role `train`: [`crate::rollout::RolloutPods`].
+    pub const ROLLOUT_PODS: &str = "/v1/rollout-pods";
+    /// `POST`, role `rollout`: groups of completions.
+    pub const ROLLOUTS: &str = "/v1/rollouts";
+    /// `PUT`, role `rollout`: the weights to sample with.
+    pub const WEIGHTS: &str = "/v1/weights";
+}
+
 /// Condition types.
 pub mod condition {
     /// Spec and references can be acted on.
@@ -101,6 +115,8 @@ pub mod reason {
     pub const PODS_CREATED: &str = "PodsCreated";
     /// A pod was lost; a new one continues from the newest stable checkpoint.
     pub const RESTARTED: &str = "Restarted";
+    /// Rollout pods were lost and replaced; the learner went on.
+    pub const ROLLOUT_REPLACED: &str = "RolloutPodsReplaced";
     /// More pods failed than `failurePolicy.maxRestarts` allows.
     pub const RESTART_LIMIT: &str = "RestartLimitExceeded";
     /// The worker said that a new attempt would end the same way.

@@ -83,6 +83,17 @@ pub struct ConversionReport {
     pub uri: String,
 }
 
+/// What a learner knows of its rollout pods.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RolloutProgress {
+    /// [`crate::rollout::RolloutPods::revision`] of the list that it was given last; empty before the first.
+    pub revision: String,
+    /// Step after which the weights of the newest samples were made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_version: Option<u32>,
+}
+
 /// Everything the operator reads from a worker. Fields that do not concern a role stay empty.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -115,6 +126,9 @@ pub struct Progress {
     /// Role `prepare`: what the conversion counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conversion: Option<ConversionReport>,
+    /// Role `train`: what the learner knows of its rollout pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutProgress>,
     /// Role `serve`: what the loaded weights are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_digest: Option<String>,

@@ -48,8 +48,10 @@ pub struct Owner {
 pub enum Role {
     /// Converts source rows into canonical rows.
     Prepare(Prepare),
-    /// Trains with rollouts in the same process (colocated).
+    /// Trains; samples in the same process (colocated) or asks rollout pods.
     Train(Box<Train>),
+    /// Samples completions for a learner.
+    Rollout(Rollout),
     /// Serves a model as policy and critic.
     Serve(Serve),
     /// Checks the digests of a checkpoint.
@@ -62,6 +64,7 @@ impl Role {
         match self {
             Self::Prepare(_) => "prepare",
             Self::Train(_) => "train",
+            Self::Rollout(_) => "rollout",
             Self::Serve(_) => "serve",
             Self::Verify(_) => "verify",
         }
@@ -140,6 +143,27 @@ pub struct Train {
     /// Checkpoints kept on disk.
     pub keep_last: u32,
     /// Threads that share a batch on the CPU; the result does not depend on timing.
+    pub threads: u32,
+    /// Ask rollout pods for completions; None: sample in this process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RemoteRollout>,
+}
+
+/// How a learner uses its rollout pods. Which pods there are it is told while it runs: `PUT /v1/rollout-pods`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RemoteRollout {
+    /// Requests that one pod works on at once.
+    pub lanes: u32,
+}
+
+/// Role `rollout`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rollout {
+    /// Config, tokenizer and processor; the weights come from the learner.
+    pub model: ModelSource,
+    /// Requests that are worked on at once, each on a thread of its own.
     pub threads: u32,
 }
 

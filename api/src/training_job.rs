@@ -34,6 +34,8 @@ use crate::{
     printcolumn(name = "ETA", type_ = "string", json_path = ".status.progress.eta"),
     printcolumn(name = "Checkpoint", type_ = "string", json_path = ".status.lastCheckpoint.name"),
     printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts", priority = 1),
+    printcolumn(name = "Rollout", type_ = "string", json_path = ".status.rollout.ready", priority = 1,
+        description = "Rollout pods that are ready, of those wanted; empty where rollouts are colocated"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = kube::core::Rule::new("self.metadata.name.size() <= 52")
@@ -50,6 +52,13 @@ use crate::{
 #[x_kube(validation = kube::core::Rule::new(
     "!has(self.evaluation) || !has(self.evaluation.guard) || self.evaluation.sets.exists(s, s.name == self.evaluation.guard.set)")
     .message("evaluation.guard.set must be the name of one of evaluation.sets"))]
+#[x_kube(validation = kube::core::Rule::new(
+    "!has(self.algorithm.sft) || !has(self.roles) || !has(self.roles.rollout) || !has(self.roles.rollout.replicas) || self.roles.rollout.replicas == 0")
+    .message("sft samples nothing: roles.rollout.replicas is for grpo"))]
+#[x_kube(validation = kube::core::Rule::new(
+    "(has(self.roles) && has(self.roles.rollout) && has(self.roles.rollout.replicas) && self.roles.rollout.replicas > 0) == \
+     (has(oldSelf.roles) && has(oldSelf.roles.rollout) && has(oldSelf.roles.rollout.replicas) && oldSelf.roles.rollout.replicas > 0)")
+    .message("roles.rollout.replicas may change, but not between none and some: that decides where rollouts run"))]
 #[serde(rename_all = "camelCase")]
 pub struct TrainingJobSpec {
     /// Stop the run after a checkpoint and free its pods; unset to continue.
@@ -182,8 +191,34 @@ impl Default for FailurePolicy {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Roles {
-    /// The pod that trains; rollouts run in it too (colocated).
+    /// The pod that trains. Without rollout pods it samples too (colocated).
     pub learner: Learner,
+    /// Pods that sample for the learner (grpo).
+    pub rollout: Rollout,
+}
+
+/// Pods that sample completions with the learner's newest weights. A lost one is replaced and never restarts the learner.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rollout {
+    /// How many; 0: the learner samples in its own process. May be changed while the run goes on, but not from or to 0.
+    #[schemars(range(min = 0, max = 1024))]
+    pub replicas: u32,
+    /// Threads that share a pod's prompts on the CPU.
+    #[schemars(range(min = 1, max = 256))]
+    pub threads: u32,
+    /// Image, resources and overrides.
+    pub pod: PodSettings,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self {
+            replicas: 0,
+            threads: 2,
+            pod: PodSettings::default(),
+        }
+    }
 }
 
 /// The pod that trains.
@@ -250,10 +285,13 @@ pub struct TrainingJobStatus {
     /// When it became Complete or Failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-    /// Pods that failed and were replaced.
+    /// Learner pods that failed and were replaced.
     pub restarts: u32,
-    /// Number of the current pod; pods of other attempts do not count.
+    /// Number of the current learner pod; pods of other attempts do not count.
     pub attempt: u32,
+    /// The rollout pods; absent where rollouts are colocated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
     /// How far it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<TrainingProgress>,
@@ -266,6 +304,26 @@ pub struct TrainingJobStatus {
     /// Newest stable checkpoint; the run's result once it is complete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_checkpoint: Option<LastCheckpoint>,
+}
+
+/// What is known of a run's rollout pods.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RolloutStatus {
+    /// Pods that are wanted now: none while the run waits, is suspended or finished.
+    pub replicas: u32,
+    /// Pods whose model is loaded and that answer.
+    pub ready_replicas: u32,
+    /// `2/3`: ready of wanted.
+    pub ready: String,
+    /// Pods that were lost and replaced, and containers that the kubelet restarted. The learner goes on meanwhile.
+    pub restarts: u32,
+    /// Step after which the weights of the newest samples were made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_version: Option<u32>,
+    /// Why pods are missing, for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
 }
 
 /// How far a run is. The texts are what `kubectl get` prints.

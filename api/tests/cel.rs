@@ -98,6 +98,34 @@ fn what_a_run_is_cannot_change_but_suspend_can() {
     }
 }
 
+fn with_rollout_pods(replicas: u32) -> TrainingJob {
+    job(|v| v["spec"]["roles"] = json!({ "rollout": { "replicas": replicas } }))
+}
+
+#[test]
+fn rollout_pods_are_for_grpo() {
+    with_rollout_pods(2).validate_cel().unwrap();
+    let sft = |replicas: u32| {
+        job(|v| {
+            v["spec"]["algorithm"] = json!({ "sft": { "steps": 1 } });
+            v["spec"]["rewards"] = json!([]);
+            v["spec"]["roles"] = json!({ "rollout": { "replicas": replicas } });
+        })
+    };
+    sft(0).validate_cel().unwrap();
+    assert!(refusal(sft(1).validate_cel()).contains("roles.rollout.replicas is for grpo"));
+}
+
+#[test]
+fn rollout_pods_come_and_go_but_not_where_rollouts_run() {
+    let (none, two, nine) = (with_rollout_pods(0), with_rollout_pods(2), with_rollout_pods(9));
+    nine.validate_cel_update(&two).unwrap();
+    two.validate_cel_update(&nine).unwrap();
+    none.validate_cel_update(&job(|_| {})).unwrap();
+    assert!(refusal(two.validate_cel_update(&none)).contains("not between none and some"));
+    assert!(refusal(none.validate_cel_update(&two)).contains("not between none and some"));
+}
+
 fn dataset(change: impl FnOnce(&mut Value)) -> Dataset {
     let mut value = json!({
         "apiVersion": "flotilla.dev/v1alpha1",

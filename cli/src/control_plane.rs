@@ -273,14 +273,21 @@ fn node_config(dir: &Path, worker: &Path, gpus: u32, addresses: Arc<AddressBlock
     Ok(config)
 }
 
-/// Runs only a node, for the API server of `client`, until `stop`.
-pub async fn node_alone(client: Client, arguments: Agent, stop: CancellationToken) -> anyhow::Result<()> {
+/// Runs only a node, for the API server of `client`, until `stop`. Logs are served to those whose certificate `authority`
+/// (DER) signed.
+pub async fn node_alone(
+    client: Client,
+    arguments: Agent,
+    authority: Option<Vec<Vec<u8>>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let dir = directory(&arguments.dir)?;
     start_logging(&dir, true)?;
     let addresses = AddressBlock::claim(&dir)?;
     let config = NodeConfig {
         name: arguments.name,
         taints: arguments.taints,
+        client_authority: authority,
         ..node_config(&dir, &worker(&arguments.node)?, arguments.node.gpus, addresses)?
     };
     node::Agent::run(client, config, stop).await?;

@@ -40,21 +40,23 @@ async fn up(arguments: Up) -> anyhow::Result<()> {
 }
 
 async fn node(arguments: Agent) -> anyhow::Result<()> {
-    let client = client(arguments.kubeconfig.as_deref(), &arguments.dir).await?;
-    until_interrupted(|stop| control_plane::node_alone(client, arguments, stop)).await
+    let config = config(arguments.kubeconfig.as_deref(), &arguments.dir).await?;
+    // The authority that vouches for the server also signs the client certificate with which it asks for logs.
+    let authority = config.root_cert.clone();
+    let client = Client::try_from(config)?;
+    until_interrupted(|stop| control_plane::node_alone(client, arguments, authority, stop)).await
 }
 
 async fn volumes(arguments: Volumes) -> anyhow::Result<()> {
-    let client = client(arguments.kubeconfig.as_deref(), &arguments.dir).await?;
+    let client = Client::try_from(config(arguments.kubeconfig.as_deref(), &arguments.dir).await?)?;
     until_interrupted(|stop| control_plane::volumes_alone(client, arguments, stop)).await
 }
 
-/// A client with the kubeconfig at `path`, or else that of the sandbox in `dir`.
-async fn client(path: Option<&Path>, dir: &Path) -> anyhow::Result<Client> {
+/// The kubeconfig at `path`, or else that of the sandbox in `dir`.
+async fn config(path: Option<&Path>, dir: &Path) -> anyhow::Result<Config> {
     let path = path.map_or_else(|| dir.join("kubeconfig"), Path::to_owned);
     let kubeconfig = Kubeconfig::read_from(&path).with_context(|| format!("read {}", path.display()))?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
 }
 
 /// Runs until SIGINT or SIGTERM, then until what was started has stopped.

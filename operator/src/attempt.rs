@@ -136,6 +136,7 @@ mod tests {
             name: "a-train-1".into(),
             uid: "u".into(),
             attempt: 1,
+            index: None,
             revision: String::new(),
             ip: None,
             created: Timestamp::UNIX_EPOCH,
@@ -143,6 +144,7 @@ mod tests {
             ready: false,
             ready_since: None,
             container_restarts: 0,
+            crash_loops: false,
             stage,
             crash: None,
         }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, fmt::Debug, hash::Hash, sync::Arc};
 
 use flotilla_api::{Dataset, ModelCheckpoint, ModelDeployment, TrainingJob};
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::{
     Api, Resource, ResourceExt as _,
     runtime::{
@@ -20,6 +20,8 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+
+use crate::owned_pods::OwnedPods;
 
 /// Readable copies of every watched kind.
 #[derive(Clone)]
@@ -34,6 +36,8 @@ pub struct Stores {
     pub model_checkpoints: Store<ModelCheckpoint>,
     /// All ModelDeployments.
     pub model_deployments: Store<ModelDeployment>,
+    /// The pods again, by owner.
+    pub owned_pods: OwnedPods,
 }
 
 impl Debug for Stores {
@@ -70,6 +74,7 @@ pub fn stores() -> (Stores, Writers) {
         training_jobs,
         model_checkpoints,
         model_deployments,
+        owned_pods: OwnedPods::default(),
     };
     let writers = Writers {
         pods: pods_writer,
@@ -108,17 +113,51 @@ impl<K: Resource<DynamicType = ()>> Change<K> {
     }
 }
 
+/// What is not read of an object need not be kept in memory.
+pub trait Trim {
+    /// Drops it.
+    fn trim(&mut self) {}
+}
+
+impl Trim for Dataset {}
+impl Trim for TrainingJob {}
+impl Trim for ModelCheckpoint {}
+impl Trim for ModelDeployment {}
+
+impl Trim for Pod {
+    /// The operator wrote the spec and reads but one field of it.
+    fn trim(&mut self) {
+        let restart_policy = self.spec.take().and_then(|spec| spec.restart_policy);
+        self.spec = Some(PodSpec {
+            restart_policy,
+            ..PodSpec::default()
+        });
+        if let Some(status) = &mut self.status {
+            status.pod_ips = None;
+            status.host_ips = None;
+            for container in status.container_statuses.iter_mut().flatten() {
+                container.volume_mounts = None;
+                container.resources = None;
+                container.allocated_resources = None;
+            }
+        }
+    }
+}
+
 /// Keeps `writer` equal to what the API server has and calls `tell` for every change, until it is dropped.
 pub async fn watch<K>(api: Api<K>, config: watcher::Config, mut writer: Writer<K>, mut tell: impl FnMut(Change<K>))
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Trim + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let kind = K::kind(&());
     let mut events = watcher(api, config).default_backoff().boxed();
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                let event = event.modify(|object| object.managed_fields_mut().clear());
+                let event = event.modify(|object| {
+                    object.managed_fields_mut().clear();
+                    object.trim();
+                });
                 apply(&mut writer, &event, &mut tell);
             }
             Err(error) => tracing::warn!(%kind, %error, "watch interrupted, beginning again"),
@@ -177,9 +216,11 @@ where
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
     use serde_json::json;
 
     use super::*;
+    use crate::pod_view::PodView;
 
     fn pod(name: &str, generation: i64) -> Pod {
         serde_json::from_value(
@@ -217,6 +258,19 @@ mod tests {
         let again = vec![Event::Init, Event::InitApply(pod("b", 2)), Event::InitDone];
         let seen = run([first, again].concat());
         assert_eq!(seen, [(None, Some(1)), (Some(1), None), (None, Some(2))]);
+    }
+
+    #[test]
+    fn of_a_pod_the_operator_keeps_what_it_reads() {
+        let mut pod: Pod = serde_json::from_value(json!({"metadata": {"name": "a", "labels": {"x": "y"}},
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "worker", "image": "w"}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}]}}))
+        .expect("a pod");
+        let view = |pod: &Pod| PodView::of(pod, Timestamp::UNIX_EPOCH);
+        let before = view(&pod);
+        pod.trim();
+        assert_eq!(view(&pod), before);
+        assert!(pod.spec.expect("a spec").containers.is_empty());
     }
 
     #[test]

@@ -14,14 +14,20 @@ use kube::{
         events::{Recorder, Reporter},
     },
 };
+use tokio::sync::Semaphore;
 
 use crate::{
     cache::Stores,
     config::OperatorConfig,
     error::{Error, Result},
+    latest::Latest,
     metrics::Metrics,
-    progress::ProgressReader,
+    tokens::Tokens,
+    worker_client::WorkerClient,
 };
+
+/// Writes of children that are on their way at once, over all controllers.
+const WRITES_IN_FLIGHT: usize = 64;
 
 /// What all controllers share.
 pub struct Context {
@@ -35,8 +41,14 @@ pub struct Context {
     pub metrics: Metrics,
     /// Publishes Events.
     pub recorder: Recorder,
-    /// Reads workers.
-    pub progress: ProgressReader,
+    /// Asks and tells workers.
+    pub workers: WorkerClient,
+    /// Tokens of workers.
+    pub tokens: Tokens,
+    /// Answers to the last status writes.
+    pub latest: Latest,
+    /// Places for writes of children: a gang of a thousand pods must not crowd out the rest of the cluster.
+    pub writes: Semaphore,
     failures: Mutex<HashMap<String, u32>>,
 }
 
@@ -61,7 +73,10 @@ impl Context {
             config,
             stores,
             metrics,
-            progress: ProgressReader::new()?,
+            workers: WorkerClient::new()?,
+            tokens: Tokens::default(),
+            latest: Latest::default(),
+            writes: Semaphore::new(WRITES_IN_FLIGHT),
             failures: Mutex::default(),
         })
     }

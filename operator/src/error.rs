@@ -45,6 +45,16 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// A child that was there is gone; the next pass makes it anew.
+    #[error("{kind} {namespace}/{name} went while it was looked at")]
+    Gone {
+        /// Kind of the child.
+        kind: String,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
     /// A document cannot be written as JSON.
     #[error("write {what} as JSON: {source}")]
     Serialize {
@@ -64,8 +74,8 @@ pub enum Error {
     /// A URI that was checked before turned out to name no place.
     #[error("mount the claims of a pod: {0}")]
     Uri(#[from] crate::volumes::UriError),
-    /// The HTTP client for `/progress` cannot be made.
-    #[error("build the HTTP client that reads /progress: {0}")]
+    /// The HTTP client for workers cannot be made.
+    #[error("build the HTTP client for workers: {0}")]
     HttpClient(#[source] reqwest::Error),
 }
 
@@ -100,6 +110,7 @@ impl Error {
             Self::Election(_) | Self::Deposed(_) => "leadership",
             Self::Incomplete { .. } => "incomplete",
             Self::Foreign { .. } => "foreign",
+            Self::Gone { .. } => "gone",
             Self::Serialize { .. } => "serialize",
             Self::Listen { .. } => "listen",
             Self::Uri(_) => "uri",

@@ -13,7 +13,9 @@
 //! | [`pod_view`], [`conditions`], [`model`], [`volumes`] | what a pod's status, conditions, model references and URIs say |
 //! | [`worker_pod`], [`run_pod`], [`owner`] | the pod of any role, the one pod of a run, names and labels of children |
 //! | [`cache`], [`triggers`], [`controller`], [`requeue`] | one watch per kind, who is reconciled when, and how |
-//! | [`mod@apply`], [`mod@report`], [`progress`] | writes to the API server, the end of a pass, reads of workers |
+//! | [`owned_pods`], [`latest`] | pods by owner and the newest copy of an object, own writes included |
+//! | [`mod@apply`], [`mod@report`] | writes to the API server, the end of a pass |
+//! | [`worker_client`], [`tokens`] | what is said to workers, and the tokens for it |
 //! | [`leader`] | one of several operators makes passes; a deposed one writes nothing |
 //! | [`context`], [`error`], [`refusal`], [`metrics`], [`http`], [`text`] | what all controllers share, one thing each |
 //! | [`crds`] | the generated definitions as YAML |
@@ -29,23 +31,26 @@ pub mod crds;
 pub mod dataset;
 pub mod error;
 pub mod http;
+pub mod latest;
 pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod model_checkpoint;
 pub mod model_deployment;
+pub mod owned_pods;
 pub mod owner;
 pub mod pod_view;
-pub mod progress;
 pub mod refusal;
 pub mod report;
 pub mod requeue;
 pub mod run;
 pub mod run_pod;
 pub mod text;
+pub mod tokens;
 pub mod training_job;
 pub mod triggers;
 pub mod volumes;
+pub mod worker_client;
 pub mod worker_pod;
 
 #[cfg(test)]

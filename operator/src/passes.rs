@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     OperatorConfig,
-    cache::{Writers, stores},
+    cache::{Change, Writers, stores},
     context::Context,
     dataset,
     error::Error,
@@ -32,8 +32,11 @@ const CORE: &str = "/api/v1/namespaces/lab";
 struct Server {
     objects: BTreeMap<String, Value>,
     writes: Vec<String>,
+    /// Every request but writes.
+    reads: Vec<String>,
     /// Answers every status write with 409.
     conflicts: bool,
+    version: u64,
 }
 
 type Shared = Arc<Mutex<Server>>;
@@ -51,6 +54,9 @@ fn failure(code: u16, reason: &str) -> (u16, Value) {
 
 impl Server {
     fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
+        if *method == Method::GET {
+            self.reads.push(path.to_owned());
+        }
         match *method {
             Method::GET if path.ends_with("/configmaps") => {
                 let items: Vec<_> = self
@@ -71,22 +77,22 @@ impl Server {
                     .remove(path)
                     .map_or_else(|| failure(404, "NotFound"), |object| (200, object))
             }
-            Method::POST => {
+            Method::POST if path.ends_with("/events") => {
                 self.writes
                     .push(format!("event {}", body["reason"].as_str().unwrap_or_default()));
                 (201, body.clone())
             }
+            Method::POST => {
+                let path = format!("{path}/{}", body["metadata"]["name"].as_str().unwrap_or_default());
+                if self.objects.contains_key(&path) {
+                    return failure(409, "AlreadyExists");
+                }
+                self.writes.push(last_two(&path));
+                (201, self.apply(&path, body))
+            }
             _ if path.ends_with("/status") && self.conflicts => failure(409, "Conflict"),
             _ => {
-                self.writes.push(
-                    path.rsplit('/')
-                        .take(2)
-                        .collect::<Vec<_>>()
-                        .into_iter()
-                        .rev()
-                        .collect::<Vec<_>>()
-                        .join("/"),
-                );
+                self.writes.push(last_two(path));
                 (200, self.apply(path, body))
             }
         }
@@ -95,6 +101,8 @@ impl Server {
     fn apply(&mut self, path: &str, body: &Value) -> Value {
         let (key, is_status) = path.strip_suffix("/status").map_or((path, false), |key| (key, true));
         let uid = format!("uid-{}", self.objects.len());
+        self.version += 1;
+        let version = self.version.to_string();
         let object = self.objects.entry(key.to_owned()).or_insert_with(|| body.clone());
         if is_status {
             object["status"] = body["status"].clone();
@@ -108,8 +116,15 @@ impl Server {
                 object["spec"]["clusterIP"] = json!("127.9.0.1");
             }
         }
+        object["metadata"]["resourceVersion"] = json!(version);
         object.clone()
     }
+}
+
+fn last_two(path: &str) -> String {
+    let mut parts: Vec<_> = path.rsplit('/').take(2).collect();
+    parts.reverse();
+    parts.join("/")
 }
 
 fn client(server: &Shared) -> Client {
@@ -149,9 +164,12 @@ impl World {
 
     /// Puts an object where a user's apply would.
     fn put<K: DeserializeOwned>(&mut self, plural: &str, kind: &str, name: &str, spec: &Value, status: &Value) -> K {
+        let mut server = lock(&self.server);
+        server.version += 1;
         let object = json!({"apiVersion": "flotilla.dev/v1alpha1", "kind": kind, "status": status, "spec": spec,
-            "metadata": {"name": name, "namespace": "lab", "uid": format!("0123456789-{name}"), "generation": 1}});
-        lock(&self.server)
+            "metadata": {"name": name, "namespace": "lab", "uid": format!("0123456789-{name}"), "generation": 1,
+                "resourceVersion": server.version.to_string()}});
+        server
             .objects
             .insert(format!("{KINDS}/{plural}/{name}"), object.clone());
         serde_json::from_value(object).expect("an object")
@@ -179,7 +197,37 @@ impl World {
             .expect("the pod was made");
         pod["status"] = status.clone();
         let pod: Pod = serde_json::from_value(pod.clone()).expect("a pod");
-        self.writers.pods.apply_watcher_event(&Event::Apply(pod));
+        drop(server);
+        self.seen(Some(pod), None);
+    }
+
+    /// What the watch tells: a pod as it is, or one that is gone.
+    fn seen(&mut self, after: Option<Pod>, before: Option<Pod>) {
+        if let Some(pod) = &after {
+            self.writers.pods.apply_watcher_event(&Event::Apply(pod.clone()));
+        }
+        let (before, after) = (before.map(Arc::new), after.map(Arc::new));
+        self.context.stores.owned_pods.record(&Change { before, after });
+    }
+
+    /// Shows the operator every pod that it made, running and ready.
+    fn all_run(&mut self) {
+        let server = lock(&self.server);
+        let pods = server
+            .objects
+            .keys()
+            .filter_map(|key| key.strip_prefix(&format!("{CORE}/pods/")));
+        let names: Vec<String> = pods.map(str::to_owned).collect();
+        drop(server);
+        let running = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        for name in names {
+            self.pod(&name, &running);
+        }
+    }
+
+    /// What was read since the last call.
+    fn reads(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.server).reads)
     }
 }
 
@@ -285,6 +333,135 @@ async fn a_job_waits_trains_registers_its_checkpoint_and_rests() {
     assert_eq!(world.read("trainingjobs", "critic")["status"]["phase"], "Complete");
     pass().await.expect("rests");
     assert_eq!(world.writes(), [""; 0]);
+}
+
+fn ready_dataset(world: &mut World) {
+    let mut set = Dataset::clone(&dataset(world));
+    set.status =
+        serde_json::from_value(json!({"phase": "Ready", "report": {"uri": "pvc://digits/x", "digest": DIGEST}})).ok();
+    world.writers.datasets.apply_watcher_event(&Event::Apply(set));
+}
+
+/// A job whose learner samples in `replicas` pods; edits keep its status.
+fn separate(world: &mut World, replicas: u32, suspend: bool) -> Arc<TrainingJob> {
+    let spec = json!({"model": {"uri": "pvc://digits/base"}, "datasets": [{"datasetRef": {"name": "pairs"}}],
+        "algorithm": {"grpo": {"steps": 80}}, "rewards": [{"rule": "preference", "weight": 1.0}], "suspend": suspend,
+        "checkpoint": {"storage": {"claimName": "digits"}}, "roles": {"rollout": {"replicas": replicas}}});
+    let status = world.read("trainingjobs", "critic")["status"].clone();
+    Arc::new(world.put("trainingjobs", "TrainingJob", "critic", &spec, &status))
+}
+
+async fn pass(world: &World, job: &Arc<TrainingJob>) {
+    let pass = training_job::reconcile(Arc::clone(job), Arc::clone(&world.context));
+    pass.await.expect("a pass");
+}
+
+fn of_kind(writes: &[String], prefix: &str) -> usize {
+    writes.iter().filter(|write| write.starts_with(prefix)).count()
+}
+
+#[tokio::test]
+async fn a_gang_of_64_pods_is_one_pass_of_one_write_each_and_no_read() {
+    let mut world = World::new();
+    ready_dataset(&mut world);
+    let job = separate(&mut world, 63, false);
+    pass(&world, &job).await;
+    let writes = world.writes();
+    assert_eq!(of_kind(&writes, "pods/"), 64);
+    // Token, two roles, status and event.
+    assert_eq!(writes.len(), 64 + 5, "{writes:?}");
+    assert_eq!(world.reads(), [""; 0]);
+    // The watch has not told of them yet: nothing is made twice.
+    pass(&world, &job).await;
+    assert_eq!((world.writes(), world.reads()), (vec![], vec![]));
+    world.all_run();
+    pass(&world, &job).await;
+    assert_eq!(world.writes(), ["critic/status"]);
+    assert_eq!(
+        world.read("trainingjobs", "critic")["status"]["rollout"]["ready"],
+        "63/63"
+    );
+    pass(&world, &job).await;
+    assert_eq!((world.writes(), world.reads()), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_rollout_pod_that_is_gone_is_made_again_and_the_learner_is_left_alone() {
+    let mut world = World::new();
+    ready_dataset(&mut world);
+    let job = separate(&mut world, 3, false);
+    pass(&world, &job).await;
+    world.all_run();
+    pass(&world, &job).await;
+    world.writes();
+    let evicted = json!({"phase": "Failed", "reason": "Evicted", "message": "low on memory"});
+    world.pod("critic-rollout-1-1", &evicted);
+    pass(&world, &job).await;
+    let writes = world.writes();
+    assert_eq!(of_kind(&writes, "pods/critic-rollout-1-2"), 1, "{writes:?}");
+    assert_eq!(of_kind(&writes, "pods/"), 1);
+    assert_eq!(of_kind(&writes, "event RolloutPodsReplaced"), 1);
+    let status = world.read("trainingjobs", "critic")["status"].clone();
+    assert_eq!(
+        (&status["restarts"], &status["rollout"]["restarts"]),
+        (&json!(0), &json!(1))
+    );
+    world.pod("critic-rollout-1-2", &json!({"phase": "Pending"}));
+    pass(&world, &job).await;
+    assert_eq!(
+        of_kind(&world.writes(), &format!("DELETE {CORE}/pods/critic-rollout-1-1")),
+        1
+    );
+}
+
+#[tokio::test]
+async fn rollout_pods_come_and_go_with_the_spec_and_none_is_asked_to_go_twice() {
+    let mut world = World::new();
+    ready_dataset(&mut world);
+    let job = separate(&mut world, 2, false);
+    pass(&world, &job).await;
+    world.all_run();
+    pass(&world, &job).await;
+    world.writes();
+    let job = separate(&mut world, 4, false);
+    pass(&world, &job).await;
+    let writes = world.writes();
+    assert_eq!(
+        of_kind(&writes, "pods/critic-rollout-2-1") + of_kind(&writes, "pods/critic-rollout-3-1"),
+        2
+    );
+    let job = separate(&mut world, 1, false);
+    pass(&world, &job).await;
+    assert_eq!(
+        of_kind(&world.writes(), &format!("DELETE {CORE}/pods/critic-rollout")),
+        3
+    );
+    let job = separate(&mut world, 1, true);
+    pass(&world, &job).await;
+    let writes = world.writes();
+    assert_eq!(of_kind(&writes, &format!("DELETE {CORE}/pods/critic-rollout-0-1")), 1);
+    assert_eq!(of_kind(&writes, &format!("DELETE {CORE}/pods/critic-train-1")), 1);
+    assert_eq!(of_kind(&writes, "DELETE"), 2, "{writes:?}");
+    pass(&world, &job).await;
+    assert_eq!(world.writes(), [""; 0], "the watch has not told that they go");
+}
+
+#[tokio::test]
+async fn a_finished_run_leaves_no_rollout_pods() {
+    let mut world = World::new();
+    ready_dataset(&mut world);
+    let job = separate(&mut world, 2, false);
+    pass(&world, &job).await;
+    world.all_run();
+    world.writes();
+    let last = json!({"stage": "Completed", "step": 80, "totalSteps": 80, "metrics": {"loss": 0.1}});
+    world.pod("critic-train-1", &exited(0, &last));
+    pass(&world, &job).await;
+    assert_eq!(
+        of_kind(&world.writes(), &format!("DELETE {CORE}/pods/critic-rollout")),
+        2
+    );
+    assert_eq!(world.read("trainingjobs", "critic")["status"]["phase"], "Complete");
 }
 
 #[tokio::test]

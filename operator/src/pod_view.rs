@@ -28,6 +28,8 @@ pub struct PodView {
     pub uid: String,
     /// Number of the attempt it belongs to; 0 for pods that are not counted.
     pub attempt: u32,
+    /// Its place among the rollout pods of its run; None for all others.
+    pub index: Option<u32>,
     /// What it runs, as a hash; empty for pods of runs.
     pub revision: String,
     /// Its address, once it has one.
@@ -42,6 +44,8 @@ pub struct PodView {
     pub ready_since: Option<Timestamp>,
     /// How often the kubelet restarted its container.
     pub container_restarts: u32,
+    /// The kubelet waits ever longer before it starts the container again.
+    pub crash_loops: bool,
     /// Where it stands.
     pub stage: PodStage,
     /// How its container ended before the kubelet restarted it.
@@ -116,6 +120,7 @@ impl PodView {
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
             attempt: label(label::ATTEMPT).and_then(|text| text.parse().ok()).unwrap_or(0),
+            index: label(label::INDEX).and_then(|text| text.parse().ok()),
             revision: label(label::REVISION).cloned().unwrap_or_default(),
             ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
             created: meta.creation_timestamp.as_ref().map_or(now, |time| time.0),
@@ -125,6 +130,9 @@ impl PodView {
                 .and_then(|condition| condition.last_transition_time.as_ref())
                 .map(|time| time.0),
             container_restarts: container.map_or(0, |status| u32::try_from(status.restart_count).unwrap_or(0)),
+            crash_loops: container
+                .and_then(|status| status.state.as_ref()?.waiting.as_ref()?.reason.as_deref())
+                .is_some_and(|reason| reason == "CrashLoopBackOff"),
             stage: stage(pod, &status, container),
             crash: container
                 .and_then(|status| {
@@ -137,6 +145,17 @@ impl PodView {
                 })
                 .map(|terminated| exit(Some(terminated), &status)),
         }
+    }
+
+    /// What its owner decides by: readiness and address, restarts, its end, and why it waits.
+    pub fn news(&self) -> impl PartialEq + use<> {
+        let waits = match &self.stage {
+            PodStage::Pending { message, .. } => message.clone(),
+            PodStage::Running | PodStage::Exited(_) => None,
+        };
+        let crashes = (self.container_restarts, self.crash_loops, self.crash.clone());
+        let stands = (self.uid.clone(), self.ready, self.ip.clone(), self.terminating);
+        (stands, crashes, self.exit().cloned(), waits)
     }
 
     /// Whether it still counts: neither ended nor asked to stop.

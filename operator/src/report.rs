@@ -63,7 +63,13 @@ impl Note {
 /// with: a second operator, or an edit meanwhile, makes it a conflict and the pass is run again.
 pub async fn report<K, S>(context: &Context, object: &K, known: Option<&S>, next: &S, notes: &[Note]) -> Result<()>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
     S: PartialEq + Serialize,
 {
     if known == Some(next) {
@@ -77,12 +83,14 @@ where
         "metadata": { "name": name, "resourceVersion": object.resource_version() },
         "status": next,
     });
-    api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch))
+    let written = api
+        .patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch))
         .await
         .map_err(Error::api(format!(
             "write the status of {} {namespace}/{name}",
             K::kind(&())
         )))?;
+    context.latest.remember(written);
     publish(context, object, notes).await;
     Ok(())
 }

@@ -1,11 +1,8 @@
 //! The one pod of a run (Dataset conversion, training, verification): found by its number, asked for its progress.
 
 use flotilla_api::{pod::PodSettings, progress::Progress, role::RoleConfig};
-use k8s_openapi::{
-    api::core::v1::{Pod, Secret},
-    jiff::Timestamp,
-};
-use kube::{Api, runtime::reflector::ObjectRef};
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use kube::Api;
 
 use crate::{
     apply::RunObjects,
@@ -13,7 +10,7 @@ use crate::{
     error::{Error, Result},
     owner::Owner,
     pod_view::{PodStage, PodView},
-    worker_pod::{WorkerPod, config_map, read_token, token_secret},
+    worker_pod::{WorkerPod, config_map, token_secret},
 };
 
 /// Names of the children of one run.
@@ -33,6 +30,11 @@ impl RunNames {
         format!("{}-{attempt}", self.stem)
     }
 
+    /// The pod in this place, the `attempt`-th that has it.
+    pub fn member(&self, index: u32, attempt: u32) -> String {
+        format!("{}-{index}-{attempt}", self.stem)
+    }
+
     /// The ConfigMap with the role.
     pub fn config_map(&self) -> String {
         self.stem.clone()
@@ -47,14 +49,8 @@ impl RunNames {
 /// The pod with this number, if it is there and belongs to `owner`. The copy in memory may lag behind, so what it lacks is
 /// asked for: an absent pod means that a new one is made.
 pub async fn find(context: &Context, owner: &Owner, name: &str, now: Timestamp) -> Result<Option<PodView>> {
-    let key = ObjectRef::<Pod>::new(name).within(&owner.namespace);
-    let known = context
-        .stores
-        .pods
-        .get(&key)
-        .filter(|pod| owner.controls(&pod.metadata));
-    if let Some(pod) = known {
-        return Ok(Some(PodView::of(&pod, now)));
+    if let Some(pod) = context.stores.owned_pods.get(owner, name, now) {
+        return Ok(Some(pod));
     }
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &owner.namespace);
     let pod = api
@@ -66,20 +62,26 @@ pub async fn find(context: &Context, owner: &Owner, name: &str, now: Timestamp) 
         .map(|pod| PodView::of(&pod, now)))
 }
 
-/// What the worker in `pod` says, None where it does not (yet, or any more) answer.
+/// What the worker in `pod` says, None where it does not (yet, or any more) answer. One that was silent just now is not
+/// asked again at once.
 pub async fn ask(context: &Context, owner: &Owner, token: &str, pod: &PodView) -> Result<Option<Progress>> {
     let (PodStage::Running, Some(ip)) = (&pod.stage, &pod.ip) else {
         return Ok(None);
     };
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), &owner.namespace);
-    let secret = api.get_opt(token).await;
-    let secret = secret.map_err(Error::api(format!("get Secret {}/{token}", owner.namespace)))?;
-    let Some(token) = secret.as_ref().and_then(read_token) else {
+    if context.workers.silence(&pod.uid).is_some() {
+        return Ok(None);
+    }
+    let Some(token) = context.tokens.of(&context.client, owner, token).await? else {
         return Ok(None);
     };
-    match context.progress.read(ip, &token).await {
+    let answer = context.workers.progress(ip, &token).await;
+    context.workers.answered(&pod.uid, answer.is_ok());
+    match answer {
         Ok(progress) => Ok(Some(progress)),
         Err(error) => {
+            if error.is_unauthorized() {
+                context.tokens.forget(owner);
+            }
             tracing::debug!(pod = pod.name, %error, "no progress");
             Ok(None)
         }
@@ -118,6 +120,7 @@ impl Run<'_> {
             settings: self.settings,
             default_image: self.default_image,
             attempt: Some(self.attempt),
+            index: None,
             revision: None,
             grace_seconds: self.grace_seconds,
         };
@@ -125,9 +128,9 @@ impl Run<'_> {
         let what = format!("the role of pod {}", self.names.pod(self.attempt));
         let config_map = config_map(self.owner, config_map_name, self.config);
         Ok(RunObjects {
-            config_map: config_map.map_err(|source| Error::Serialize { what, source })?,
-            token: token_secret(self.owner, token_name, self.config.role.name()),
-            pod,
+            config_maps: vec![config_map.map_err(|source| Error::Serialize { what, source })?],
+            token: Some(token_secret(self.owner, token_name, self.config.role.name())),
+            pods: vec![pod],
         })
     }
 }

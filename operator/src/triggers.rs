@@ -7,10 +7,13 @@ use futures::{
     StreamExt as _,
     channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded},
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{Resource, ResourceExt as _, runtime::reflector::ObjectRef};
 
-use crate::cache::{Change, Stores};
+use crate::{
+    cache::{Change, Stores},
+    pod_view::PodView,
+};
 
 /// Queues of the four controllers.
 #[derive(Clone, Debug)]
@@ -92,9 +95,12 @@ impl Triggers {
         }
     }
 
-    /// A pod concerns the object that controls it.
+    /// A pod concerns the object that controls it, which is told after [`crate::owned_pods`] knows.
     pub fn pod(&self, change: &Change<Pod>) {
-        let Some(pod) = change.object() else { return };
+        self.stores.owned_pods.record(change);
+        let Some(pod) = change.object().filter(|_| concerns_owner(change)) else {
+            return;
+        };
         let namespace = pod.namespace().unwrap_or_default();
         let owners = pod.metadata.owner_references.iter().flatten();
         for owner in owners.filter(|owner| owner.controller == Some(true)) {
@@ -177,6 +183,17 @@ impl Triggers {
             }
         }
     }
+}
+
+/// Whether the owner has anything to do about it. Of many rollout pods only what changes a decision or the status is told:
+/// that one was bound to a node, or that its container is being created, is not.
+fn concerns_owner(change: &Change<Pod>) -> bool {
+    let (Some(before), Some(after)) = (&change.before, &change.after) else {
+        return true;
+    };
+    let view = |pod: &Pod| PodView::of(pod, Timestamp::UNIX_EPOCH);
+    let (before, after) = (view(before), view(after));
+    before.index.is_none() || before.news() != after.news()
 }
 
 fn names(reference: Option<&flotilla_api::reference::LocalObjectReference>, name: &str) -> bool {

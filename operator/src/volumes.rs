@@ -84,6 +84,7 @@ fn uris(role: &Role) -> Vec<(&str, Access)> {
             uris.push((train.output_uri.as_str(), Access::Write));
             uris
         }
+        Role::Rollout(rollout) => vec![(rollout.model.uri.as_str(), Access::Read)],
         Role::Serve(serve) => {
             let mut uris = vec![(serve.model.uri.as_str(), Access::Read)];
             uris.extend(template_uri(serve.critic_template.as_ref()));

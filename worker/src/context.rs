@@ -28,6 +28,11 @@ impl Token {
         (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
+    /// The token as a request presents it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
     /// Whether a presented token is this one, in a time that does not depend on where they differ.
     pub fn admits(&self, presented: &str) -> bool {
         let (own, presented) = (self.0.as_bytes(), presented.as_bytes());

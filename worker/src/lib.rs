@@ -6,12 +6,13 @@
 //! | file | what |
 //! |---|---|
 //! | [`cli`] | the command line: `run` for pods, `serve` by hand |
-//! | [`role`] | one file per role: `prepare`, `train`, `serve`, `verify`, and the dispatch between them |
+//! | [`role`] | one file per role: `prepare`, `train`, `rollout`, `serve`, `verify`, and the dispatch between them |
 //! | [`context`] | what every role is given |
 //! | [`progress`] | the one cell that a role writes and HTTP and the termination log read |
 //! | [`uri`] | `pvc://claim/path` and `file:///path` to paths |
 //! | [`http`] | one endpoint per file |
 //! | [`service`] | what role `serve` offers: prompts, generation, verdicts |
+//! | [`rollout`] | what rollout pods and a learner say to each other |
 //! | [`prompt`] | templates: how question and responses become the user's text |
 //! | [`train`] | the loops of role `train` |
 //! | [`error`] | errors and the exit codes they mean |
@@ -24,6 +25,7 @@ pub mod http;
 pub mod progress;
 pub mod prompt;
 pub mod role;
+pub mod rollout;
 pub mod service;
 pub mod telemetry;
 pub mod train;

@@ -15,16 +15,18 @@ use flotilla_api::{
     evaluation::Guard,
     progress::{Progress, Stage},
     reward::{Reward, Rule},
-    role::{ModelSource, Owner, Prepare, PreparedDataset, Train},
+    role::{ModelSource, Owner, Prepare, PreparedDataset, Role, Rollout, Train},
+    rollout::{RolloutPod, RolloutPods},
 };
 use flotilla_worker::{
     WorkerError,
     context::Context,
     progress::ProgressCell,
-    role::prepare,
-    train::{journal::Line, run::train},
+    role::{self, prepare},
+    train::{fleet::Fleet, journal::Line, run::train},
     uri::Volumes,
 };
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 /// A directory with a base model, source rows and prepared datasets.
@@ -189,6 +191,7 @@ impl Fixture {
             checkpoint_every: 1,
             keep_last: 100,
             threads: 2,
+            rollout: None,
         }
     }
 
@@ -232,7 +235,7 @@ impl Fixture {
 
     fn run(&self, spec: &Train) -> (Result<(), WorkerError>, Progress) {
         let context = self.context();
-        let outcome = train(&context, spec, &|| false);
+        let outcome = train(&context, spec, None, &|| false);
         (outcome, context.progress.snapshot())
     }
 
@@ -353,7 +356,9 @@ fn a_suspended_run_saves_what_is_done_and_goes_on_to_the_same_bytes() {
     for limit in [3, 9, 14, 25, 40] {
         let polls = AtomicUsize::new(0);
         let context = fixture.context();
-        let outcome = train(&context, &spec, &|| polls.fetch_add(1, Ordering::Relaxed) >= limit);
+        let outcome = train(&context, &spec, None, &|| {
+            polls.fetch_add(1, Ordering::Relaxed) >= limit
+        });
         match outcome {
             Err(WorkerError::Suspended { step }) => {
                 suspensions += 1;
@@ -410,6 +415,65 @@ fn scores_and_metrics_reach_the_progress() {
             .iter()
             .any(|checkpoint| checkpoint.metrics.contains_key("questions/accuracy"))
     );
+}
+
+/// A rollout pod over the fixture's base; stopped with the runtime.
+fn rollout_pod(fixture: &Fixture, runtime: &tokio::runtime::Runtime, uid: &str) -> RolloutPod {
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
+    let pod = RolloutPod {
+        name: format!("rollout-{uid}"),
+        uid: uid.into(),
+        address: listener.local_addr().expect("an address").to_string(),
+    };
+    let spec = Rollout {
+        // Other weights than the learner begins with: it sends its own.
+        model: ModelSource {
+            uri: "pvc://data/base".into(),
+            digest: None,
+            random_seed: Some(99),
+        },
+        threads: 1,
+    };
+    let role = role::run(
+        fixture.context(),
+        Role::Rollout(spec),
+        listener,
+        CancellationToken::new(),
+    );
+    runtime.spawn(Box::pin(role));
+    pod
+}
+
+#[test]
+fn rollout_pods_train_the_same_bytes_as_a_colocated_run() {
+    for freeze in [vec![Module::Vision], vec![]] {
+        let fixture = Fixture::new();
+        let colocated = fixture.complete(&fixture.grpo("colocated", freeze.clone()));
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        let pods = ["a", "b"].map(|uid| rollout_pod(&fixture, &runtime, uid));
+        // Nobody listens there: its work goes to the others.
+        let dead = RolloutPod {
+            name: "rollout-dead".into(),
+            uid: "dead".into(),
+            address: "127.0.0.1:1".into(),
+        };
+        let (told, listed) = watch::channel(RolloutPods {
+            revision: "r".into(),
+            pods: std::iter::once(dead).chain(pods).collect(),
+        });
+        let context = fixture.context();
+        let fleet = Fleet::new(&context, 1, listed, runtime.handle().clone()).expect("a fleet");
+        let spec = fixture.grpo("separate", freeze);
+        train(&context, &spec, Some(&fleet), &|| false).expect("completes");
+        let progress = context.progress.snapshot();
+        assert_eq!(progress.rollout.and_then(|rollout| rollout.weight_version), Some(3));
+        let manifest = |run: &str| {
+            let checkpoints = fixture.path(&format!("jobs/{run}/checkpoints"));
+            fs::read_to_string(checkpoints.join("step-00000003/manifest.json")).expect("manifest")
+        };
+        assert_eq!(manifest("separate"), colocated);
+        drop(told);
+    }
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! Everything that a decision about a Dataset needs.
 
+use std::sync::Arc;
+
 use flotilla_api::{Dataset, DatasetStatus};
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
 
 use crate::{
     attempt::Attempts,
     context::Context,
-    error::{Error, Result},
+    error::Result,
     owner::Owner,
     pod_view::PodView,
     run_pod::{self, RunNames},
@@ -19,7 +20,7 @@ const ROLE: &str = "prepare";
 /// A Dataset and its pod at one moment.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// The Dataset, read in this pass: counters of a lagging copy would be counted twice.
+    /// The Dataset.
     pub dataset: Dataset,
     /// Its identity.
     pub owner: Owner,
@@ -45,14 +46,11 @@ impl Observed {
 }
 
 /// Reads; None where the Dataset is gone or going.
-pub async fn gather(context: &Context, object: &Dataset) -> Result<Option<Observed>> {
-    let owner = Owner::of(object)?;
-    let api: Api<Dataset> = Api::namespaced(context.client.clone(), &owner.namespace);
-    let found = api.get_opt(&owner.name).await;
-    let found = found.map_err(Error::api(format!("get Dataset {}/{}", owner.namespace, owner.name)))?;
-    let Some(dataset) = found.filter(|dataset| dataset.metadata.deletion_timestamp.is_none()) else {
+pub async fn gather(context: &Context, object: &Arc<Dataset>) -> Result<Option<Observed>> {
+    let dataset = Dataset::clone(&context.latest.of(object));
+    if dataset.metadata.deletion_timestamp.is_some() {
         return Ok(None);
-    };
+    }
     let owner = Owner::of(&dataset)?;
     let now = context.now();
     let names = RunNames::new(&owner, ROLE);

@@ -47,7 +47,7 @@ pub async fn reconcile(object: Arc<Dataset>, context: Arc<Context>) -> Result<Ac
     // Writes (client required).
     if let (Decision::Run(Verdict::Start { attempt, .. }), Ok(plan)) = (&decision, &plan) {
         let objects = build(&observed, plan, *attempt, &context.config.worker_image)?;
-        Box::pin(objects.apply(&context.client, &observed.owner)).await?;
+        Box::pin(objects.apply(&context, &observed.owner)).await?;
     }
     let (status, notes) = report::next_status(&observed, &decision);
     write(

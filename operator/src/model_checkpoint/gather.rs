@@ -1,13 +1,14 @@
 //! Everything that a decision about a ModelCheckpoint needs.
 
+use std::sync::Arc;
+
 use flotilla_api::{ModelCheckpoint, ModelCheckpointStatus};
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
 
 use crate::{
     attempt::Attempts,
     context::Context,
-    error::{Error, Result},
+    error::Result,
     owner::Owner,
     pod_view::PodView,
     run_pod::{self, RunNames},
@@ -19,7 +20,7 @@ const ROLE: &str = "verify";
 /// A ModelCheckpoint and its verification pod at one moment.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// The ModelCheckpoint, read in this pass.
+    /// The ModelCheckpoint.
     pub checkpoint: ModelCheckpoint,
     /// Its identity.
     pub owner: Owner,
@@ -45,17 +46,11 @@ impl Observed {
 }
 
 /// Reads; None where the ModelCheckpoint is gone or going.
-pub async fn gather(context: &Context, object: &ModelCheckpoint) -> Result<Option<Observed>> {
-    let owner = Owner::of(object)?;
-    let api: Api<ModelCheckpoint> = Api::namespaced(context.client.clone(), &owner.namespace);
-    let found = api.get_opt(&owner.name).await;
-    let found = found.map_err(Error::api(format!(
-        "get ModelCheckpoint {}/{}",
-        owner.namespace, owner.name
-    )))?;
-    let Some(checkpoint) = found.filter(|found| found.metadata.deletion_timestamp.is_none()) else {
+pub async fn gather(context: &Context, object: &Arc<ModelCheckpoint>) -> Result<Option<Observed>> {
+    let checkpoint = ModelCheckpoint::clone(&context.latest.of(object));
+    if checkpoint.metadata.deletion_timestamp.is_some() {
         return Ok(None);
-    };
+    }
     let owner = Owner::of(&checkpoint)?;
     let now = context.now();
     let names = RunNames::new(&owner, ROLE);

@@ -56,7 +56,7 @@ pub async fn reconcile(object: Arc<ModelCheckpoint>, context: Arc<Context>) -> R
             attempt: *attempt,
             grace_seconds: GRACE_SECONDS,
         };
-        Box::pin(run.build()?.apply(&context.client, &observed.owner)).await?;
+        Box::pin(run.build()?.apply(&context, &observed.owner)).await?;
     }
     let (status, notes) = report::next_status(&observed, &decision);
     write(

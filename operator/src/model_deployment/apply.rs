@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use flotilla_api::names::{HTTP_PORT, label};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::{Api, ResourceExt as _, api::ListParams};
 
 use super::{build::Objects, gather::Observed};
 use crate::{
-    apply::{converge, create_once, delete},
+    apply::{converge, create_or_apply, create_pod, create_token, delete, delete_pods},
     context::Context,
     error::{Error, Result},
     owner::Owner,
@@ -34,20 +34,18 @@ pub async fn apply(context: &Context, observed: &Observed, objects: Objects) -> 
         remove,
         revision,
     } = objects;
-    let (client, owner) = (&context.client, &observed.owner);
-    let service = converge(client, owner, &service, |known| routes_alike(known, &service)).await?;
+    let owner = &observed.owner;
+    let service = converge(context, owner, &service, |known| routes_alike(known, &service)).await?;
     if let Some((config, token)) = mounts {
-        create_once(client, owner, &token).await?;
-        converge(client, owner, &config, |known: &ConfigMap| known.data == config.data).await?;
+        create_token(context, owner, token).await?;
+        create_or_apply(context, owner, &config, |known: &ConfigMap| known.data == config.data).await?;
     }
     let mut created = Vec::with_capacity(create.len());
     for pod in create {
-        create_once(client, owner, &pod).await?;
+        create_pod(context, owner, &pod).await?;
         created.push(pod.name_any());
     }
-    for (name, uid) in &remove {
-        delete::<Pod>(client, &owner.namespace, name, uid, None).await?;
-    }
+    delete_pods(context, owner, &remove, None).await?;
     if let (false, Some(revision)) = (remove.is_empty(), revision) {
         let stays = |pod: &&PodView| pod.is_live() && remove.iter().all(|(name, _)| *name != pod.name);
         let mut used: BTreeSet<&str> = observed
@@ -99,7 +97,7 @@ async fn drop_unused_roles(context: &Context, owner: &Owner, used: &BTreeSet<&st
             .get(label::REVISION)
             .is_some_and(|revision| !used.contains(revision.as_str()));
         if let (true, Some(uid)) = (unused, config.uid()) {
-            delete::<ConfigMap>(&context.client, &owner.namespace, &config.name_any(), &uid, None).await?;
+            delete::<ConfigMap>(context, &owner.namespace, &config.name_any(), &uid, None).await?;
         }
     }
     Ok(())

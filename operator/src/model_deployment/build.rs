@@ -58,6 +58,7 @@ pub fn build(observed: &Observed, rollout: &Rollout, plan: Option<&Plan>, image:
             settings: &observed.deployment.spec.serve,
             default_image: image,
             attempt: None,
+            index: None,
             revision: Some(&plan.revision),
             grace_seconds: observed.deployment.spec.drain_timeout_seconds,
         };

@@ -1,15 +1,16 @@
 //! Everything that a decision about a ModelDeployment needs.
 
-use flotilla_api::{ModelDeployment, ModelDeploymentStatus, names::label};
+use std::sync::Arc;
+
+use flotilla_api::{ModelDeployment, ModelDeploymentStatus};
 use k8s_openapi::jiff::Timestamp;
-use kube::{Api, ResourceExt as _};
 
 use super::validate::Plan;
 use crate::{
     context::Context,
-    error::{Error, Result},
+    error::Result,
     model::{Resolution, resolve},
-    owner::{Owner, label_value},
+    owner::Owner,
     pod_view::PodView,
     run_pod,
 };
@@ -20,7 +21,7 @@ pub const ROLE: &str = "serve";
 /// A ModelDeployment and its pods at one moment.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// The ModelDeployment, read in this pass.
+    /// The ModelDeployment.
     pub deployment: ModelDeployment,
     /// Its identity.
     pub owner: Owner,
@@ -44,17 +45,11 @@ impl Observed {
 }
 
 /// Reads; None where the deployment is gone or going.
-pub async fn gather(context: &Context, object: &ModelDeployment) -> Result<Option<Observed>> {
-    let owner = Owner::of(object)?;
-    let api: Api<ModelDeployment> = Api::namespaced(context.client.clone(), &owner.namespace);
-    let found = api.get_opt(&owner.name).await;
-    let found = found.map_err(Error::api(format!(
-        "get ModelDeployment {}/{}",
-        owner.namespace, owner.name
-    )))?;
-    let Some(deployment) = found.filter(|found| found.metadata.deletion_timestamp.is_none()) else {
+pub async fn gather(context: &Context, object: &Arc<ModelDeployment>) -> Result<Option<Observed>> {
+    let deployment = ModelDeployment::clone(&context.latest.of(object));
+    if deployment.metadata.deletion_timestamp.is_some() {
         return Ok(None);
-    };
+    }
     let owner = Owner::of(&deployment)?;
     let now = context.now();
     Ok(Some(Observed {
@@ -70,13 +65,7 @@ pub async fn gather(context: &Context, object: &ModelDeployment) -> Result<Optio
 
 /// Pods have names by revision and number, so a copy that lags behind makes none twice.
 fn pods(context: &Context, owner: &Owner, now: Timestamp) -> Vec<PodView> {
-    let value = label_value(&owner.name);
-    let own = context.stores.pods.state_filter(|pod| {
-        pod.labels().get(label::OWNER_NAME) == Some(&value)
-            && pod.namespace().as_deref() == Some(&owner.namespace)
-            && owner.controls(&pod.metadata)
-    });
-    let mut pods: Vec<_> = own.iter().map(|pod| PodView::of(pod, now)).collect();
+    let mut pods = context.stores.owned_pods.of(owner, now);
     pods.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
     pods
 }

@@ -149,6 +149,7 @@ mod tests {
             name: format!("critic-serve-{revision}-{number}"),
             uid: format!("{revision}{number}"),
             attempt: 0,
+            index: None,
             revision: revision.into(),
             ip: None,
             created: at(i64::try_from(number).expect("small")),
@@ -156,6 +157,7 @@ mod tests {
             ready,
             ready_since: None,
             container_restarts: 0,
+            crash_loops: false,
             stage: PodStage::Running,
             crash: None,
         }

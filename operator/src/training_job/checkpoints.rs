@@ -4,7 +4,7 @@ use flotilla_api::{
     ModelCheckpoint, ModelCheckpointSpec,
     model_checkpoint::ProducedBy,
     names::label,
-    pod::PodSettings,
+    pod::{PodSettings, Resources},
     progress::{CheckpointRecord, Progress, Stage},
     training_job::LastCheckpoint,
 };
@@ -131,8 +131,16 @@ fn build(observed: &Observed, record: &CheckpointRecord) -> ModelCheckpoint {
             }),
             size_bytes: i64::try_from(record.bytes).ok(),
             metrics: record.metrics.clone(),
-            verify: PodSettings::default(),
+            verify: verifier(observed),
         },
         status: None,
+    }
+}
+
+/// The pod that verifies a checkpoint goes where the learner may go and has its image, but needs none of its devices.
+fn verifier(observed: &Observed) -> PodSettings {
+    PodSettings {
+        resources: Resources::default(),
+        ..observed.job.spec.roles.learner.pod.clone()
     }
 }

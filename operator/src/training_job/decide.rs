@@ -2,7 +2,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{completion, deadline, gather::Observed, restart, suspend, ttl};
+use super::{completion, deadline, gather::Observed, restart, rollout, suspend, ttl};
 use crate::{pod_view::Exit, refusal::Refusal};
 
 /// What a pass does about a TrainingJob.
@@ -38,7 +38,7 @@ pub enum Decision {
         /// Why the pod before it does not go on.
         cause: String,
     },
-    /// The pod starts, trains or stops.
+    /// The learner starts, trains or stops.
     Watch,
     /// The goal is reached.
     Complete(Box<Exit>),
@@ -60,5 +60,6 @@ pub fn decide(observed: &Observed, refusal: Option<&Refusal>) -> Decision {
     completion::decide(&verdict)
         .or_else(|| deadline::decide(observed))
         .or_else(|| suspend::decide(observed))
+        .or_else(|| rollout::failure(observed))
         .unwrap_or_else(|| restart::decide(verdict, refusal))
 }

@@ -7,14 +7,14 @@ use flotilla_api::{
     names::{condition, label},
     progress::Progress,
 };
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
-use kube::{Api, ResourceExt as _, runtime::reflector::ObjectRef};
+use k8s_openapi::jiff::Timestamp;
+use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 
 use crate::{
     attempt::{Attempts, Verdict, judge},
     conditions::holds,
     context::Context,
-    error::{Error, Result},
+    error::Result,
     model::{Resolution, resolve},
     owner::{Owner, label_value},
     pod_view::PodView,
@@ -23,11 +23,13 @@ use crate::{
 
 /// Role of the learner pod.
 pub const ROLE: &str = "train";
+/// Role of the rollout pods.
+pub const ROLLOUT: &str = "rollout";
 
 /// A TrainingJob and all that it depends on, at one moment.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// The TrainingJob, read in this pass: counters of a lagging copy would be counted twice.
+    /// The TrainingJob.
     pub job: TrainingJob,
     /// Its identity.
     pub owner: Owner,
@@ -43,6 +45,10 @@ pub struct Observed {
     pub pod: Option<PodView>,
     /// Learner pods of the attempts before it that are still there.
     pub older: Vec<PodView>,
+    /// Names of the rollout pods.
+    pub rollout_names: RunNames,
+    /// The rollout pods that are there, by place and attempt.
+    pub rollout: Vec<PodView>,
     /// What a running learner says.
     pub live: Option<Progress>,
     /// ModelCheckpoints with the name of this job as producer, namesakes included.
@@ -78,17 +84,11 @@ impl Observed {
 }
 
 /// Reads; None where the job is gone or going (its pods then end by their owner reference, with their grace period).
-pub async fn gather(context: &Context, object: &TrainingJob) -> Result<Option<Observed>> {
-    let owner = Owner::of(object)?;
-    let api: Api<TrainingJob> = Api::namespaced(context.client.clone(), &owner.namespace);
-    let found = api.get_opt(&owner.name).await;
-    let found = found.map_err(Error::api(format!(
-        "get TrainingJob {}/{}",
-        owner.namespace, owner.name
-    )))?;
-    let Some(job) = found.filter(|job| job.metadata.deletion_timestamp.is_none()) else {
+pub async fn gather(context: &Context, object: &Arc<TrainingJob>) -> Result<Option<Observed>> {
+    let job = TrainingJob::clone(&context.latest.of(object));
+    if job.metadata.deletion_timestamp.is_some() {
         return Ok(None);
-    };
+    }
     let owner = Owner::of(&job)?;
     let now = context.now();
     let names = RunNames::new(&owner, ROLE);
@@ -101,12 +101,17 @@ pub async fn gather(context: &Context, object: &TrainingJob) -> Result<Option<Ob
         Some(pod) => run_pod::ask(context, &owner, &names.token(), pod).await?,
         None => None,
     };
-    Ok(Some(Observed {
+    let mut pods = context.stores.owned_pods.of(&owner, now);
+    pods.retain(|pod| pod.index.is_some());
+    pods.sort_by_key(|pod| (pod.index, pod.attempt));
+    let mut observed = Observed {
         model: resolve(&job.spec.model, &owner.namespace, &context.stores),
         datasets: datasets(context, &job, &owner.namespace),
-        checkpoints: produced(context, &owner),
-        in_use: in_use(context, &owner.namespace),
+        checkpoints: Vec::new(),
+        in_use: BTreeSet::new(),
         older: older(context, &owner, &names, status.attempt, now),
+        rollout_names: RunNames::new(&owner, ROLLOUT),
+        rollout: pods,
         job,
         owner,
         status,
@@ -114,22 +119,24 @@ pub async fn gather(context: &Context, object: &TrainingJob) -> Result<Option<Ob
         pod,
         live,
         now,
-    }))
+    };
+    if observed.is_finished() {
+        context.tokens.forget(&observed.owner);
+    } else if observed.news().is_some() {
+        // Walks over all checkpoints and deployments: only for a learner that may have made some.
+        observed.checkpoints = produced(context, &observed.owner);
+        if !observed.checkpoints.is_empty() {
+            observed.in_use = in_use(context, &observed.owner.namespace);
+        }
+    }
+    Ok(Some(observed))
 }
 
 /// How far back ended pods are looked for: each start removes those that are too old.
 const OLDER: usize = 4;
 
 fn older(context: &Context, owner: &Owner, names: &RunNames, attempt: u32, now: Timestamp) -> Vec<PodView> {
-    let find = |attempt| {
-        let key = ObjectRef::<Pod>::new(&names.pod(attempt)).within(&owner.namespace);
-        let pod = context
-            .stores
-            .pods
-            .get(&key)
-            .filter(|pod| owner.controls(&pod.metadata));
-        pod.map(|pod| PodView::of(&pod, now))
-    };
+    let find = |attempt| context.stores.owned_pods.get(owner, &names.pod(attempt), now);
     (1..attempt).rev().take(OLDER).filter_map(find).collect()
 }
 

@@ -9,7 +9,12 @@ use flotilla_api::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{apply::Applied, decide::Decision, gather::Observed};
+use super::{
+    apply::Applied,
+    decide::Decision,
+    gather::Observed,
+    rollout::{self, Fleet},
+};
 use crate::{
     conditions::Conditions,
     pod_view::{PodStage, PodView},
@@ -19,9 +24,15 @@ use crate::{
 };
 
 /// The next status and the events that the change is worth.
-pub fn next_status(observed: &Observed, decision: &Decision, applied: &Applied) -> (TrainingJobStatus, Vec<Note>) {
+pub fn next_status(
+    observed: &Observed,
+    decision: &Decision,
+    fleet: &Fleet,
+    applied: &Applied,
+) -> (TrainingJobStatus, Vec<Note>) {
     let mut status = observed.status.clone();
     status.observed_generation = observed.job.metadata.generation;
+    status.rollout = rollout::status(observed, fleet);
     let mut notes: Vec<Note> = applied
         .registered
         .iter()
@@ -36,6 +47,7 @@ pub fn next_status(observed: &Observed, decision: &Decision, applied: &Applied) 
     if let Some(last) = &applied.last {
         status.last_checkpoint = Some(last.clone());
     }
+    notes.extend(replaced(fleet));
     notes.extend(match decision {
         Decision::Rest { .. } | Decision::Expire => None,
         Decision::Hold(refusal) => hold(&mut status, observed, refusal),
@@ -44,7 +56,16 @@ pub fn next_status(observed: &Observed, decision: &Decision, applied: &Applied) 
             attempt,
             restarts,
             cause,
-        } => Some(start(&mut status, observed, (*attempt, *restarts), cause.as_deref())),
+        } => {
+            let fresh = fleet.create.len() - fleet.lost.len();
+            Some(start(
+                &mut status,
+                observed,
+                (*attempt, *restarts),
+                fresh,
+                cause.as_deref(),
+            ))
+        }
         Decision::BackOff { cause, .. } => {
             enter(
                 &mut status,
@@ -55,13 +76,24 @@ pub fn next_status(observed: &Observed, decision: &Decision, applied: &Applied) 
             None
         }
         Decision::Watch => {
-            watch(&mut status, observed);
+            watch(&mut status, observed, fleet);
             None
         }
         Decision::Complete(_) => Some(complete(&mut status, observed)),
         Decision::Fail { reason, message } => Some(fail(&mut status, observed, reason, message)),
     });
     (status, notes)
+}
+
+/// One event about all rollout pods that were replaced in this pass.
+fn replaced(fleet: &Fleet) -> Option<Note> {
+    let first = fleet.lost.first()?;
+    let others = match fleet.lost.len() - 1 {
+        0 => String::new(),
+        count => format!(" (and {count} more)"),
+    };
+    let text = format!("a rollout pod takes the place of {first}{others}; the learner goes on");
+    Some(Note::warning(reason::ROLLOUT_REPLACED, text))
 }
 
 fn enter(status: &mut TrainingJobStatus, phase: TrainingPhase, message: &str) {
@@ -111,18 +143,24 @@ fn not_suspended(status: &mut TrainingJobStatus, observed: &Observed) {
     }
 }
 
-fn start(status: &mut TrainingJobStatus, observed: &Observed, counters: (u32, u32), cause: Option<&str>) -> Note {
+fn start(
+    status: &mut TrainingJobStatus,
+    observed: &Observed,
+    counters: (u32, u32),
+    fresh: usize,
+    cause: Option<&str>,
+) -> Note {
     let resumed = crate::conditions::holds(&status.conditions, condition::SUSPENDED);
     not_suspended(status, observed);
     (status.attempt, status.restarts) = counters;
     status.start_time.get_or_insert(Time(observed.now));
     let name = observed.names.pod(status.attempt);
+    let made = match fresh {
+        0 => format!("pod {name} was created"),
+        count => format!("pod {name} and {count} rollout pods were created"),
+    };
     let (phase, why, message) = match cause {
-        None => (
-            TrainingPhase::Starting,
-            reason::PODS_CREATED,
-            format!("pod {name} was created"),
-        ),
+        None => (TrainingPhase::Starting, reason::PODS_CREATED, made),
         Some(_) if resumed => (
             TrainingPhase::Starting,
             reason::RESUMED,
@@ -148,7 +186,7 @@ fn start(status: &mut TrainingJobStatus, observed: &Observed, counters: (u32, u3
     note.about("Pod", name)
 }
 
-fn watch(status: &mut TrainingJobStatus, observed: &Observed) {
+fn watch(status: &mut TrainingJobStatus, observed: &Observed, fleet: &Fleet) {
     let Some(pod) = &observed.pod else { return };
     not_suspended(status, observed);
     if pod.terminating {
@@ -157,7 +195,7 @@ fn watch(status: &mut TrainingJobStatus, observed: &Observed) {
     }
     match &pod.stage {
         PodStage::Pending { scheduled, message } => pending(status, observed, *scheduled, message.as_deref()),
-        PodStage::Running => trains(status, observed),
+        PodStage::Running => trains(status, observed, fleet),
         PodStage::Exited(_) => {}
     }
 }
@@ -170,8 +208,24 @@ fn pending(status: &mut TrainingJobStatus, observed: &Observed, scheduled: bool,
     conditions(status, observed).set(condition::PODS_SCHEDULED, scheduled, why, message.unwrap_or_default());
 }
 
-fn trains(status: &mut TrainingJobStatus, observed: &Observed) {
-    conditions(status, observed).set(condition::PODS_SCHEDULED, true, "Scheduled", "");
+fn trains(status: &mut TrainingJobStatus, observed: &Observed, fleet: &Fleet) {
+    let scheduled = |pod: &&PodView| !matches!(pod.stage, PodStage::Pending { scheduled: false, .. });
+    let placed = observed
+        .rollout
+        .iter()
+        .filter(|pod| pod.is_live())
+        .filter(scheduled)
+        .count();
+    if placed < usize::try_from(fleet.wanted).unwrap_or(usize::MAX) {
+        let message = status
+            .rollout
+            .as_ref()
+            .map(|rollout| rollout.message.clone())
+            .unwrap_or_default();
+        conditions(status, observed).set(condition::PODS_SCHEDULED, false, "Unscheduled", &message);
+    } else {
+        conditions(status, observed).set(condition::PODS_SCHEDULED, true, "Scheduled", "");
+    }
     // A worker that does not answer for a moment stays what it was.
     let Some(live) = &observed.live else { return };
     match live.stage {

@@ -1,21 +1,32 @@
-//! From a TrainingJob's spec and what it refers to, to the role of its learner.
+//! From a TrainingJob's spec and what it refers to, to the roles of its pods.
 
 use flotilla_api::{
     Dataset,
     dataset::DatasetPhase,
     reference::LocalObjectReference,
     reward::Rule,
-    role::{PreparedDataset, Role, RoleConfig, SCHEMA_VERSION, Train},
+    role::{PreparedDataset, RemoteRollout, Role, RoleConfig, Rollout, SCHEMA_VERSION, Train},
 };
 use kube::ResourceExt as _;
 
 use super::gather::Observed;
 use crate::{model::Resolution, refusal::Refusal, volumes, worker_pod};
 
-/// The role of the learner, or why there is none yet.
-pub fn validate(observed: &Observed) -> Result<RoleConfig, Refusal> {
+/// What the pods of a run do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The role of the learner.
+    pub learner: RoleConfig,
+    /// The role of the rollout pods, where there are any.
+    pub rollout: Option<RoleConfig>,
+}
+
+/// The roles of the pods, or why there are none yet.
+pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
     let spec = &observed.job.spec;
-    worker_pod::check(&spec.roles.learner.pod).map_err(|error| Refusal::invalid(error.to_string()))?;
+    for pod in [&spec.roles.learner.pod, &spec.roles.rollout.pod] {
+        worker_pod::check(pod).map_err(|error| Refusal::invalid(error.to_string()))?;
+    }
     let Resolution::Resolved { source: model, .. } = &observed.model else {
         return Err(Refusal::waiting(waits_for_model(observed)));
     };
@@ -33,7 +44,8 @@ pub fn validate(observed: &Observed) -> Result<RoleConfig, Refusal> {
         rows(dataset, set.name.clone(), set.max_rows)
     });
     let owner = &observed.owner;
-    let role = Role::Train(Box::new(Train {
+    let separate = spec.roles.rollout.replicas > 0;
+    let train = Role::Train(Box::new(Train {
         model: model.clone(),
         datasets: datasets.collect::<Result<_, _>>()?,
         algorithm: spec.algorithm.clone(),
@@ -52,12 +64,25 @@ pub fn validate(observed: &Observed) -> Result<RoleConfig, Refusal> {
         checkpoint_every: spec.checkpoint.every_steps,
         keep_last: spec.checkpoint.keep_last,
         threads: spec.roles.learner.threads,
+        rollout: separate.then_some(RemoteRollout {
+            lanes: spec.roles.rollout.threads,
+        }),
     }));
-    volumes::claims(&role).map_err(|error| Refusal::invalid(error.to_string()))?;
-    Ok(RoleConfig {
-        schema_version: SCHEMA_VERSION,
-        owner: owner.role_owner(),
-        role,
+    let rollout = Role::Rollout(Rollout {
+        model: model.clone(),
+        threads: spec.roles.rollout.threads,
+    });
+    let config = |role: Role| {
+        volumes::claims(&role).map_err(|error| Refusal::invalid(error.to_string()))?;
+        Ok(RoleConfig {
+            schema_version: SCHEMA_VERSION,
+            owner: owner.role_owner(),
+            role,
+        })
+    };
+    Ok(Plan {
+        learner: config(train)?,
+        rollout: if separate { Some(config(rollout)?) } else { None },
     })
 }
 

@@ -58,8 +58,10 @@ pub struct WorkerPod<'a> {
     pub settings: &'a PodSettings,
     /// The image where users set none.
     pub default_image: &'a str,
-    /// Which pod of a run it is; None for servers.
+    /// Which pod of a run it is, or which in its place; None for servers.
     pub attempt: Option<u32>,
+    /// Its place among the rollout pods of a run.
+    pub index: Option<u32>,
     /// Hash of what it serves; None for runs.
     pub revision: Option<&'a str>,
     /// Seconds between SIGTERM and SIGKILL.
@@ -76,7 +78,7 @@ impl WorkerPod<'_> {
         let spec = PodSpec {
             containers: vec![self.container(&claims)],
             volumes: Some(volumes),
-            restart_policy: Some(if self.attempt.is_some() { "Never" } else { "Always" }.to_owned()),
+            restart_policy: Some(if self.answers() { "Always" } else { "Never" }.to_owned()),
             termination_grace_period_seconds: Some(self.grace_seconds),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
@@ -98,11 +100,20 @@ impl WorkerPod<'_> {
         })
     }
 
+    /// Whether it answers requests until it is stopped. Such a container is started again in its place; one that works
+    /// towards a goal ends, and what follows is decided by its owner.
+    fn answers(&self) -> bool {
+        matches!(self.config.role, Role::Serve(_) | Role::Rollout(_))
+    }
+
     fn metadata(&self) -> ObjectMeta {
         let mut metadata = self.owner.child(self.name.clone(), self.config.role.name());
         let labels = metadata.labels.get_or_insert_default();
         if let Some(attempt) = self.attempt {
             labels.insert(label::ATTEMPT.to_owned(), attempt.to_string());
+        }
+        if let Some(index) = self.index {
+            labels.insert(label::INDEX.to_owned(), index.to_string());
         }
         if let Some(revision) = self.revision {
             labels.insert(label::REVISION.to_owned(), revision.to_owned());
@@ -116,7 +127,6 @@ impl WorkerPod<'_> {
         mounts.extend(overrides.volume_mounts.iter().cloned());
         let mut env = own_env();
         env.extend(overrides.env.iter().cloned());
-        let serves = matches!(self.config.role, Role::Serve(_));
         Container {
             name: names::CONTAINER.to_owned(),
             image: Some(self.settings.image.as_deref().unwrap_or(self.default_image).to_owned()),
@@ -131,7 +141,7 @@ impl WorkerPod<'_> {
             resources: Some(resources(&self.settings.resources)),
             volume_mounts: Some(mounts),
             startup_probe: Some(probes::startup()),
-            readiness_probe: Some(probes::readiness(serves)),
+            readiness_probe: Some(probes::readiness(self.answers())),
             liveness_probe: Some(probes::liveness()),
             security_context: Some(container_security()),
             termination_message_path: Some(names::TERMINATION_LOG.to_owned()),

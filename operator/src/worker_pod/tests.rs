@@ -57,6 +57,7 @@ fn build(config: &RoleConfig, settings: &PodSettings, attempt: Option<u32>) -> P
         settings,
         default_image: "flotilla-worker",
         attempt,
+        index: None,
         revision: None,
         grace_seconds: 30,
     }

@@ -27,6 +27,8 @@ use super::{
     event::EventRecorder,
     guard::Guard,
     leftover,
+    log::LogFiles,
+    log_server::{LogServer, LogServerError},
     pod_worker::{PodWorker, View},
     record::PodRecord,
     registration,
@@ -52,6 +54,9 @@ pub enum NodeError {
     /// The HTTP client of probes cannot be made.
     #[error("making the HTTP client of probes: {0}")]
     Http(reqwest::Error),
+    /// Logs cannot be served.
+    #[error(transparent)]
+    Logs(#[from] LogServerError),
 }
 
 /// What all workers share.
@@ -149,14 +154,19 @@ impl Agent {
             devices: Mutex::new(BTreeMap::new()),
         });
         let mut pods = Pods::new(Arc::clone(&context), leftovers);
+        let mut background = JoinSet::new();
+        let log_port = serve_logs(&context, &mut background).await?;
         tokio::select! {
-            () = register_until_done(&context) => {}
+            () = register_until_done(&context, log_port) => {}
             () = shutdown.cancelled() => return Ok(()),
         }
-        let beat = tokio::spawn(registration::heartbeat(context.client.clone(), context.config.clone()));
+        background.spawn(registration::heartbeat(
+            context.client.clone(),
+            context.config.clone(),
+            log_port,
+        ));
         pods.follow(&shutdown).await;
         pods.workers.clear_finished().await;
-        beat.abort();
         Ok(())
     }
 }
@@ -180,8 +190,21 @@ fn lock(config: &NodeConfig) -> Result<File, NodeError> {
     }
 }
 
-async fn register_until_done(context: &Context) {
-    while let Err(error) = registration::register(&context.client, &context.config).await {
+/// Serves logs where the configuration names who may ask; the port.
+async fn serve_logs(context: &Context, tasks: &mut JoinSet<()>) -> Result<Option<u16>, NodeError> {
+    let config = &context.config;
+    let Some(authority) = &config.client_authority else {
+        return Ok(None);
+    };
+    let server = LogServer::bind(config.addresses.host().into(), authority).await?;
+    let port = server.port();
+    let logs = LogFiles::new(config.dir.clone());
+    tasks.spawn(server.serve(context.client.clone(), config.name.clone(), logs));
+    Ok(port)
+}
+
+async fn register_until_done(context: &Context, log_port: Option<u16>) {
+    while let Err(error) = registration::register(&context.client, &context.config, log_port).await {
         tracing::warn!(node = context.config.name, %error, "the node was not registered");
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     }

@@ -21,6 +21,7 @@
 //! | `process.rs`, `guard.rs`, `leftover.rs` | process groups that never outlive the node |
 //! | `probe.rs` | startup, readiness and liveness |
 //! | `log/` | container logs on disk and their readers |
+//! | `log_server.rs` | logs over mutual TLS, for the API server of a real cluster |
 //! | `address.rs` | loopback addresses |
 //! | `registration.rs`, `event.rs` | Node, Lease, Events |
 //!
@@ -47,6 +48,7 @@ pub mod guard;
 mod image;
 mod leftover;
 pub mod log;
+mod log_server;
 mod pod_worker;
 pub mod probe;
 pub mod process;
@@ -71,6 +73,7 @@ use std::{
 pub use agent::{Agent, NodeError};
 pub use image::Images;
 pub use log::{LogFiles, LogLimits};
+pub use log_server::LogServerError;
 pub use registration::ACCELERATOR_LABEL;
 pub use volume::claim_dir;
 
@@ -102,6 +105,8 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// Taints that the Node is made with.
     pub taints: Vec<Taint>,
+    /// Authorities (DER) of the client certificates with which a real API server asks for logs; None serves none.
+    pub client_authority: Option<Vec<Vec<u8>>>,
     /// Delays between restarts.
     pub backoff: Backoff,
     /// Size of logs.
@@ -136,6 +141,7 @@ impl NodeConfig {
             max_pods: 110,
             labels: BTreeMap::new(),
             taints: Vec::new(),
+            client_authority: None,
             backoff: Backoff {
                 base: Duration::from_secs(1),
                 ..Backoff::default()

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
-        core::v1::{Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo},
+        core::v1::{
+            DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
+        },
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -31,8 +33,8 @@ const EMULATED: &str = "AcceleratorEmulated";
 /// Label with the machine's kind of accelerator.
 pub const ACCELERATOR_LABEL: &str = "sandbox.flotilla.dev/accelerator";
 
-/// Creates the Node or brings it up to date, then its Lease.
-pub async fn register(client: &Client, config: &NodeConfig) -> Result<(), kube::Error> {
+/// Creates the Node or brings it up to date, then its Lease. `log_port`: where the API server asks for logs.
+pub async fn register(client: &Client, config: &NodeConfig, log_port: Option<u16>) -> Result<(), kube::Error> {
     let nodes: Api<Node> = Api::all(client.clone());
     let wanted = node(config);
     let params = PatchParams::default();
@@ -45,7 +47,11 @@ pub async fn register(client: &Client, config: &NodeConfig) -> Result<(), kube::
         }
         None => nodes.create(&PostParams::default(), &wanted).await?,
     };
-    let status = serde_json::json!({"status": status(config, existing.status.as_ref(), Timestamp::now())});
+    let mut status = status(config, existing.status.as_ref(), Timestamp::now());
+    status.daemon_endpoints = Some(NodeDaemonEndpoints {
+        kubelet_endpoint: log_port.map(|port| DaemonEndpoint { port: port.into() }),
+    });
+    let status = serde_json::json!({"status": status});
     nodes
         .patch_status(&config.name, &params, &Patch::Strategic(&status))
         .await?;
@@ -53,13 +59,13 @@ pub async fn register(client: &Client, config: &NodeConfig) -> Result<(), kube::
 }
 
 /// Renews the Lease for ever, and registers again when the Node was deleted.
-pub async fn heartbeat(client: Client, config: NodeConfig) {
+pub async fn heartbeat(client: Client, config: NodeConfig, log_port: Option<u16>) {
     loop {
         tokio::time::sleep(RENEW).await;
         let nodes: Api<Node> = Api::all(client.clone());
         let outcome = match nodes.get_metadata_opt(&config.name).await {
             Ok(Some(node)) => renew(&client, &config, node.metadata.uid.as_deref()).await,
-            Ok(None) => register(&client, &config).await,
+            Ok(None) => register(&client, &config, log_port).await,
             Err(error) => Err(error),
         };
         if let Err(error) = outcome {
@@ -208,7 +214,6 @@ fn status(config: &NodeConfig, before: Option<&NodeStatus>, now: Timestamp) -> N
                 .map(|(kind, status, reason, message)| condition([kind, status, reason], message, known, now))
                 .collect(),
         ),
-        daemon_endpoints: Some(NodeDaemonEndpoints::default()),
         node_info: Some(system_info()),
         ..NodeStatus::default()
     }

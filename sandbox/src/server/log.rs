@@ -37,6 +37,28 @@ pub struct LogOptions {
     pub limit_bytes: Option<u64>,
 }
 
+impl LogOptions {
+    /// Reads them from pairs of a query; those of other names are passed over. An error says which value is bad.
+    pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Self, String> {
+        let mut options = Self::default();
+        for (key, value) in pairs {
+            let bad = || format!("invalid value {value:?} of query parameter {key}");
+            let flag = matches!(value.as_str(), "" | "1" | "true");
+            match key.as_str() {
+                "follow" => options.follow = flag,
+                "previous" => options.previous = flag,
+                "timestamps" => options.timestamps = flag,
+                "tailLines" => options.tail_lines = Some(value.parse().map_err(|_| bad())?),
+                "sinceSeconds" => options.since_seconds = Some(value.parse().map_err(|_| bad())?),
+                "sinceTime" => options.since_time = Some(value.parse().map_err(|_| bad())?),
+                "limitBytes" => options.limit_bytes = Some(value.parse().map_err(|_| bad())?),
+                _ => {}
+            }
+        }
+        Ok(options)
+    }
+}
+
 /// Why a log cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {

@@ -66,6 +66,14 @@ impl ResourcePath {
     }
 }
 
+/// Names and values of the part of a URL after `?`.
+pub fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (percent_decode(key), percent_decode(&value.replace('+', " ")))
+    })
+}
+
 /// `%2F` and the like; malformed escapes stay as they are.
 fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
@@ -151,9 +159,7 @@ impl Query {
     /// Reads the part of the URL after `?`. `options` is the kind that errors name: `ListOptions`, `CreateOptions`, …
     pub fn parse(query: &str, options: &str) -> Result<Self, ApiError> {
         let mut parsed = Self::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let (key, value) = (percent_decode(key), percent_decode(&value.replace('+', " ")));
+        for (key, value) in pairs(query) {
             parsed.set(&key, &value, options)?;
             parsed.pairs.push((key, value));
         }

@@ -211,20 +211,5 @@ fn container(call: &Call, pod: &Value) -> Result<String, ApiError> {
 }
 
 fn log_options(call: &Call) -> Result<LogOptions, ApiError> {
-    let mut options = LogOptions::default();
-    for (key, value) in &call.query.pairs {
-        let bad = || ApiError::bad_request(format!("invalid value {value:?} of query parameter {key}"));
-        let flag = matches!(value.as_str(), "" | "1" | "true");
-        match key.as_str() {
-            "follow" => options.follow = flag,
-            "previous" => options.previous = flag,
-            "timestamps" => options.timestamps = flag,
-            "tailLines" => options.tail_lines = Some(value.parse().map_err(|_| bad())?),
-            "sinceSeconds" => options.since_seconds = Some(value.parse().map_err(|_| bad())?),
-            "sinceTime" => options.since_time = Some(value.parse().map_err(|_| bad())?),
-            "limitBytes" => options.limit_bytes = Some(value.parse().map_err(|_| bad())?),
-            _ => {}
-        }
-    }
-    Ok(options)
+    LogOptions::from_pairs(call.query.pairs.clone()).map_err(ApiError::bad_request)
 }

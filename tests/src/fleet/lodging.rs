@@ -162,6 +162,19 @@ impl Lodging {
     }
 }
 
+/// A story that failed leaves its objects for a look.
+impl Drop for Lodging {
+    fn drop(&mut self) {
+        if self.volumes.is_some() {
+            let name = self.namespace();
+            eprintln!(
+                "the story left namespace, node and storage class {name}; its pods have no agent any more:\n  \
+                 kubectl delete node {name}; kubectl delete storageclass {name}; kubectl delete namespace {name}"
+            );
+        }
+    }
+}
+
 /// Pods of these settings tolerate the taint of node `name` and go there.
 fn overrides(settings: &mut Value, name: &str) {
     settings["podOverrides"]["nodeSelector"] = json!({"kubernetes.io/hostname": name});

@@ -20,7 +20,7 @@ fn job() -> Value {
             "model": {"uri": "pvc://models/base"},
             "datasets": [{"datasetRef": {"name": "pairs"}}],
             "algorithm": {"grpo": {"steps": 10}},
-            "rewards": [{"rule": "preference"}],
+            "rewards": [{"rule": "preference", "weight": 1.0}],
             "checkpoint": {"storage": {"claimName": "models"}},
         },
     })

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use super::LIMIT;
 use crate::{eventually, fleet::Fleet, program, run_folder, sample};
 
-const GRPO_STEPS: u32 = 30;
+pub(super) const GRPO_STEPS: u32 = 30;
 
 /// Whom a story kills.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -100,7 +100,7 @@ async fn kill_workers(fleet: &Fleet) -> anyhow::Result<()> {
 }
 
 /// Data, warm-up and GRPO job; no deployment.
-fn manifests(fleet: &Fleet) -> anyhow::Result<Vec<Manifest>> {
+pub(super) fn manifests(fleet: &Fleet) -> anyhow::Result<Vec<Manifest>> {
     let mut manifests = sample::only(sample::small()?, |manifest| manifest.kind.kind != "ModelDeployment");
     for manifest in manifests
         .iter_mut()

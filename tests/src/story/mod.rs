@@ -11,12 +11,14 @@
 //! | `suspension.rs` | suspend, resume, expire |
 //! | `invalid_input.rs` | what the API server refuses, with words that help |
 //! | `kills.rs` | worker, operator and node killed at random points |
+//! | `rollout_pods.rs` | rollout pods killed, deleted and added while the learner goes on |
 
 mod bad_rows;
 mod first_light;
 mod invalid_input;
 mod kills;
 mod refused_weights;
+mod rollout_pods;
 mod suspension;
 
 use std::time::Duration;
@@ -29,6 +31,7 @@ pub use self::{
     invalid_input::invalid_input,
     kills::{Kill, Outcome, kills},
     refused_weights::refused_weights,
+    rollout_pods::rollout_pods,
     suspension::suspension,
 };
 use crate::{fleet::Fleet, sample};

@@ -33,7 +33,7 @@ pub mod vlm;
 pub use engine::{Engine, Event};
 pub use error::EngineError;
 pub use request::{Completion, FinishReason, Group, Request, Sampling, Token};
-pub use rollout::generate;
+pub use rollout::{generate, generate_each};
 pub use runner::Runner;
 pub use scheduler::Limits;
 pub use thread::{EngineHandle, EngineThread, Overloaded};

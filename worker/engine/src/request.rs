@@ -112,7 +112,7 @@ impl Completion {
 }
 
 /// The `n` completions of one request, by sample index.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Group {
     /// Sample `i` is drawn from stream `i` of the request's seed.
     pub completions: Vec<Completion>,

@@ -16,6 +16,23 @@ pub fn generate<R: Runner>(
     limits: Limits,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Vec<Group>, EngineError> {
+    let mut groups = vec![Group::default(); requests.len()];
+    generate_each(runner, requests, limits, cancelled, &mut |index, group| {
+        if let Some(place) = groups.get_mut(index) {
+            *place = group;
+        }
+    })?;
+    Ok(groups)
+}
+
+/// As [`generate`], but hands over each group with the index of its request as soon as its last sample has ended.
+pub fn generate_each<R: Runner>(
+    runner: &R,
+    requests: &[RequestFor<R>],
+    limits: Limits,
+    cancelled: &dyn Fn() -> bool,
+    finished: &mut dyn FnMut(usize, Group),
+) -> Result<(), EngineError> {
     let mut engine = Engine::new(runner, limits);
     let mut groups = Vec::with_capacity(requests.len());
     for request in requests {
@@ -28,16 +45,20 @@ pub fn generate<R: Runner>(
             return Err(EngineError::Cancelled);
         }
         for event in engine.step()? {
-            let group = usize::try_from(event.request)
-                .ok()
-                .and_then(|index| groups.get_mut(index));
-            if let Some(draft) = group.and_then(|group| group.get_mut(event.sample)) {
+            let Ok(index) = usize::try_from(event.request) else {
+                continue;
+            };
+            let Some(drafts) = groups.get_mut(index) else { continue };
+            if let Some(draft) = drafts.get_mut(event.sample) {
                 draft.tokens.push(event.token);
                 draft.finish = draft.finish.or(event.finish);
             }
+            if event.finish.is_some() && drafts.iter().all(|draft| draft.finish.is_some()) {
+                finished(index, finish(std::mem::take(drafts)));
+            }
         }
     }
-    Ok(groups.into_iter().map(finish).collect())
+    Ok(())
 }
 
 /// A completion on its way.

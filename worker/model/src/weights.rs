@@ -134,6 +134,20 @@ impl Weights {
         })
     }
 
+    /// The file that [`Self::save`] writes, in memory.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let tensors = self.vars.iter().map(|(name, var)| (name.as_str(), var.as_tensor()));
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors::serialize(tensors, Some(metadata))
+            .map_err(|error| ModelError::Input(format!("the weights cannot be written: {error}")))
+    }
+
+    /// Bytes of all values.
+    pub fn size_in_bytes(&self) -> usize {
+        let size = |var: &Var| var.elem_count() * var.dtype().size_in_bytes();
+        self.vars.values().map(size).sum()
+    }
+
     /// Variables of their own storage with the same values.
     pub fn deep_copy(&self) -> Result<Self> {
         let copy = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_detached_tensor())?));

@@ -1,16 +1,21 @@
 //! HTTP: one endpoint per file.
 //!
-//! [`common`] is what every role answers; [`mod@api`] adds the model's endpoints for role `serve`.
+//! [`common`] is what every role answers; [`mod@api`] adds the model's endpoints for role `serve`, [`rollouts`] and
+//! [`weights`] those of role `rollout`, [`rollout_pods`] that of a learner.
 
 pub mod api;
 pub mod chat;
 pub mod chat_request;
 pub mod compare;
 pub mod error;
+pub mod guard;
 pub mod health;
 pub mod metrics;
 pub mod models;
 pub mod progress;
+pub mod rollout_pods;
+pub mod rollouts;
+pub mod weights;
 
 use std::{sync::Arc, time::Duration};
 

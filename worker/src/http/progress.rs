@@ -1,31 +1,18 @@
 //! `GET /progress`: what the operator reads, guarded by the token of the pod's owner.
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::{Json, Router, extract::State, http::HeaderMap, response::IntoResponse, routing::get};
+use flotilla_api::{names::path, progress::Progress};
 
-use super::Common;
+use super::{Common, guard};
 
 /// The endpoint.
 pub fn router(state: Common) -> Router {
-    Router::new().route("/progress", get(progress)).with_state(state)
+    Router::new().route(path::PROGRESS, get(progress)).with_state(state)
 }
 
-async fn progress(State(state): State<Common>, headers: HeaderMap) -> Response {
-    if let Some(token) = &state.token {
-        let presented = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "));
-        match presented {
-            Some(presented) if token.admits(presented) => {}
-            Some(_) => return (StatusCode::UNAUTHORIZED, "the bearer token is wrong\n").into_response(),
-            None => return (StatusCode::UNAUTHORIZED, "a bearer token is needed\n").into_response(),
-        }
+async fn progress(State(state): State<Common>, headers: HeaderMap) -> Result<Json<Progress>, impl IntoResponse> {
+    match guard::check(state.token.as_ref(), &headers) {
+        Ok(()) => Ok(Json(state.progress.snapshot())),
+        Err(refusal) => Err(refusal.plain()),
     }
-    Json(state.progress.snapshot()).into_response()
 }

@@ -4,15 +4,20 @@
 //! through the progress cell how far it is. Every role answers `/healthz`, `/readyz`, `/metrics` and `/progress`.
 
 pub mod prepare;
+pub mod rollout;
 pub mod serve;
 pub mod train;
 pub mod verify;
 
-use flotilla_api::role::Role;
-use tokio::net::TcpListener;
+use flotilla_api::{role::Role, rollout::RolloutPods};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, error::WorkerError, http};
+use crate::{
+    context::Context,
+    error::WorkerError,
+    http::{self, rollout_pods::RolloutPodsState},
+};
 
 /// Runs a role to its end; `shutdown` asks it to save its state and stop.
 pub async fn run(
@@ -24,23 +29,28 @@ pub async fn run(
     let owner = &context.owner;
     tracing::info!(role = role.name(), kind = %owner.kind, namespace = %owner.namespace, name = %owner.name, "starting");
     let name = role.name();
-    if let Role::Serve(spec) = role {
-        return Box::pin(serve::run(context, spec, listener, shutdown)).await;
+    let role = match role {
+        Role::Serve(spec) => return Box::pin(serve::run(context, spec, listener, shutdown)).await,
+        Role::Rollout(spec) => return Box::pin(rollout::run(context, spec, listener, shutdown)).await,
+        role => role,
+    };
+    let mut app = http::common(http::Common::new(&context, name));
+    let (told, pods) = watch::channel(RolloutPods::default());
+    if matches!(&role, Role::Train(spec) if spec.rollout.is_some()) {
+        app = app.merge(http::rollout_pods::router(RolloutPodsState {
+            token: context.token.clone(),
+            progress: context.progress.clone(),
+            pods: told,
+        }));
     }
-    let common = http::Common::new(&context, name);
     // The server outlives the role's work: progress is asked for until the last checkpoint is written.
     let stop = CancellationToken::new();
-    let server = tokio::spawn(http::serve(
-        listener,
-        http::common(common),
-        stop.clone(),
-        http::CLOSE_TIMEOUT,
-    ));
+    let server = tokio::spawn(http::serve(listener, app, stop.clone(), http::CLOSE_TIMEOUT));
     let outcome = match role {
         Role::Prepare(spec) => Box::pin(prepare::run(context, spec, shutdown)).await,
-        Role::Train(spec) => Box::pin(train::run(context, *spec, shutdown)).await,
+        Role::Train(spec) => Box::pin(train::run(context, *spec, pods, shutdown)).await,
         Role::Verify(spec) => Box::pin(verify::run(context, spec, shutdown)).await,
-        Role::Serve(_) => Ok(()),
+        Role::Serve(_) | Role::Rollout(_) => Ok(()),
     };
     stop.cancel();
     let _ = server.await;

@@ -187,12 +187,17 @@ impl Images {
     }
 
     fn decode(&self, name: &str) -> Result<Picture, TrainError> {
+        Ok(Picture::decode(&self.encoded(name)?, ImageLimits::default())?)
+    }
+
+    /// The bytes of a picture's file.
+    pub fn encoded(&self, name: &str) -> Result<Vec<u8>, TrainError> {
         let Some(path) = self.paths.get(name) else {
             return Err(TrainError::Invalid(format!(
                 "no image {name} in the datasets of this run"
             )));
         };
-        Ok(Picture::decode(&read(path)?, ImageLimits::default())?)
+        read(path)
     }
 
     /// Patches of a picture.

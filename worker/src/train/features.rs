@@ -6,9 +6,7 @@ use candle_core::Tensor;
 use flotilla_model::{Pass, Processor, Qwen25Vl};
 
 use super::{error::TrainError, examples::Images, parallel::map_parts};
-
-/// Images that go through the vision tower together.
-const IMAGES_PER_PASS: usize = 32;
+use crate::rollout::IMAGES_PER_PASS;
 
 /// Pictures of a run and how they are made patches.
 #[derive(Debug)]

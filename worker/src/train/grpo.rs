@@ -25,11 +25,12 @@ use super::{
     error::TrainError,
     examples::{Example, ExampleSet},
     features::{FeatureSource, Features, Gallery, encode},
+    fleet::Fleet,
     journal::Stopwatch,
     learner::{Learner, ROWS_PER_SHARD},
     order::{derive_seed, permutation, units_of_step},
     parallel::map_parts,
-    rollout::{Draw, Rollout},
+    rollout::{Draw, Remote, Rollout},
     scoring::{Scored, Scorer, completion_log_probs, head},
 };
 
@@ -48,6 +49,8 @@ pub struct GrpoSteps<'a> {
     pub reference: Option<&'a Qwen25Vl>,
     /// Seed of the run.
     pub seed: u64,
+    /// Pods that sample; None: this process does.
+    pub fleet: Option<&'a Fleet>,
 }
 
 /// The terms that a job names.
@@ -100,6 +103,7 @@ impl GrpoSteps<'_> {
             .flat_map(|example| example.images.iter().cloned())
             .collect();
         let fresh = match known {
+            _ if self.fleet.is_some() => Features::new(),
             Some(_) => Features::new(),
             None => encode(&learner.model, self.gallery, &names, Pass::Infer, learner.threads)?,
         };
@@ -108,6 +112,11 @@ impl GrpoSteps<'_> {
             features: known.unwrap_or(&fresh),
             tokenizer: self.gallery.processor.tokenizer(),
             threads: learner.threads,
+            remote: self.fleet.map(|fleet| Remote {
+                fleet,
+                images: &self.gallery.images,
+                step,
+            }),
             cancelled,
         };
         let groups = self.sample(rollout, &batch.prompts, step)?;

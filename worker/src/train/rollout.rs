@@ -1,14 +1,23 @@
-//! Completions of prompts by the engine, in fixed pieces on several threads.
+//! Completions of prompts, in fixed pieces: by the engine on several threads, or by rollout pods. The pieces are the same, so
+//! the completions are.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use flotilla_engine::{Completion, Limits, Prompt, Request, Sampling, generate};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use flotilla_engine::{Completion, Group, Limits, Prompt, Request, Sampling, generate};
 use flotilla_model::{Qwen25Vl, Tokenizer};
 
-use super::{error::TrainError, examples::Example, features::Features, parallel::map_parts};
-
-/// Rows that one engine decodes together. A constant, so that no result depends on the number of threads.
-const ROWS_PER_PIECE: usize = 128;
+use super::{
+    error::TrainError,
+    examples::{Example, Images},
+    features::Features,
+    fleet::{Batch, Fleet},
+    parallel::map_parts,
+};
+use crate::rollout::{
+    ROWS_PER_PIECE,
+    wire::{Piece, PiecePrompt},
+};
 
 /// How completions are drawn.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +43,21 @@ pub struct Rollout<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Threads that share the prompts.
     pub threads: usize,
+    /// Rollout pods to ask; None: the engine in this process.
+    pub remote: Option<Remote<'a>>,
     /// Asked between two tokens; once it says yes the rollout ends with [`TrainError::Cancelled`].
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// Rollout pods and what they need beside prompts.
+#[derive(Clone, Copy, Debug)]
+pub struct Remote<'a> {
+    /// The pods.
+    pub fleet: &'a Fleet,
+    /// Pictures of the prompts; features are computed by the pods.
+    pub images: &'a Images,
+    /// Step after which the weights were made.
+    pub step: u32,
 }
 
 impl std::fmt::Debug for Rollout<'_> {
@@ -54,8 +76,34 @@ impl Rollout<'_> {
         draw: Draw,
         seed: impl Fn(usize) -> u64,
     ) -> Result<Vec<Vec<Completion>>, TrainError> {
-        let mut requests = Vec::with_capacity(prompts.len());
-        for (index, example) in prompts.iter().enumerate() {
+        let seeded: Vec<(&Example, u64)> = prompts
+            .iter()
+            .enumerate()
+            .map(|(index, example)| (*example, seed(index)))
+            .collect();
+        let pieces: Vec<_> = seeded.chunks((ROWS_PER_PIECE / draw.n).max(1)).collect();
+        let groups = match self.remote {
+            Some(remote) => self.ask(remote, &pieces, draw)?,
+            None => self.generate(&pieces, draw)?,
+        };
+        Ok(groups.into_iter().flatten().map(|group| group.completions).collect())
+    }
+
+    /// By the engine in this process.
+    fn generate(&self, pieces: &[&[(&Example, u64)]], draw: Draw) -> Result<Vec<Vec<Group>>, TrainError> {
+        let limits = Limits {
+            max_rows: ROWS_PER_PIECE,
+            ..Limits::default()
+        };
+        map_parts(self.threads, pieces, |piece| {
+            let requests = self.requests(piece, draw)?;
+            Ok(generate(self.model, &requests, limits, &|| (self.cancelled)())?)
+        })
+    }
+
+    fn requests(&self, piece: &[(&Example, u64)], draw: Draw) -> Result<Vec<Request<Prompt>>, TrainError> {
+        let mut requests = Vec::with_capacity(piece.len());
+        for (example, seed) in piece {
             requests.push(Request {
                 prompt: Arc::new(Prompt::from(example.row(self.features)?)),
                 n: draw.n,
@@ -63,21 +111,50 @@ impl Rollout<'_> {
                     temperature: draw.temperature as f32,
                     top_p: draw.top_p as f32,
                     max_tokens: draw.max_tokens,
-                    seed: seed(index),
+                    seed: *seed,
                     stop_ids: self.tokenizer.stop_ids().to_vec(),
                     ..Sampling::default()
                 },
             });
         }
-        let limits = Limits {
-            max_rows: ROWS_PER_PIECE,
-            ..Limits::default()
-        };
-        let pieces: Vec<&[Request<Prompt>]> = requests.chunks((ROWS_PER_PIECE / draw.n).max(1)).collect();
-        let groups = map_parts(self.threads, &pieces, |piece| {
-            Ok::<_, TrainError>(generate(self.model, piece, limits, &|| (self.cancelled)())?)
-        })?;
-        Ok(groups.into_iter().flatten().map(|group| group.completions).collect())
+        Ok(requests)
+    }
+
+    /// By rollout pods.
+    fn ask(
+        &self,
+        remote: Remote<'_>,
+        pieces: &[&[(&Example, u64)]],
+        draw: Draw,
+    ) -> Result<Vec<Vec<Group>>, TrainError> {
+        let pieces = pieces.iter().map(|piece| -> Result<Piece, TrainError> {
+            let mut images = BTreeMap::new();
+            for name in piece.iter().flat_map(|(example, _)| &example.images) {
+                if !images.contains_key(name) {
+                    images.insert(name.clone(), STANDARD.encode(remote.images.encoded(name)?));
+                }
+            }
+            let prompt = |(example, seed): &(&Example, u64)| PiecePrompt {
+                token_ids: example.prompt.ids.clone(),
+                images: example.images.clone(),
+                seed: *seed,
+            };
+            Ok(Piece {
+                weight_version: String::new(),
+                n: draw.n,
+                temperature: draw.temperature,
+                top_p: draw.top_p,
+                max_tokens: draw.max_tokens,
+                prompts: piece.iter().map(prompt).collect(),
+                images,
+            })
+        });
+        remote.fleet.sample(Batch {
+            step: remote.step,
+            weights: &|| Ok(self.model.weights().to_bytes()?),
+            pieces: pieces.collect::<Result<_, TrainError>>()?,
+            cancelled: self.cancelled,
+        })
     }
 
     /// Text of a completion with its special tokens, without the token that ended it.

@@ -26,11 +26,12 @@ use super::{
     evaluation::{EvaluationSet, evaluate},
     examples::{ExampleSet, Images},
     features::{Features, Gallery, encode},
+    fleet::Fleet,
     grpo::{GrpoSteps, terms},
     journal::{Journal, Line},
     learner::Learner,
     plot,
-    rollout::Rollout,
+    rollout::{Remote, Rollout},
     sft::SftSteps,
 };
 use crate::{context::Context, error::WorkerError};
@@ -61,8 +62,14 @@ enum End {
     Suspended(u32),
 }
 
-/// Runs a job to its end; once `cancelled` says yes it writes a checkpoint and ends as suspended.
-pub fn train(context: &Context, spec: &Train, cancelled: &(dyn Fn() -> bool + Sync)) -> Result<(), WorkerError> {
+/// Runs a job to its end, sampling in this process or by the pods of `fleet`; once `cancelled` says yes it writes a
+/// checkpoint and ends as suspended.
+pub fn train(
+    context: &Context,
+    spec: &Train,
+    fleet: Option<&Fleet>,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<(), WorkerError> {
     context
         .progress
         .enter(Stage::Loading, format!("loading {}", spec.model.uri));
@@ -88,7 +95,7 @@ pub fn train(context: &Context, spec: &Train, cancelled: &(dyn Fn() -> bool + Sy
         None => Position::default(),
     };
     let known = known_features(&learner, &inputs, threads)?;
-    let steps = steps_of(spec, &inputs, &base)?;
+    let steps = steps_of(spec, &inputs, &base, fleet)?;
     let runner = Runner {
         context,
         spec,
@@ -96,6 +103,7 @@ pub fn train(context: &Context, spec: &Train, cancelled: &(dyn Fn() -> bool + Sy
         saved: resumed.is_some().then_some(position.step),
         run,
         inputs: &inputs,
+        fleet,
         steps,
         known: known.as_ref(),
         learner,
@@ -206,7 +214,12 @@ fn algorithm_parts(spec: &Train) -> Result<(&[flotilla_api::algorithm::Module], 
     }
 }
 
-fn steps_of<'a>(spec: &Train, inputs: &'a Inputs, base: &'a Qwen25Vl) -> Result<Steps<'a>, TrainError> {
+fn steps_of<'a>(
+    spec: &Train,
+    inputs: &'a Inputs,
+    base: &'a Qwen25Vl,
+    fleet: Option<&'a Fleet>,
+) -> Result<Steps<'a>, TrainError> {
     if let Some(sft) = &spec.algorithm.sft {
         return Ok(Steps::Sft(SftSteps {
             spec: sft.clone(),
@@ -223,6 +236,7 @@ fn steps_of<'a>(spec: &Train, inputs: &'a Inputs, base: &'a Qwen25Vl) -> Result<
         rows: &inputs.rows,
         gallery: &inputs.gallery,
         seed: spec.seed,
+        fleet,
     }))
 }
 
@@ -261,6 +275,7 @@ struct Runner<'a> {
     spec: &'a Train,
     run: RunDir,
     inputs: &'a Inputs,
+    fleet: Option<&'a Fleet>,
     steps: Steps<'a>,
     known: Option<&'a Features>,
     learner: Learner,
@@ -381,6 +396,7 @@ impl Runner<'_> {
 
     fn score(&self, set: &EvaluationSet, step: u32) -> Result<Score, TrainError> {
         let fresh = match self.known {
+            _ if self.fleet.is_some() => Features::new(),
             Some(_) => Features::new(),
             None => {
                 let names = set.examples.image_names();
@@ -398,6 +414,11 @@ impl Runner<'_> {
             features: self.known.unwrap_or(&fresh),
             tokenizer: self.inputs.gallery.processor.tokenizer(),
             threads: self.learner.threads,
+            remote: self.fleet.map(|fleet| Remote {
+                fleet,
+                images: &self.inputs.gallery.images,
+                step,
+            }),
             cancelled: self.cancelled,
         };
         evaluate(rollout, set, step, self.longest_answer())

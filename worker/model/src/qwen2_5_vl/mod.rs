@@ -162,6 +162,12 @@ impl Qwen25Vl {
         self.weights.save(path)
     }
 
+    /// Reads other weights for this architecture from the safetensors in `dir`; [`Weights::assign`] puts them in place.
+    pub fn read_weights(&self, dir: &Path) -> Result<Weights> {
+        let options = &self.options;
+        Weights::load(dir, &self.config.parameters(), options.dtype, &options.device)
+    }
+
     /// A model of the same values that does not follow this one.
     pub fn deep_copy(&self) -> Result<Self> {
         Self::new(self.config.clone(), self.weights.deep_copy()?, self.options.clone())

@@ -240,6 +240,36 @@ impl Processor {
             .iter()
             .map(|picture| self.images.process(picture))
             .collect::<Result<Vec<_>>>()?;
+        self.lay_out(ids, image_spans, images)
+    }
+
+    /// A prompt whose placeholders are expanded already, as [`Self::prepare`] left them: the same ids and images give the
+    /// same prompt.
+    pub fn arrange(&self, ids: Vec<u32>, images: Vec<ProcessedImage>) -> Result<Prompt> {
+        let is_placeholder = |id: &u32| *id == self.image_token_id;
+        let (mut spans, mut from) = (Vec::with_capacity(images.len()), 0);
+        for (number, image) in images.iter().enumerate() {
+            let size = image.grid.iter().product::<usize>() / (self.merge * self.merge);
+            let rest = ids.get(from..).unwrap_or_default();
+            let start = from + rest.iter().position(is_placeholder).unwrap_or(rest.len());
+            let span = ids
+                .get(start..start + size)
+                .filter(|span| span.iter().all(is_placeholder));
+            if span.is_none() {
+                let problem = format!("image {number} takes {size} placeholders, which the token ids do not have");
+                return Err(ModelError::Template(problem));
+            }
+            spans.push((start, size));
+            from = start + size;
+        }
+        if ids.get(from..).unwrap_or_default().iter().any(is_placeholder) {
+            let problem = format!("the token ids have more placeholders than {} images take", images.len());
+            return Err(ModelError::Template(problem));
+        }
+        self.lay_out(ids, spans, images)
+    }
+
+    fn lay_out(&self, ids: Vec<u32>, image_spans: Vec<ImageSpan>, images: Vec<ProcessedImage>) -> Result<Prompt> {
         let spans = image_spans.iter().zip(&images).map(|((start, _), image)| VisualSpan {
             start: *start,
             grid: image.grid,

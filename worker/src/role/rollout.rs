@@ -1,0 +1,72 @@
+//! Role `rollout`: samples completions for a learner, with the learner's weights, until it is asked to stop.
+
+use std::sync::{Arc, OnceLock};
+
+use flotilla_api::{progress::Stage, role::Rollout};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::verify::check;
+use crate::{
+    context::Context,
+    error::WorkerError,
+    http::{self, rollouts, weights, weights::RolloutApi},
+    rollout::sampler::Sampler,
+};
+
+/// Loads the model while probes are already answered, samples until `shutdown`, and stops at once: what it leaves undone
+/// the learner asks another pod for.
+pub async fn run(
+    context: Context,
+    spec: Rollout,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    let api = RolloutApi {
+        token: context.token.clone(),
+        slot: Arc::new(OnceLock::new()),
+        lanes: Arc::new(Semaphore::new(spec.threads.max(1) as usize)),
+    };
+    let app = http::common(http::Common::new(&context, "rollout"))
+        .merge(rollouts::router(api.clone()))
+        .merge(weights::router(api.clone()));
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(http::serve(listener, app, stop.clone(), http::CLOSE_TIMEOUT));
+    let outcome = serve(&context, spec, &api, &shutdown).await;
+    if outcome.is_ok() {
+        context.progress.enter(Stage::Completed, "stopped on request");
+    }
+    api.lanes.close();
+    stop.cancel();
+    let _ = server.await;
+    outcome
+}
+
+async fn serve(
+    context: &Context,
+    spec: Rollout,
+    api: &RolloutApi,
+    shutdown: &CancellationToken,
+) -> Result<(), WorkerError> {
+    let directory = context.volumes.resolve(&spec.model.uri)?;
+    context
+        .progress
+        .enter(Stage::Loading, format!("loading {}", spec.model.uri));
+    let loading = tokio::task::spawn_blocking(move || {
+        if spec.model.random_seed.is_none() {
+            check(&directory, spec.model.digest.as_deref())?;
+        }
+        let failed = format!("failed to load the model in {}", directory.display());
+        Sampler::load(&directory, spec.model.random_seed).map_err(|error| WorkerError::permanent(failed, error))
+    });
+    let sampler = tokio::select! {
+        loaded = loading => loaded.map_err(|error| WorkerError::retryable("loading the model panicked", error))??,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let _ = api.slot.set(sampler);
+    context
+        .progress
+        .enter(Stage::Running, "waiting for the learner's weights and prompts");
+    shutdown.cancelled().await;
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! The bodies of `POST /v1/rollouts` and `PUT /v1/weights`.
+
+use std::collections::BTreeMap;
+
+use flotilla_engine::{Completion, FinishReason, Group, Token};
+use serde::{Deserialize, Serialize};
+
+/// Media type of a stream of [`Line`]s, one JSON value each.
+pub const NDJSON: &str = "application/x-ndjson";
+/// Media type of weights: one safetensors file.
+pub const SAFETENSORS: &str = "application/octet-stream";
+
+/// Query of `PUT /v1/weights`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightsQuery {
+    /// Names the weights; every answer that was drawn with them repeats it.
+    pub version: String,
+}
+
+/// Answer of `PUT /v1/weights`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct WeightsAnswer {
+    /// The version that is loaded now.
+    pub weight_version: String,
+}
+
+/// Body of `POST /v1/rollouts`: prompts that are sampled together.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Piece {
+    /// The version to sample with; a pod that has loaded another one answers 409.
+    pub weight_version: String,
+    /// Completions of each prompt.
+    pub n: usize,
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f64,
+    /// Nucleus.
+    pub top_p: f64,
+    /// Longest completion, in tokens.
+    pub max_tokens: usize,
+    /// The prompts.
+    pub prompts: Vec<PiecePrompt>,
+    /// Encoded pictures (base64 of PNG, JPEG, …) by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, String>,
+}
+
+/// A prompt of a [`Piece`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PiecePrompt {
+    /// Token ids, the placeholders of pictures expanded.
+    pub token_ids: Vec<u32>,
+    /// Names of its pictures in the order of their placeholders.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+    /// Seed of its draws; sample `i` uses stream `i` of it.
+    pub seed: u64,
+}
+
+/// A line of the answer. Groups come as they finish; a stream without [`Line::Done`] at its end was cut off.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line {
+    /// All completions of one prompt.
+    Group(GroupLine),
+    /// Every group was sent.
+    Done {
+        /// How many.
+        groups: usize,
+    },
+    /// The model failed on the piece.
+    Error {
+        /// What happened.
+        message: String,
+        /// Another pod would fail in the same way.
+        permanent: bool,
+    },
+}
+
+/// The completions of one prompt.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct GroupLine {
+    /// Index of the prompt.
+    pub index: usize,
+    /// The version that drew them, from their first to their last token.
+    pub weight_version: String,
+    /// By sample.
+    pub completions: Vec<Sample>,
+}
+
+/// One completion.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Sample {
+    /// Token ids; a token that ended the sample is the last.
+    pub token_ids: Vec<u32>,
+    /// Log-probability of each token under the tempered distribution: f32 values, which survive the way through JSON.
+    pub logprobs: Vec<f64>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+impl From<Completion> for Sample {
+    fn from(completion: Completion) -> Self {
+        Self {
+            token_ids: completion.ids(),
+            logprobs: completion.log_probabilities().into_iter().map(f64::from).collect(),
+            finish_reason: completion.finish,
+        }
+    }
+}
+
+impl From<Sample> for Completion {
+    fn from(sample: Sample) -> Self {
+        let token = |(id, log_probability): (u32, f64)| Token {
+            id,
+            log_probability: log_probability as f32,
+            watched: Vec::new(),
+        };
+        Self {
+            tokens: sample.token_ids.into_iter().zip(sample.logprobs).map(token).collect(),
+            finish: sample.finish_reason,
+        }
+    }
+}
+
+impl GroupLine {
+    /// The completions as the engine gives them; None where a token has no log-probability.
+    pub fn group(self) -> Option<Group> {
+        let whole = |sample: &Sample| sample.token_ids.len() == sample.logprobs.len() && !sample.token_ids.is_empty();
+        self.completions.iter().all(whole).then(|| Group {
+            completions: self.completions.into_iter().map(Completion::from).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_log_probability_survives_json_bit_by_bit(bits: u32) {
+            let value = f32::from_bits(bits);
+            prop_assume!(value.is_finite());
+            let completion = Completion {
+                tokens: vec![Token { id: 7, log_probability: value, watched: Vec::new() }],
+                finish: FinishReason::Stop,
+            };
+            let line = GroupLine { index: 0, weight_version: "v".into(), completions: vec![completion.into()] };
+            let text = serde_json::to_string(&Line::Group(line)).expect("serializes");
+            let Line::Group(read) = serde_json::from_str(&text).expect("parses") else {
+                panic!("another line");
+            };
+            let group = read.group().expect("whole");
+            prop_assert_eq!(group.completions[0].log_probabilities()[0].to_bits(), bits);
+        }
+    }
+
+    #[test]
+    fn a_sample_without_a_log_probability_is_no_group() {
+        let sample = Sample {
+            token_ids: vec![1, 2],
+            logprobs: vec![-0.5],
+            finish_reason: FinishReason::Length,
+        };
+        let line = GroupLine {
+            index: 0,
+            weight_version: "v".into(),
+            completions: vec![sample],
+        };
+        assert_eq!(line.group(), None);
+    }
+}
