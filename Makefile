@@ -12,7 +12,8 @@ BENCH ?=
 CLUSTER_DIR ?= .flotilla/cluster
 CLUSTER_TESTS = $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/cluster_*.rs))
 
-.PHONY: help build demo test test-cluster cluster control-plane bench-operator lint fmt generate check-generated sandbox deny clean
+.PHONY: help build demo test test-cluster cluster control-plane bench-operator lint fmt generate check-generated \
+  install-manifest images-check sandbox deny clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -47,12 +48,21 @@ lint: ## formatting and clippy, warnings are errors
 fmt: ## format everything
 	$(CARGO) fmt --all
 
-generate: build ## write crds/ from the types in api/
+generate: build ## write crds/ from the types in api/, and what the chart takes from them
 	$(BIN)/flotilla-operator crds --out crds
+	cp crds/*.yaml charts/flotilla/definitions/
+	python3 scripts/chart_readme.py
 
-check-generated: build ## fail if crds/ differs from the types in api/
+check-generated: build ## fail if crds/ differs from the types in api/, or the chart's copy from crds/
 	$(BIN)/flotilla-operator crds --out $(CARGO_TARGET_DIR)/crds
 	diff -ru crds $(CARGO_TARGET_DIR)/crds
+	diff -ru crds charts/flotilla/definitions
+
+install-manifest: ## render manifests/install.yaml from the chart (needs Go once, for helm)
+	scripts/install-manifest.sh "$$(tests/cluster/build.sh)/helm" > manifests/install.yaml
+
+images-check: ## what can be checked about docker/ without a Docker engine (needs Python)
+	scripts/images-check.sh
 
 sandbox: build ## a control plane for kubectl in .flotilla/, until Ctrl-C
 	$(BIN)/flotilla sandbox up --dir .flotilla

@@ -13,6 +13,18 @@ pub enum Error {
         /// The answer.
         source: Box<kube::Error>,
     },
+    /// The API server did not answer in time.
+    #[error("{action}: no answer in time")]
+    Timeout {
+        /// What was attempted, on what.
+        action: String,
+    },
+    /// Settings of the election that would break its promise.
+    #[error("leader election: {0}")]
+    Election(#[from] crate::leader::ElectionConfigError),
+    /// This process led and does not any more. It ends: what it knows may be old.
+    #[error("leadership lost: {0}")]
+    Deposed(#[from] crate::leader::Lost),
     /// An object lacks a field that the API server always sets.
     #[error("{kind} {name:?} has no metadata.{field}")]
     Incomplete {
@@ -91,8 +103,11 @@ impl Error {
                     400..=499 => "refused",
                     _ => "server",
                 },
+                kube::Error::Service(refused) if refused.is::<crate::leader::Fenced>() => "fenced",
                 _ => "connection",
             },
+            Self::Timeout { .. } => "timeout",
+            Self::Election(_) | Self::Deposed(_) => "leadership",
             Self::Incomplete { .. } => "incomplete",
             Self::Foreign { .. } => "foreign",
             Self::Gone { .. } => "gone",
@@ -101,6 +116,11 @@ impl Error {
             Self::Uri(_) => "uri",
             Self::HttpClient(_) => "http_client",
         }
+    }
+
+    /// Whether the API server said that there is no such object.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Api { source, .. } if matches!(source.as_ref(), kube::Error::Api(status) if status.code == 404))
     }
 
     /// How long to wait before the next pass, after `failures` failed ones in a row (this one included).

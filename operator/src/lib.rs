@@ -17,6 +17,7 @@
 //! | [`owned_pods`], [`latest`] | pods by owner and the newest copy of an object, own writes included |
 //! | [`mod@apply`], [`mod@report`] | writes to the API server, the end of a pass |
 //! | [`worker_client`], [`tokens`] | what is said to workers, and the tokens for it |
+//! | [`leader`] | one of several operators makes passes; a deposed one writes nothing |
 //! | [`context`], [`error`], [`refusal`], [`metrics`], [`http`], [`text`] | what all controllers share, one thing each |
 //! | [`compute`], [`requests`] | how long passes compute, what they ask the API server for |
 //! | [`crds`] | the generated definitions as YAML |
@@ -36,6 +37,7 @@ pub mod dependants;
 pub mod error;
 pub mod http;
 pub mod latest;
+pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod model_checkpoint;
@@ -60,4 +62,8 @@ pub mod worker_pod;
 #[cfg(test)]
 mod passes;
 
-pub use self::{config::OperatorConfig, error::Error, run::run};
+pub use self::{
+    config::OperatorConfig,
+    error::Error,
+    run::{run, run_elected},
+};

@@ -4,7 +4,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use flotilla_operator::{OperatorConfig, crds, run};
+use flotilla_operator::{
+    OperatorConfig, crds,
+    leader::{self, ElectionConfig},
+    run, run_elected,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -49,9 +53,60 @@ struct RunArgs {
     /// Work in this namespace only (a Role is then enough); all namespaces if absent.
     #[arg(long, env = "FLOTILLA_NAMESPACE")]
     namespace: Option<String>,
+    #[command(flatten)]
+    election: ElectionArgs,
     /// How log lines are written; RUST_LOG selects which.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
+}
+
+/// Of several operators one leads. The others are ready to take over and make no passes.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Leader election")]
+struct ElectionArgs {
+    /// Take part in an election: needed as soon as a second operator may run.
+    ///
+    /// A leader that is deposed, or cannot renew its lease, ends with exit code 1 and is to be started again.
+    #[arg(long)]
+    leader_elect: bool,
+    /// Namespace of the Lease; by default that of the pod, or of the kubeconfig's context.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
+    /// Name of the Lease.
+    #[arg(long, default_value = "flotilla-operator", value_name = "NAME")]
+    lease_name: String,
+    /// Name of this process in the Lease and in the API server's audit log; a random part is added.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    lease_identity: Option<String>,
+    /// Seconds for which a standby must see the Lease unchanged before it takes over.
+    #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    lease_duration: u32,
+    /// Seconds without a renewal after which the leader has stopped writing and ends; less than the lease duration.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    renew_deadline: u32,
+    /// Seconds between two renewals, and between two looks of a standby.
+    #[arg(long, default_value_t = 2, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    retry_period: u32,
+}
+
+impl ElectionArgs {
+    /// `<pod or process>_<random>`: a container that starts again in the same pod is another candidate.
+    fn identity(&self) -> String {
+        let name = self.lease_identity.clone();
+        let name = name.unwrap_or_else(|| format!("process-{}", std::process::id()));
+        format!("{name}_{:08x}", rand::random::<u32>())
+    }
+
+    fn config(&self, identity: String, default_namespace: &str) -> ElectionConfig {
+        let namespace = self.lease_namespace.as_deref().unwrap_or(default_namespace);
+        ElectionConfig {
+            name: self.lease_name.clone(),
+            lease_duration: Duration::from_secs(self.lease_duration.into()),
+            renew_deadline: Duration::from_secs(self.renew_deadline.into()),
+            retry_period: Duration::from_secs(self.retry_period.into()),
+            ..ElectionConfig::new(identity, namespace)
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -72,7 +127,9 @@ async fn main() -> anyhow::Result<()> {
 
 async fn operate(args: RunArgs) -> anyhow::Result<()> {
     start_logging(args.log_format);
-    let client = kube::Client::try_default().await.context("connect to the API server")?;
+    let kube_config = kube::Config::infer().await.context("find the API server")?;
+    let identity = args.election.identity();
+    let kube_config = leader::with_user_agent(kube_config, &identity);
     let config = OperatorConfig {
         worker_image: args.worker_image,
         listen: Some(args.listen),
@@ -92,7 +149,15 @@ async fn operate(args: RunArgs) -> anyhow::Result<()> {
         tracing::info!("stopping");
         stop.cancel();
     });
-    run(client, config, shutdown).await.context("run the operator")
+    let ended = if args.election.leader_elect {
+        let election = args.election.config(identity, &kube_config.default_namespace);
+        let (client, candidate) = leader::candidate(kube_config, election)?;
+        run_elected(client, config, candidate, shutdown).await
+    } else {
+        let client = kube::Client::try_from(kube_config).context("connect to the API server")?;
+        run(client, config, shutdown).await
+    };
+    ended.context("run the operator")
 }
 
 fn start_logging(format: LogFormat) {

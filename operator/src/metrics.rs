@@ -45,6 +45,7 @@ pub struct Metrics {
     seconds: Family<Kind, Histogram>,
     compute: Family<Kind, Histogram>,
     objects: Family<KindPhase, Gauge>,
+    leader: Gauge,
 }
 
 /// 2 ms to 8 s.
@@ -94,6 +95,12 @@ impl Metrics {
             requests.counters(),
         );
         registry.register("objects", "Objects, by kind and phase", objects.clone());
+        let leader = Gauge::default();
+        registry.register(
+            "leader",
+            "1 in the operator that makes passes, 0 in a standby",
+            leader.clone(),
+        );
         Self {
             registry,
             passes,
@@ -101,7 +108,13 @@ impl Metrics {
             seconds,
             compute,
             objects,
+            leader,
         }
+    }
+
+    /// Says whether this process makes passes.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
     }
 
     /// Counts one pass that took so long and computed for `computed` of it; `error` is the class of its error.
@@ -186,6 +199,25 @@ mod tests {
     use kube::runtime::watcher::Event;
 
     use super::*;
+
+    #[test]
+    fn a_leader_is_one_and_a_standby_zero() {
+        let metrics = Metrics::default();
+        let stores = crate::cache::stores().0;
+        assert!(
+            metrics
+                .encode(&stores)
+                .expect("encodes")
+                .contains("flotilla_operator_leader 0")
+        );
+        metrics.leads(true);
+        assert!(
+            metrics
+                .encode(&stores)
+                .expect("encodes")
+                .contains("flotilla_operator_leader 1")
+        );
+    }
 
     #[test]
     fn passes_and_errors_are_counted_by_kind() {

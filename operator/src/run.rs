@@ -3,8 +3,14 @@
 use std::sync::Arc;
 
 use flotilla_api::names::label;
-use k8s_openapi::NamespaceResourceScope;
-use kube::{Api, Client, Resource, runtime::watcher};
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::ObjectReference};
+use kube::{
+    Api, Client, Resource,
+    runtime::{
+        events::{Event, EventType},
+        watcher,
+    },
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +22,7 @@ use crate::{
     dataset,
     error::Result,
     http,
+    leader::Candidate,
     metrics::Metrics,
     model_checkpoint, model_deployment,
     requests::Requests,
@@ -27,9 +34,29 @@ use crate::{
 /// decides how much memory is in use at once.
 const PAGE: u32 = 100;
 
-/// Runs the operator until `shutdown`, then waits for the passes that run. Children are left as they are: a new operator
+/// Runs the only operator until `shutdown`, then waits for the passes that run. Children are left as they are: a new operator
 /// goes on where this one stopped.
 pub async fn run(client: Client, config: OperatorConfig, shutdown: CancellationToken) -> Result<()> {
+    operate(client, config, None, shutdown).await
+}
+
+/// Runs one of several operators: passes are made only while it leads. Ends with an error when it led and was deposed.
+/// `client` must be the guarded one that belongs to `candidate` ([`crate::leader::candidate`]).
+pub async fn run_elected(
+    client: Client,
+    config: OperatorConfig,
+    candidate: Candidate,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    operate(client, config, Some(candidate), shutdown).await
+}
+
+async fn operate(
+    client: Client,
+    config: OperatorConfig,
+    candidate: Option<Candidate>,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let (stores, writers) = cache::stores();
     let (triggers, queues) = Triggers::new(stores.owned_pods.clone());
     let listen = config.listen;
@@ -54,17 +81,71 @@ pub async fn run(client: Client, config: OperatorConfig, shutdown: CancellationT
     spawn_watches(&mut background, &context, writers, &triggers);
 
     // A pass before the first lists are complete would take what is not read yet for absent.
-    tokio::select! {
+    let ended = tokio::select! {
         () = listed(&stores) => {
             tracing::info!("every kind is listed");
             ready.cancel();
-            drive_all(&context, queues, &shutdown).await;
-            tracing::info!("controllers stopped");
+            match candidate {
+                None => {
+                    context.metrics.leads(true);
+                    drive_all(&context, queues, &shutdown).await;
+                    Ok(())
+                }
+                Some(candidate) => lead(&context, candidate, &triggers, queues, &shutdown).await,
+            }
         }
-        () = shutdown.cancelled() => {}
-    }
+        () = shutdown.cancelled() => Ok(()),
+    };
+    tracing::info!("controllers stopped");
     background.shutdown().await;
-    Ok(())
+    ended
+}
+
+/// Waits for its turn, then makes passes until `shutdown`, or until it is deposed: running passes are dropped then.
+async fn lead(
+    context: &Arc<Context>,
+    candidate: Candidate,
+    triggers: &Triggers,
+    mut queues: Queues,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let identity = candidate.config().identity.clone();
+    let mut term = tokio::select! {
+        term = candidate.campaign() => term,
+        () = queues.discard() => return Ok(()),
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    tracing::info!(%identity, "leading");
+    context.metrics.leads(true);
+    triggers.everything(&context.stores);
+    let lease = term.reference();
+    // Renewals go on until the last pass has ended, also after `shutdown`.
+    let lost = tokio::select! {
+        lost = term.hold() => Some(lost),
+        _ = async { tokio::join!(announce(context, &identity, &lease), drive_all(context, queues, shutdown)) } => None,
+    };
+    context.metrics.leads(false);
+    match lost {
+        Some(lost) => Err(lost.into()),
+        None => {
+            term.release().await;
+            Ok(())
+        }
+    }
+}
+
+/// Events are for people: one that cannot be written is logged.
+async fn announce(context: &Context, identity: &str, lease: &ObjectReference) {
+    let event = Event {
+        type_: EventType::Normal,
+        reason: "LeaderElection".to_owned(),
+        note: Some(format!("{identity} became the leader")),
+        action: "Lead".to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = context.recorder.publish(&event, lease).await {
+        tracing::warn!(%error, "event not published");
+    }
 }
 
 async fn drive_all(context: &Arc<Context>, queues: Queues, shutdown: &CancellationToken) {

@@ -3,12 +3,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_api::{Dataset, ModelCheckpoint, ModelDeployment, TrainingJob};
-use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures::{
+    StreamExt as _,
+    channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded},
+};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{Resource, ResourceExt as _, runtime::reflector::ObjectRef};
 
 use crate::{
-    cache::Change,
+    cache::{Change, Stores},
     dependants::{Dependants, Used},
     owned_pods::OwnedPods,
     pod_view::PodView,
@@ -45,6 +48,24 @@ pub struct Queues {
     pub model_deployments: UnboundedReceiver<ObjectRef<ModelDeployment>>,
 }
 
+impl Queues {
+    /// Forgets what comes in, for ever: a standby makes no passes, and its queues must not grow.
+    pub async fn discard(&mut self) {
+        let Self {
+            datasets,
+            training_jobs,
+            model_checkpoints,
+            model_deployments,
+        } = self;
+        tokio::join!(
+            datasets.for_each(|_| async {}),
+            training_jobs.for_each(|_| async {}),
+            model_checkpoints.for_each(|_| async {}),
+            model_deployments.for_each(|_| async {}),
+        );
+    }
+}
+
 impl Triggers {
     /// Triggers and the queues that they fill; `pods` is kept up to date too.
     pub fn new(pods: OwnedPods) -> (Self, Queues) {
@@ -67,6 +88,22 @@ impl Triggers {
             model_deployments: model_deployments_queue,
         };
         (triggers, queues)
+    }
+
+    /// Everything that is known: what a new leader begins with.
+    pub fn everything(&self, stores: &Stores) {
+        for dataset in stores.datasets.state() {
+            send_object(&self.datasets, &dataset);
+        }
+        for job in stores.training_jobs.state() {
+            send_object(&self.training_jobs, &job);
+        }
+        for checkpoint in stores.model_checkpoints.state() {
+            send_object(&self.model_checkpoints, &checkpoint);
+        }
+        for deployment in stores.model_deployments.state() {
+            send_object(&self.model_deployments, &deployment);
+        }
     }
 
     /// A pod concerns the object that controls it, which is told after [`crate::owned_pods`] knows.

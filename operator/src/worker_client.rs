@@ -20,7 +20,7 @@ const MAX_BYTES: usize = 1 << 20;
 /// How long a worker that did not answer is left alone: so long after the first time, then twice as long, and so on.
 const FIRST_SILENCE: Duration = Duration::from_millis(500);
 /// Doublings of [`FIRST_SILENCE`].
-const DOUBLINGS: u32 = 6;
+const DOUBLINGS: u32 = 5;
 /// Silent workers that are remembered.
 const MANY: usize = 16_384;
 

@@ -41,6 +41,19 @@ pub struct Identity {
     pub server: Arc<rustls::ServerConfig>,
 }
 
+/// The authority's certificate in the text of a file.
+fn authority(text: &str) -> Result<String, TlsError> {
+    let end = text
+        .find(END)
+        .ok_or_else(|| TlsError::Damaged("no certificate".to_owned()))?;
+    Ok(format!("{}{END}\n", &text[..end]))
+}
+
+/// The authority's certificate of a directory in which a server has been started.
+pub fn authority_of_directory(directory: &Path) -> Result<String, TlsError> {
+    authority(&fs::read_to_string(directory.join(FILE))?)
+}
+
 impl Identity {
     /// The identity of a directory; made at the first start.
     pub fn of_directory(directory: &Path, address: &str) -> Result<Self, TlsError> {
@@ -59,8 +72,7 @@ impl Identity {
 
     fn from_pem(text: &str) -> Result<Self, TlsError> {
         let damaged = |what: &dyn std::fmt::Display| TlsError::Damaged(what.to_string());
-        let end = text.find(END).ok_or_else(|| damaged(&"no certificate"))?;
-        let authority_pem = format!("{}{END}\n", &text[..end]);
+        let authority_pem = authority(text)?;
         let mut certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(text.as_bytes())
             .collect::<Result<_, _>>()
             .map_err(|error| damaged(&error))?;

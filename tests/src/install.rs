@@ -2,12 +2,7 @@
 
 use std::path::Path;
 
-use flotilla_cli::control_plane::install_definitions;
-
-use crate::cluster::{Cluster, service_account_kubeconfig};
-
-/// Name of the service account.
-const ACCOUNT: &str = "flotilla-operator";
+use crate::{chart::Chart, cluster::Cluster};
 
 /// An installation that works in one namespace only.
 #[derive(Clone, Debug)]
@@ -23,34 +18,23 @@ impl Installation {
         }
     }
 
-    /// Applies definitions, service account, role and binding.
+    /// Applies the chart: definitions, service account and the roles for this namespace alone. No operator pods: a story
+    /// runs its operator itself.
     pub async fn apply(&self, cluster: &Cluster) -> anyhow::Result<()> {
-        install_definitions(&cluster.client().await?).await?;
-        let ns = &self.namespace;
-        cluster
-            .run("kubectl", &["create", "serviceaccount", ACCOUNT, "-n", ns])
-            .await?;
-        let account = format!("--serviceaccount={ns}:{ACCOUNT}");
-        cluster
-            .run(
-                "kubectl",
-                &[
-                    "create",
-                    "rolebinding",
-                    ACCOUNT,
-                    "-n",
-                    ns,
-                    "--clusterrole=cluster-admin",
-                    &account,
-                ],
-            )
-            .await?;
-        Ok(())
+        let chart = Chart::new(&self.namespace);
+        let watch = format!("watchNamespace={}", self.namespace);
+        // Names without a namespace would be those of another story on the same cluster.
+        let values = [watch.as_str(), "replicas=0", "rbac.aggregateToUserRoles=false"];
+        let rendered = chart.helm(cluster, "template", &values).await?;
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), rendered)?;
+        let file = file.path().display().to_string();
+        let arguments = ["apply", "--server-side", "--force-conflicts", "-f", &file];
+        cluster.run("kubectl", &arguments).await.map(drop)
     }
 
     /// Writes the kubeconfig of the operator's service account.
     pub async fn operator_kubeconfig(&self, cluster: &Cluster, to: &Path) -> anyhow::Result<()> {
-        let account = (self.namespace.as_str(), ACCOUNT);
-        service_account_kubeconfig(&cluster.client().await?, cluster.kubeconfig(), account, to).await
+        Chart::new(&self.namespace).operator_kubeconfig(cluster, to).await
     }
 }

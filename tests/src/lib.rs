@@ -4,6 +4,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | [`conformance`] | what clients rely on in an API server, asked of the sandbox and of the real one |
 //! | [`program`] | the programs of this workspace, and processes that must not outlive a story |
 //! | [`control_plane`] | the real kube-apiserver and its companions on loopback |
 //! | [`cluster`] | the cluster of the cluster tier: that control plane, or the user's own |
@@ -13,12 +14,19 @@
 //! | [`sample`] | the digits sample, cut down to seconds |
 //! | [`rows`] | a handful of rows, some of them bad, and the Dataset that converts them |
 //! | [`run_folder`] | what a training run left on disk |
+//! | [`chart`] | the Helm chart, and its operator under the chart's own identity |
+//! | [`kubelet_by_hand`] | pod statuses without a node |
+//! | [`rbac`] | what a Role grants against what the audit log says was used |
 
+pub mod chart;
 pub mod cluster;
+pub mod conformance;
 pub mod control_plane;
 pub mod fleet;
 pub mod install;
+pub mod kubelet_by_hand;
 pub mod program;
+pub mod rbac;
 pub mod rows;
 pub mod run_folder;
 pub mod sample;

@@ -87,6 +87,25 @@ impl Running {
         Ok(())
     }
 
+    /// Sends a signal, for example SIGSTOP.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// Waits for an end that nobody asked for, for at most `limit`; its exit code.
+    pub async fn ended(mut self, limit: Duration) -> anyhow::Result<Option<i32>> {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status.code());
+            }
+            if begun.elapsed() > limit {
+                bail!("the process did not end within {limit:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// SIGTERM, then the exit within `limit`.
     pub fn terminate(mut self, limit: Duration) -> anyhow::Result<()> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;

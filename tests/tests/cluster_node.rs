@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use flotilla_tests::{cluster::Cluster, control_plane::client_of, eventually, fleet::Fleet};
+use flotilla_tests::{
+    cluster::Cluster,
+    control_plane::{client_of, impatient_client_in},
+    eventually,
+    fleet::Fleet,
+};
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Node, Pod, PodStatus, Secret},
@@ -69,7 +74,7 @@ async fn the_agent_is_to_a_real_api_server_what_a_kubelet_is() -> anyhow::Result
     a_node_offers_gpus_and_beats(&fleet, &client).await?;
     exit_codes_and_restarts_reach_the_status(&fleet, &pods).await?;
     a_readiness_gate_holds_a_pod_back(&fleet, &pods).await?;
-    deletion_and_eviction_give_a_container_its_grace_period(&fleet, &client, &pods).await?;
+    deletion_and_eviction_give_a_container_its_grace_period(&cluster, &fleet, &pods).await?;
     a_pod_that_asks_for_more_gpus_than_there_are_stays_pending(&fleet, &pods).await?;
     the_agent_reads_no_secret_that_its_pods_do_not_mount(&fleet, &client).await?;
 
@@ -164,8 +169,8 @@ async fn a_readiness_gate_holds_a_pod_back(fleet: &Fleet, pods: &Api<Pod>) -> an
 
 /// The script writes its last words on SIGTERM, a second later: only a container that had its grace period writes them.
 async fn deletion_and_eviction_give_a_container_its_grace_period(
+    cluster: &Cluster,
     fleet: &Fleet,
-    client: &Client,
     pods: &Api<Pod>,
 ) -> anyhow::Result<()> {
     let words = fleet.dir().join("words");
@@ -176,7 +181,7 @@ async fn deletion_and_eviction_give_a_container_its_grace_period(
             file.display()
         )
     };
-    let budgets: Api<PodDisruptionBudget> = Api::default_namespaced(client.clone());
+    let budgets: Api<PodDisruptionBudget> = Api::default_namespaced(fleet.client().await?);
     let budget = json!({"metadata": {"name": "guarded"},
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "guarded"}}}});
     budgets
@@ -192,7 +197,9 @@ async fn deletion_and_eviction_give_a_container_its_grace_period(
     }
     pods.delete("deleted", &DeleteParams::default()).await?;
     pods.evict("evicted", &EvictParams::default()).await?;
-    let Err(kube::Error::Api(refusal)) = pods.evict("guarded", &EvictParams::default()).await else {
+    let impatient = impatient_client_in(cluster.kubeconfig(), fleet.namespace()).await?;
+    let held: Api<Pod> = Api::default_namespaced(impatient);
+    let Err(kube::Error::Api(refusal)) = held.evict("guarded", &EvictParams::default()).await else {
         bail!("a disruption budget did not hold");
     };
     assert_eq!(refusal.code, 429, "{}", refusal.message);

@@ -14,6 +14,7 @@
 //! | `garbage_collector.rs` | deletes what lost its owner |
 //! | `ownership.rs` | pure: who must go, who may go, who waits |
 //! | `namespace.rs` | empties namespaces that are being deleted; gives each its default service account |
+//! | `remainder.rs` | what keeps a namespace from ending, as its conditions tell it |
 //! | `claim.rs` | makes directories for claims |
 //! | `provisioner.rs` | claims of a real cluster as directories |
 //! | `service.rs` | addresses and endpoints of services |
@@ -27,6 +28,7 @@ mod namespace;
 mod ownership;
 pub mod provisioner;
 mod proxy;
+mod remainder;
 mod scheduler;
 mod service;
 
@@ -36,7 +38,10 @@ use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::node::{address::AddressBlock, event::EventRecorder};
+use crate::{
+    node::{address::AddressBlock, event::EventRecorder},
+    tls,
+};
 
 /// How long a loop goes without looking, when nothing changes.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -61,7 +66,11 @@ pub async fn run(client: Client, config: ControllerConfig, shutdown: Cancellatio
         client.clone(),
         events("garbage-collector-controller"),
     ));
-    tasks.spawn(namespace::run(client.clone()));
+    let roots = tls::authority_of_directory(&config.dir).unwrap_or_else(|error| {
+        tracing::warn!(%error, "namespaces get no certificates of the API server");
+        String::new()
+    });
+    tasks.spawn(namespace::run(client.clone(), roots));
     tasks.spawn(claim::run(
         client.clone(),
         config.dir.clone(),

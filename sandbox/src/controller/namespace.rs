@@ -1,6 +1,6 @@
 //! Empties namespaces that are being deleted, then lets them go; gives each living one its default service account.
 
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, PostParams, PropagationPolicy},
@@ -13,13 +13,17 @@ use tokio::task::JoinSet;
 use super::{
     RESYNC, RETRY,
     mirror::{Bell, mirror},
+    remainder::Remainder,
 };
 
 /// Finalizer in `spec.finalizers` that this controller removes.
 const FINALIZER: &str = "kubernetes";
 
-/// Watches and empties for ever.
-pub async fn run(client: Client) {
+/// Name of the ConfigMap with the certificates of the API server.
+const ROOTS: &str = "kube-root-ca.crt";
+
+/// Watches and empties for ever. `roots`: the certificates of the API server, as PEM.
+pub async fn run(client: Client, roots: String) {
     let (bell, mut tasks) = (Bell::default(), JoinSet::new());
     let namespaces = mirror(
         Api::<Namespace>::all(client.clone()),
@@ -33,7 +37,7 @@ pub async fn run(client: Client) {
             let outcome = if namespace.metadata.deletion_timestamp.is_some() {
                 empty(&client, &namespace).await
             } else {
-                furnish(&client, &namespace).await.map(|()| true)
+                furnish(&client, &namespace, &roots).await.map(|()| true)
             };
             well &= match outcome {
                 Ok(done) => done,
@@ -48,11 +52,12 @@ pub async fn run(client: Client) {
     }
 }
 
-/// Gives the namespace the service account that its pods run as by default.
-async fn furnish(client: &Client, namespace: &Namespace) -> Result<(), kube::Error> {
+/// Gives the namespace the certificates of the API server and the service account that its pods run as by default.
+async fn furnish(client: &Client, namespace: &Namespace, roots: &str) -> Result<(), kube::Error> {
     let Some(name) = namespace.metadata.name.as_deref() else {
         return Ok(());
     };
+    publish_roots(client, name, roots).await?;
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
     if accounts.get_metadata_opt("default").await?.is_some() {
         return Ok(());
@@ -70,12 +75,32 @@ async fn furnish(client: &Client, namespace: &Namespace) -> Result<(), kube::Err
     }
 }
 
+/// Makes the ConfigMap by which pods trust the API server.
+async fn publish_roots(client: &Client, namespace: &str, roots: &str) -> Result<(), kube::Error> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    if maps.get_metadata_opt(ROOTS).await?.is_some() {
+        return Ok(());
+    }
+    let map = ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(ROOTS.to_owned()),
+            ..ObjectMeta::default()
+        },
+        data: Some([("ca.crt".to_owned(), roots.to_owned())].into()),
+        ..ConfigMap::default()
+    };
+    match maps.create(&PostParams::default(), &map).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// Deletes everything in the namespace; once there is nothing left, removes the finalizer. True when it is done.
 async fn empty(client: &Client, namespace: &Namespace) -> Result<bool, kube::Error> {
     let Some(name) = namespace.metadata.name.as_deref() else {
         return Ok(true);
     };
-    let mut left = 0;
+    let mut left = Remainder::default();
     for resource in namespaced_resources(client).await? {
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), name, &resource);
         let objects = api.list_metadata(&ListParams::default()).await?.items;
@@ -90,10 +115,11 @@ async fn empty(client: &Client, namespace: &Namespace) -> Result<bool, kube::Err
             api.delete_collection(&params, &ListParams::default()).await?;
         }
         if resource.kind != "Event" {
-            left += objects.len();
+            left.add(&resource, &objects);
         }
     }
-    if left > 0 {
+    if !left.is_empty() {
+        left.report(client, namespace, name).await?;
         return Ok(false);
     }
     release(client, namespace, name).await?;

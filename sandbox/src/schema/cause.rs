@@ -35,6 +35,14 @@ pub enum Reason {
     /// Another field manager owns the field with another value.
     #[serde(rename = "FieldManagerConflict")]
     FieldManagerConflict,
+    /// A name that refers to nothing.
+    #[serde(rename = "FieldValueNotFound")]
+    NotFound,
+    /// The namespace is being deleted.
+    NamespaceTerminating,
+    /// The version asked for has not been reached.
+    #[serde(rename = "ResourceVersionTooLarge")]
+    VersionTooLarge,
 }
 
 impl Reason {
@@ -51,6 +59,9 @@ impl Reason {
             Self::TooMany => "FieldValueTooMany",
             Self::TypeInvalid => "FieldValueTypeInvalid",
             Self::FieldManagerConflict => "FieldManagerConflict",
+            Self::NotFound => "FieldValueNotFound",
+            Self::NamespaceTerminating => "NamespaceTerminating",
+            Self::VersionTooLarge => "ResourceVersionTooLarge",
         }
     }
 }
@@ -176,6 +187,32 @@ impl Cause {
     #[must_use]
     pub fn manager_conflict(field: &str, manager: &str) -> Self {
         Self::new(Reason::FieldManagerConflict, field, format!("conflict with {manager}"))
+    }
+
+    /// A value that refers to nothing.
+    #[must_use]
+    pub fn not_found(field: &str, value: &Value) -> Self {
+        Self::new(Reason::NotFound, field, format!("Not found: {}", shown(value)))
+    }
+
+    /// The namespace takes nothing new.
+    #[must_use]
+    pub fn namespace_terminating(namespace: &str) -> Self {
+        Self::new(
+            Reason::NamespaceTerminating,
+            "metadata.namespace",
+            format!("namespace {namespace} is being terminated"),
+        )
+    }
+
+    /// The version asked for has not been reached; of no field.
+    #[must_use]
+    pub fn version_too_large() -> Self {
+        Self {
+            reason: Reason::VersionTooLarge,
+            message: "Too large resource version".to_owned(),
+            field: String::new(),
+        }
     }
 
     /// True when CEL rules must not run because their input has the wrong shape.

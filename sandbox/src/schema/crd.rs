@@ -91,10 +91,24 @@ pub fn check(crd: &Value) -> Vec<Cause> {
             detail,
         ));
     }
+    // One schema for all versions is a schema of the definition: that is where the real server looks for its faults.
+    let shared = versions
+        .iter()
+        .all(|version| version["schema"] == versions[0]["schema"]);
     for (i, version) in versions.iter().enumerate() {
         let at = path::index("spec.versions", i);
         let earlier = versions[..i].iter().any(|v| v["name"] == version["name"]);
         check_version(version, earlier, &at, &mut causes);
+        let schema = match version.pointer("/schema/openAPIV3Schema") {
+            None => Err("schema.openAPIV3Schema"),
+            Some(schema) => Ok(schema),
+        };
+        match schema {
+            Err(field) => causes.push(Cause::required(&path::child(&at, field), "schemas are required")),
+            Ok(schema) if shared && i == 0 => check_schema(schema, "spec.validation.openAPIV3Schema", &mut causes),
+            Ok(_) if shared => {}
+            Ok(schema) => check_schema(schema, &path::child(&at, "schema.openAPIV3Schema"), &mut causes),
+        }
     }
     causes
 }
@@ -165,27 +179,25 @@ fn check_version(version: &Value, earlier: bool, at: &str, causes: &mut Vec<Caus
     if earlier {
         causes.push(Cause::duplicate(&path::child(at, "name"), name));
     }
-    let here = path::child(at, "schema.openAPIV3Schema");
-    let Some(schema) = version.pointer("/schema/openAPIV3Schema") else {
-        causes.push(Cause::required(&here, "schemas are required"));
-        return;
-    };
+    if let Some(scale) = version.pointer("/subresources/scale") {
+        check_scale(scale, &path::child(at, "subresources.scale"), causes);
+    }
+}
+
+fn check_schema(schema: &Value, here: &str, causes: &mut Vec<Cause>) {
     if schema["type"] != json!("object") {
         let detail = "must be object at the root";
         let kind = schema.get("type").cloned().unwrap_or_else(|| json!(""));
         causes.push(if kind == json!("") {
-            Cause::required(&path::child(&here, "type"), "must not be empty at the root")
+            Cause::required(&path::child(here, "type"), "must not be empty at the root")
         } else {
-            Cause::invalid(&path::child(&here, "type"), &kind, detail)
+            Cause::invalid(&path::child(here, "type"), &kind, detail)
         });
     }
-    structure(schema, &here, Place::Root, causes);
+    structure(schema, here, Place::Root, causes);
     match Structural::parse(schema) {
-        Ok(parsed) => compiled(&parsed, &here, causes),
-        Err(error) => causes.push(Cause::invalid(&here, &json!(""), &error.to_string())),
-    }
-    if let Some(scale) = version.pointer("/subresources/scale") {
-        check_scale(scale, &path::child(at, "subresources.scale"), causes);
+        Ok(parsed) => compiled(&parsed, here, causes),
+        Err(error) => causes.push(Cause::invalid(here, &json!(""), &error.to_string())),
     }
 }
 

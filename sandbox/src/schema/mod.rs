@@ -11,6 +11,7 @@
 //! | `validate.rs`, `format.rs`, `list.rs` | types, bounds, formats, uniqueness |
 //! | `rule.rs`, `rule_value.rs` | CEL rules and their values |
 //! | `cause.rs`, `path.rs` | how a refusal is worded |
+//! | `ratchet.rs` | what was there before may stay |
 //! | `duplicate.rs` | JSON keys given twice |
 //! | `builtin.rs`, `builtin_table.rs`, `builtin_default.rs` | schemas of the built-in kinds and what Go code adds to them |
 //! | `crd.rs` | is a CustomResourceDefinition itself valid; its versions |
@@ -29,6 +30,7 @@ pub mod list;
 pub mod openapi;
 pub mod path;
 pub mod prune;
+mod ratchet;
 pub mod rule;
 mod rule_value;
 pub mod structural;
@@ -129,6 +131,9 @@ impl ResourceSchema {
         let mut causes = Vec::new();
         validate::check(value, &self.root, "", &mut causes);
         list::check(value, &self.root, "", &mut causes);
+        if let (Some(old), None) = (old, self.native) {
+            causes.retain(|cause| !ratchet::is_unchanged(cause, value, old));
+        }
         if !self.root.has_rules {
             return causes;
         }

@@ -224,7 +224,9 @@ impl Walk<'_> {
         optional.add_variable_from_value("self", current);
         let boxed = before.map_or_else(OptionalValue::none, OptionalValue::of);
         optional.add_variable_from_value("oldSelf", Cel::Opaque(Arc::new(boxed)));
-        for rule in &schema.rules {
+        let unchanged = old == Some(value);
+        // Ratcheting: what is as it was is not held against an update.
+        for rule in schema.rules.iter().filter(|rule| rule.transition || !unchanged) {
             match rule.evaluate(&plain, &optional, old.is_some()) {
                 Outcome::Holds => {}
                 Outcome::Broken(detail) => self.causes.push(rule.cause(at, schema, value, &detail)),

@@ -96,10 +96,11 @@ impl Call {
                 || offered.contains(&path)
                 || self.resource.selectable.iter().any(|field| field == path);
             if !known {
-                return Err(ApiError::bad_request(format!(
-                    "Unable to find {:?} that match label selector \"\", field selector {path:?}: field label not supported: {path}",
-                    self.resource.key().to_string()
-                )));
+                return Err(ApiError::bad_request(if offered.is_empty() && !self.resource.custom {
+                    format!("{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+                } else {
+                    format!("field label not supported: {path}")
+                }));
             }
         }
         Ok(())

@@ -103,6 +103,8 @@ impl ApiServer {
         for name in NAMESPACES {
             server.ensure_namespace(name)?;
         }
+        // What is there at the start is listed, not watched: the cache of a real API server begins at its start, too.
+        server.store.compact();
         Ok(Arc::new(server))
     }
 

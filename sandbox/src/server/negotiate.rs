@@ -12,7 +12,7 @@ pub enum Form {
 }
 
 /// Media types that this server writes.
-pub const WRITTEN: &str = "application/json";
+pub const WRITTEN: &str = "application/json, application/yaml";
 
 /// One entry of an `Accept` header.
 #[derive(Debug)]
@@ -30,7 +30,10 @@ impl Entry<'_> {
     }
 
     fn is_json(&self) -> bool {
-        matches!(self.media, "*/*" | "application/*" | "application/json")
+        matches!(
+            self.media,
+            "*/*" | "application/*" | "application/json" | "application/yaml"
+        )
     }
 }
 
@@ -63,6 +66,13 @@ pub fn form(accept: Option<&str>) -> Option<Form> {
             Some(_) => None,
         }
     })
+}
+
+/// Whether the first form that this server has is asked for as YAML.
+#[must_use]
+pub fn wants_yaml(accept: Option<&str>) -> bool {
+    let first = accept.and_then(|accept| entries(accept).find(Entry::is_json));
+    first.is_some_and(|entry| entry.media == "application/yaml")
 }
 
 /// The version (`v2`, `v2beta1`) of aggregated discovery that comes first in the header, if it is asked for at all.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::registry::Registry;
+use super::{
+    registry::Registry,
+    reply::{self, Reply},
+};
 use crate::schema::openapi::{self, Described};
 
 /// The documents by path below `/openapi/v3/`.
@@ -61,4 +64,15 @@ fn document(registry: &Registry, group: &str, version: &str) -> Value {
         })
         .collect();
     openapi::document(group, version, &described)
+}
+
+/// `/openapi/v2` for a client that has no other use for it than to learn that a kind is not described: an empty document
+/// (protobuf `openapi.v2.Document` with field 1, `swagger`, "2.0"). Kinds are described by OpenAPI v3.
+#[must_use]
+pub fn legacy() -> Reply {
+    reply::bytes(
+        200,
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+        &b"\x0a\x032.0"[..],
+    )
 }

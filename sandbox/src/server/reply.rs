@@ -63,6 +63,33 @@ pub fn failure(error: &ApiError) -> Reply {
     reply
 }
 
+/// The same answer in YAML, if it is JSON.
+pub async fn as_yaml(reply: Reply) -> Reply {
+    let is_json = reply
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|media| media == "application/json");
+    if !is_json {
+        return reply;
+    }
+    let (mut parts, body) = reply.into_parts();
+    let bytes = match body.collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(never) => match never {},
+    };
+    let text = serde_json::from_slice::<Value>(&bytes)
+        .map_err(ApiError::internal)
+        .and_then(|value| serde_yaml::to_string(&value).map_err(ApiError::internal));
+    match text {
+        Ok(text) => {
+            let media = HeaderValue::from_static("application/yaml");
+            parts.headers.insert(header::CONTENT_TYPE, media);
+            Response::from_parts(parts, Full::new(Bytes::from(text)).boxed_unsync())
+        }
+        Err(error) => failure(&error),
+    }
+}
+
 /// A body that goes on until the stream ends.
 pub fn stream(content_type: &'static str, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Reply {
     let frames = futures::StreamExt::map(chunks, |chunk| Ok(Frame::data(chunk)));

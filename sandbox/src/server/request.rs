@@ -28,6 +28,16 @@ pub struct ResourcePath {
 }
 
 impl ResourcePath {
+    /// Whether the path asks for a watch in the old way: `/api/v1/watch/pods`.
+    #[must_use]
+    pub fn is_watch(path: &str) -> bool {
+        let words: Vec<&str> = path.trim_matches('/').split('/').collect();
+        matches!(
+            words.as_slice(),
+            ["api", _, "watch", _, ..] | ["apis", _, _, "watch", _, ..]
+        )
+    }
+
     /// Reads `/api/v1/namespaces/NS/pods/NAME/log` and the like; `None` when the path names no resource.
     #[must_use]
     pub fn parse(path: &str) -> Option<Self> {
@@ -39,7 +49,11 @@ impl ResourcePath {
         };
         let rest: Vec<String> = parts.collect();
         let words: Vec<&str> = rest.iter().map(String::as_str).collect();
-        let (namespace, resource, tail) = match words.as_slice() {
+        let words = words
+            .strip_prefix(&["watch"])
+            .filter(|below| !below.is_empty())
+            .unwrap_or(&words);
+        let (namespace, resource, tail) = match words {
             // Namespaces are objects themselves, with subresources of their own.
             ["namespaces", _, "status" | "finalize"] => (None, "namespaces", &words[1..]),
             ["namespaces", namespace, resource, tail @ ..] => (Some((*namespace).to_owned()), *resource, tail),
@@ -131,6 +145,8 @@ pub struct Query {
     pub timeout_seconds: Option<u64>,
     /// `resourceVersion`; `None` when empty or absent.
     pub resource_version: Option<u64>,
+    /// A `resourceVersion` that is no number.
+    bad_version: Option<String>,
     /// `resourceVersionMatch`.
     pub version_match: Option<VersionMatch>,
     /// `limit`, 0 for all.
@@ -178,16 +194,24 @@ impl Query {
             "sendInitialEvents" => self.send_initial_events = Some(is_true(value)),
             "timeoutSeconds" => self.timeout_seconds = Some(number()?),
             "resourceVersion" if value.is_empty() => {}
-            "resourceVersion" => self.resource_version = Some(number()?),
+            "resourceVersion" => match value.parse() {
+                Ok(version) => self.resource_version = Some(version),
+                Err(_) => self.bad_version = Some(value.to_owned()),
+            },
             "resourceVersionMatch" => {
                 self.version_match = match value {
                     "" => None,
                     "Exact" => Some(VersionMatch::Exact),
                     "NotOlderThan" => Some(VersionMatch::NotOlderThan),
-                    _ => return Err(bad()),
+                    _ => return Err(unsupported(options, key, &json!(value), &["Exact", "NotOlderThan", ""])),
                 };
             }
-            "limit" => self.limit = usize::try_from(number()?).map_err(|_| bad())?,
+            "limit" => {
+                let limit: i64 = value.parse().map_err(|_| {
+                    ApiError::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax"))
+                })?;
+                self.limit = usize::try_from(limit).unwrap_or(0);
+            }
             "continue" => self.continuation = Some(value.to_owned()).filter(|value| !value.is_empty()),
             "dryRun" => self.dry_run = read_dry_run(value, options)?,
             "fieldManager" => self.field_manager = Some(value.to_owned()).filter(|value| !value.is_empty()),
@@ -197,7 +221,7 @@ impl Query {
                     "" | "Warn" => FieldValidation::Warn,
                     "Ignore" => FieldValidation::Ignore,
                     "Strict" => FieldValidation::Strict,
-                    _ => return Err(unsupported(options, key, value, &["Ignore", "Warn", "Strict"])),
+                    _ => return Err(unsupported(options, key, &json!(value), &["Ignore", "Warn", "Strict"])),
                 };
             }
             "propagationPolicy" => self.propagation_policy = Some(value.to_owned()),
@@ -213,6 +237,22 @@ impl Query {
         if self.field_manager.as_ref().is_some_and(|manager| manager.len() > 128) {
             return refuse(Cause::too_long("fieldManager", 128));
         }
+        if let Some(version) = &self.bad_version {
+            let why = format!(
+                "resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing {version:?}: invalid syntax"
+            );
+            return Err(if self.watch {
+                ApiError::new(500, "", why)
+            } else {
+                ApiError::bad_request(format!("invalid resource version: {why}"))
+            });
+        }
+        if self.send_initial_events.is_some() && !self.watch {
+            return refuse(Cause::forbidden(
+                "sendInitialEvents",
+                "sendInitialEvents is forbidden for list",
+            ));
+        }
         if self.send_initial_events.is_some() && self.version_match != Some(VersionMatch::NotOlderThan) {
             return refuse(Cause::forbidden(
                 "resourceVersionMatch",
@@ -226,13 +266,24 @@ impl Query {
                 "resourceVersionMatch is forbidden unless resourceVersion is provided",
             ));
         }
+        if first_page && self.version_match == Some(VersionMatch::Exact) && self.resource_version == Some(0) {
+            return refuse(Cause::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            ));
+        }
+        if !self.watch && self.continuation.is_some() && self.resource_version.is_some_and(|version| version > 0) {
+            return Err(ApiError::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
+        }
         Ok(())
     }
 }
 
-fn unsupported(options: &str, key: &str, value: &str, known: &[&str]) -> ApiError {
+fn unsupported(options: &str, key: &str, value: &Value, known: &[&str]) -> ApiError {
     let known: Vec<Value> = known.iter().map(|known| json!(known)).collect();
-    let cause = Cause::not_supported(key, &json!(value), &known);
+    let cause = Cause::not_supported(key, value, &known);
     ApiError::invalid("meta.k8s.io", options, "", vec![cause])
 }
 
@@ -245,7 +296,7 @@ pub fn read_dry_run(value: &str, options: &str) -> Result<bool, ApiError> {
     match value {
         "" => Ok(false),
         "All" => Ok(true),
-        other => Err(unsupported(options, "dryRun", other, &["All"])),
+        other => Err(unsupported(options, "dryRun", &json!([other]), &["All"])),
     }
 }
 

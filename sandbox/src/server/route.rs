@@ -76,6 +76,9 @@ fn document(server: &ApiServer, parts: &Parts, path: &str) -> Result<Reply, ApiE
             },
         });
     }
+    if words == ["openapi", "v2"] {
+        return Ok(openapi::legacy());
+    }
     let found = match (words.as_slice(), aggregated) {
         (["api" | "apis"], Some(version)) => {
             return Ok(aggregated_reply(
@@ -149,7 +152,12 @@ async fn resource(
 ) -> Result<Reply, ApiError> {
     let registry = server.registry();
     let Some(resource) = registry.find(&path.group, &path.version, &path.resource) else {
-        return Ok(reply::text(404, "404 page not found\n"));
+        // Only a group that is compiled into the real server knows what is missing in it.
+        return if registry.of(&path.group, &path.version).any(|known| !known.custom) {
+            Err(ApiError::no_such_path())
+        } else {
+            Ok(reply::text(404, "404 page not found\n"))
+        };
     };
     if path.namespace.is_some() && !resource.namespaced {
         return Ok(reply::text(404, "404 page not found\n"));
@@ -161,7 +169,11 @@ async fn resource(
         "DELETE" => "DeleteOptions",
         _ => "ListOptions",
     };
-    let query = Query::parse(parts.uri.query().unwrap_or_default(), options)?;
+    let mut asked = parts.uri.query().unwrap_or_default().to_owned();
+    if ResourcePath::is_watch(parts.uri.path()) {
+        asked.push_str("&watch=true");
+    }
+    let query = Query::parse(&asked, options)?;
     let raw_form = negotiate::form(text_of(&parts.headers, header::ACCEPT));
     let manager = manager_name(
         query.field_manager.as_deref(),
@@ -199,7 +211,12 @@ async fn resource(
         return Ok(reply);
     }
     let body = reply::read_body(body).await?;
-    dispatch(call, verb, &body).await
+    let reply = dispatch(call, verb, &body).await?;
+    Ok(if negotiate::wants_yaml(text_of(&parts.headers, header::ACCEPT)) {
+        reply::as_yaml(reply).await
+    } else {
+        reply
+    })
 }
 
 /// Kubernetes' name of what is done.
@@ -208,7 +225,7 @@ fn verb_of(method: &Method, path: &ResourcePath, query: &Query) -> Result<&'stat
         ("GET", true) => "get",
         ("GET", false) if query.watch => "watch",
         ("GET", false) => "list",
-        ("POST", _) => "create",
+        ("POST", named) if !named || path.subresource.is_some() => "create",
         ("PUT", true) => "update",
         ("PATCH", true) => "patch",
         ("DELETE", true) => "delete",
@@ -229,6 +246,9 @@ async fn dispatch(call: Call, verb: &'static str, body: &[u8]) -> Result<Reply, 
         && call.path.namespace.is_none()
         && !matches!(verb, "list" | "watch" | "deletecollection")
     {
+        if verb == "create" && !call.resource.custom {
+            return Err(not_allowed());
+        }
         // An object of a namespace has no address without it.
         return Ok(reply::text(404, "404 page not found\n"));
     }

@@ -2,6 +2,9 @@
 
 use serde_json::Value;
 
+use super::write::name;
+use crate::schema::cause::quoted;
+
 /// One requirement on a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Requirement {
@@ -73,12 +76,13 @@ fn split_outside_parentheses(text: &str) -> Vec<&str> {
 fn parse_requirement(text: &str) -> Result<Requirement, String> {
     let refuse = || format!("unable to parse requirement: {text:?}");
     let check = |key: &str| -> Result<String, String> {
-        let fits = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
         let key = key.trim();
-        if key.is_empty() || !key.chars().all(fits) {
-            Err(refuse())
-        } else {
-            Ok(key.to_owned())
+        match name::qualified_name_error(key) {
+            None => Ok(key.to_owned()),
+            Some(rule) => Err(format!(
+                "unable to parse requirement: <nil>: Invalid value: {}: {rule}",
+                quoted(key)
+            )),
         }
     };
     if let Some((key, value)) = text.split_once("!=") {

@@ -156,6 +156,17 @@ impl ApiError {
         )
     }
 
+    /// 403 in a namespace that is being deleted.
+    #[must_use]
+    pub fn namespace_terminating(resource: &ResourceKey, name: &str, namespace: &str) -> Self {
+        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let mut error = Self::forbidden(resource, name, &why);
+        if let Some(details) = &mut error.details {
+            details.causes = vec![Cause::namespace_terminating(namespace)];
+        }
+        error
+    }
+
     /// 405.
     #[must_use]
     pub fn method_not_allowed(resource: &ResourceKey) -> Self {
@@ -227,9 +238,10 @@ impl ApiError {
             StoreError::Stale { .. } => Self::modified(resource, name),
             StoreError::Compacted { .. } => Self::expired(error.to_string()),
             StoreError::Future { .. } => {
-                let mut answer = Self::new(504, "Timeout", error.to_string());
+                let mut answer = Self::new(504, "Timeout", format!("Timeout: {error}"));
                 answer.details = Some(Box::new(Details {
                     retry_after_seconds: Some(1),
+                    causes: vec![Cause::version_too_large()],
                     ..Details::default()
                 }));
                 answer

@@ -12,7 +12,11 @@ use super::{
     view,
     write::{self, Ownership, metadata},
 };
-use crate::{patch, schema::Cause, store::object};
+use crate::{
+    patch,
+    schema::Cause,
+    store::object::{self, ResourceKey},
+};
 
 /// `GET …/scale`.
 pub fn get_scale(call: &Call) -> Result<Reply, ApiError> {
@@ -81,7 +85,8 @@ pub fn bind(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
         })?;
     for attempt in 1.. {
         let stored = call.stored()?;
-        let refuse = |why: String| ApiError::conflict(&call.resource.key(), call.name(), &why);
+        let binding = ResourceKey::new("", "pods/binding");
+        let refuse = |why: String| ApiError::conflict(&binding, call.name(), &why);
         if stored["metadata"]["deletionTimestamp"].is_string() {
             return Err(refuse(format!(
                 "pod {} is being deleted, cannot be assigned to a host",

@@ -55,6 +55,11 @@ impl Cluster {
             version.with_context(|| format!("reach the cluster of KUBECONFIG={}", cluster.kubeconfig.display()))?;
             return Ok(cluster);
         }
+        Self::alone().await
+    }
+
+    /// A control plane for this process alone: for tests that install definitions or work in all namespaces.
+    pub async fn alone() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let plane = ControlPlane::start(folder.path()).await?;
         Ok(Self {

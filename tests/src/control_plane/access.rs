@@ -54,6 +54,14 @@ pub async fn client_in(path: &Path, namespace: &str) -> anyhow::Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
+/// As [`client_in`], but a request that is refused for the moment (429, 503) is refused: it is not sent again.
+pub async fn impatient_client_in(path: &Path, namespace: &str) -> anyhow::Result<Client> {
+    let mut config = config_of(path).await?;
+    namespace.clone_into(&mut config.default_namespace);
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
+}
+
 async fn config_of(path: &Path) -> anyhow::Result<Config> {
     let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("read {}", path.display()))?;
     Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)

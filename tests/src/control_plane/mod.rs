@@ -33,7 +33,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, Client};
 
 pub use self::{
-    access::{client_in, client_of},
+    access::{client_in, client_of, impatient_client_in},
     programs::{FOLDER_ENV, Programs},
 };
 use self::{

@@ -132,7 +132,7 @@ pub fn check(new: &Value, old: Option<&Value>) -> Vec<Cause> {
 }
 
 /// No new object of a definition that is being deleted.
-pub fn check_is_open(call: &Call) -> Result<(), ApiError> {
+pub fn check_is_open(call: &Call, object: &Value) -> Result<(), ApiError> {
     if !call.resource.custom {
         return Ok(());
     }
@@ -142,9 +142,9 @@ pub fn check_is_open(call: &Call) -> Result<(), ApiError> {
         .get(&table(), &ObjectKey::new("", call.resource.key().to_string()));
     match definition {
         Some(definition) if definition["metadata"]["deletionTimestamp"].is_string() => {
-            let mut error = ApiError::method_not_allowed(&call.resource.key());
-            "create not allowed while custom resource definition is terminating".clone_into(&mut error.message);
-            Err(error)
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            let why = "create not allowed while custom resource definition is terminating";
+            Err(ApiError::forbidden(&call.resource.key(), name, why))
         }
         _ => Ok(()),
     }
@@ -178,10 +178,14 @@ pub fn finish_deletions(server: &ApiServer) {
         if server.store.list(&objects, None).objects.is_empty() {
             let mut last = definition.as_ref().clone();
             last["metadata"]["finalizers"] = json!([]);
-            server
+            let revision = object::revision(&definition);
+            if server
                 .store
-                .remove(&table(), &key_of(&definition), object::revision(&definition), last)
-                .ok();
+                .remove(&table(), &key_of(&definition), revision, last)
+                .is_ok()
+            {
+                server.refresh_registry();
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value};
 
 use crate::{
+    schema::Cause,
     server::ApiServer,
     store::{
         Store,
@@ -53,6 +54,22 @@ pub fn to_core(object: &Value) -> Value {
     rename(object, "v1", |key| {
         RENAMED.iter().find(|(new, _)| *new == key).map(|(_, core)| *core)
     })
+}
+
+/// What is wrong with a new event of core/v1.
+#[must_use]
+pub fn check(event: &Value) -> Vec<Cause> {
+    let (own, about) = (&event["metadata"]["namespace"], &event["involvedObject"]["namespace"]);
+    let stated = about.as_str().unwrap_or_default();
+    // What has no namespace is told of in `default`.
+    if about == own || (stated.is_empty() && own == "default") {
+        return Vec::new();
+    }
+    vec![Cause::invalid(
+        "involvedObject.namespace",
+        &stated.into(),
+        "does not match event.namespace",
+    )]
 }
 
 /// Removes old events until the server stops.

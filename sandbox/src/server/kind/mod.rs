@@ -1,9 +1,12 @@
 //! What the server does for single kinds beyond their schema: the strategies of the real API server, and those of its
 //! admission plugins that change objects.
 
+mod configuration;
+mod container;
 pub mod definition;
 pub mod event;
 pub mod pod;
+mod service;
 
 use std::sync::Arc;
 
@@ -24,8 +27,7 @@ pub fn complete(call: &Call, object: &mut Value, old: Option<&Value>) -> Result<
         "Namespace" => complete_namespace(call, object, old),
         "Secret" => merge_string_data(object),
         "PersistentVolumeClaim" | "PersistentVolume" if old.is_none() => object["status"] = json!({"phase": "Pending"}),
-        "Service" if old.is_none() => object["status"] = json!({"loadBalancer": {}}),
-        "Service" => keep_cluster_ip(object, old),
+        "Service" => service::complete(object, old),
         "PodDisruptionBudget" if old.is_none() => subresource::keep_status(object, None),
         "CustomResourceDefinition" => definition::complete(call, object, old),
         _ => {}
@@ -40,14 +42,23 @@ pub fn check(call: &Call, new: &Value, old: Option<&Value>) -> Vec<Cause> {
     if resource.custom {
         return Vec::new();
     }
+    if let Some(causes) = match resource.kind.as_str() {
+        "ConfigMap" | "Secret" => Some(configuration::check(new, old)),
+        "Service" => Some(service::check(new, old)),
+        "Lease" => Some(check_lease(new)),
+        "Event" if resource.group.is_empty() && old.is_none() => Some(event::check(new)),
+        "PodDisruptionBudget" => Some(check_budget(new)),
+        _ => None,
+    } {
+        return causes;
+    }
     match (resource.kind.as_str(), old) {
         ("Pod", Some(old)) if call.path.subresource.is_none() => pod::check_update(new, old),
         ("Pod", None) => pod::check(new),
         ("CustomResourceDefinition", old) => definition::check(new, old),
-        ("ConfigMap" | "Secret", Some(old)) => check_immutable_data(new, old),
         ("PersistentVolumeClaim", Some(old)) => check_claim(new, old),
         ("RoleBinding" | "ClusterRoleBinding", Some(old)) if new["roleRef"] != old["roleRef"] => {
-            vec![Cause::invalid("roleRef", &new["roleRef"], "cannot change roleRef")]
+            vec![Cause::invalid("roleRef", &new["roleRef"], "field is immutable")]
         }
         _ => Vec::new(),
     }
@@ -121,39 +132,27 @@ fn merge_string_data(object: &mut Value) {
     }
 }
 
-/// The address of a service stays, unless the service stops having one.
-fn keep_cluster_ip(object: &mut Value, old: Option<&Value>) {
-    let Some(old) = old else { return };
-    if object["spec"]["type"] == "ExternalName" {
-        return;
-    }
-    for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-        if object["spec"][field].is_null() && !old["spec"][field].is_null() {
-            object["spec"][field] = old["spec"][field].clone();
-        }
-    }
-}
-
-fn check_immutable_data(new: &Value, old: &Value) -> Vec<Cause> {
+fn check_lease(lease: &Value) -> Vec<Cause> {
+    let spec = &lease["spec"];
     let mut causes = Vec::new();
-    if new["type"] != old["type"] {
-        causes.push(Cause::invalid("type", &new["type"], "field is immutable"));
-    }
-    if old["immutable"] != true {
-        return causes;
-    }
-    if new["immutable"] != true {
-        causes.push(Cause::forbidden(
-            "immutable",
-            "field is immutable when `immutable` is set",
-        ));
-    }
-    for field in ["data", "binaryData"] {
-        if new[field] != old[field] {
-            causes.push(Cause::forbidden(field, "field is immutable when `immutable` is set"));
+    for (field, least, rule) in [
+        ("leaseDurationSeconds", 1, "must be greater than 0"),
+        ("leaseTransitions", 0, "must be greater than or equal to 0"),
+    ] {
+        if spec[field].as_i64().is_some_and(|number| number < least) {
+            causes.push(Cause::invalid(&format!("spec.{field}"), &spec[field], rule));
         }
     }
     causes
+}
+
+fn check_budget(budget: &Value) -> Vec<Cause> {
+    let spec = &budget["spec"];
+    if spec["minAvailable"].is_null() || spec["maxUnavailable"].is_null() {
+        return Vec::new();
+    }
+    let why = "minAvailable and maxUnavailable cannot be both set";
+    vec![Cause::invalid("spec", spec, why)]
 }
 
 /// Only the requested size of a claim can change, and its volume be set once.

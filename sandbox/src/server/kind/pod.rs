@@ -3,17 +3,31 @@
 
 use serde_json::{Value, json};
 
+use super::container;
 use crate::{
     schema::Cause,
-    server::{call::Call, status::ApiError},
+    server::{call::Call, status::ApiError, write::metadata},
     store::object::{ObjectKey, ResourceKey},
 };
+
+/// When a pod's containers start anew.
+const RESTART_POLICIES: [&str; 3] = ["Always", "OnFailure", "Never"];
 
 /// Completes a pod.
 pub fn complete(call: &Call, pod: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
     let Some(old) = old else {
+        container::write_quantities(&mut pod["spec"]);
         pod["status"] = json!({"phase": "Pending", "qosClass": quality(&pod["spec"])});
-        return admit(call, &mut pod["spec"]);
+        if pod["spec"]["schedulingGates"]
+            .as_array()
+            .is_some_and(|gates| !gates.is_empty())
+        {
+            pod["status"]["conditions"] = json!([{"type": "PodScheduled", "status": "False", "lastProbeTime": null,
+                "lastTransitionTime": metadata::now(), "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
+        }
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        return admit(call, &name, &mut pod["spec"]);
     };
     if call.path.subresource.as_deref() == Some("status") && pod["status"]["qosClass"].is_null() {
         pod["status"]["qosClass"] = old["status"]["qosClass"].clone();
@@ -21,7 +35,8 @@ pub fn complete(call: &Call, pod: &mut Value, old: Option<&Value>) -> Result<(),
     Ok(())
 }
 
-fn admit(call: &Call, spec: &mut Value) -> Result<(), ApiError> {
+fn admit(call: &Call, pod: &str, spec: &mut Value) -> Result<(), ApiError> {
+    check_account(call, pod, spec)?;
     if spec["serviceAccountName"].as_str().is_none_or(str::is_empty) {
         spec["serviceAccountName"] = json!("default");
         spec["serviceAccount"] = json!("default");
@@ -51,6 +66,24 @@ fn admit(call: &Call, spec: &mut Value) -> Result<(), ApiError> {
     }
     tolerate_lost_nodes(spec);
     Ok(())
+}
+
+/// The service account is there. Its default one is taken for granted: it is made a moment after its namespace.
+fn check_account(call: &Call, pod: &str, spec: &Value) -> Result<(), ApiError> {
+    let account = spec["serviceAccountName"].as_str().unwrap_or_default();
+    if matches!(account, "" | "default") {
+        return Ok(());
+    }
+    let namespace = call.namespace().unwrap_or_default();
+    let (accounts, key) = (
+        ResourceKey::new("", "serviceaccounts"),
+        ObjectKey::new(namespace, account),
+    );
+    if call.server.store.get(&accounts, &key).is_some() {
+        return Ok(());
+    }
+    let why = format!("error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found");
+    Err(ApiError::forbidden(&call.resource.key(), pod, &why))
 }
 
 /// Five minutes on a node that is not ready or cannot be reached.
@@ -101,6 +134,16 @@ pub fn check(pod: &Value) -> Vec<Cause> {
     if spec["containers"].as_array().is_none_or(Vec::is_empty) {
         causes.push(Cause::required("spec.containers", ""));
     }
+    if let Some(policy) = spec["restartPolicy"].as_str()
+        && !RESTART_POLICIES.contains(&policy)
+    {
+        let known = RESTART_POLICIES.map(|policy| json!(policy));
+        causes.push(Cause::not_supported(
+            "spec.restartPolicy",
+            &spec["restartPolicy"],
+            &known,
+        ));
+    }
     let volumes: Vec<&str> = spec["volumes"]
         .as_array()
         .into_iter()
@@ -110,21 +153,9 @@ pub fn check(pod: &Value) -> Vec<Cause> {
     for list in ["initContainers", "containers"] {
         for (index, container) in spec[list].as_array().into_iter().flatten().enumerate() {
             let at = format!("spec.{list}[{index}]");
-            for field in ["name", "image"] {
-                if container[field].as_str().is_none_or(str::is_empty) {
-                    causes.push(Cause::required(&format!("{at}.{field}"), ""));
-                }
-            }
-            for (place, mount) in container["volumeMounts"].as_array().into_iter().flatten().enumerate() {
-                if mount["name"].as_str().is_none_or(|name| !volumes.contains(&name)) {
-                    causes.push(Cause::invalid(
-                        &format!("{at}.volumeMounts[{place}].name"),
-                        &mount["name"],
-                        "Not found: no volume of the pod has this name",
-                    ));
-                }
-            }
+            container::check(container, &at, &volumes, &mut causes);
         }
+        container::check_names(&spec[list], &format!("spec.{list}"), &mut causes);
     }
     causes
 }

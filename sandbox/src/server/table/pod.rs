@@ -62,6 +62,13 @@ fn status(pod: &Value) -> String {
         .or_else(|| state["phase"].as_str())
         .unwrap_or("Unknown")
         .to_owned();
+    let conditions = state["conditions"].as_array().into_iter().flatten();
+    if conditions
+        .filter(|condition| condition["type"] == "PodScheduled")
+        .any(|condition| condition["reason"] == "SchedulingGated")
+    {
+        "SchedulingGated".clone_into(&mut reason);
+    }
     if let Some(text) = init_reason(pod) {
         reason = text;
     } else {

@@ -13,6 +13,7 @@ use crate::{
         call::Call,
         kind,
         reply::Reply,
+        request::FieldValidation,
         status::ApiError,
         view,
         write::{self, Ownership, fields, identity, metadata},
@@ -35,7 +36,7 @@ pub fn apply(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
         };
         match result {
             // A rival was faster: what it left is merged with, unless a field or a version is in dispute.
-            Err(error) if is_race(&error) && version(&config)?.is_none() && attempt < ATTEMPTS => {}
+            Err(error) if is_race(&error) && version(&config.0)?.is_none() && attempt < ATTEMPTS => {}
             other => return other,
         }
     }
@@ -47,12 +48,24 @@ fn is_race(error: &ApiError) -> bool {
     (error.reason == "Conflict" && !disputed) || error.reason == "AlreadyExists"
 }
 
-fn read(call: &Call, body: &[u8]) -> Result<Value, ApiError> {
+/// A configuration, complete, and how refusals name it.
+type Config = (Value, Untyped);
+
+fn read(call: &Call, body: &[u8]) -> Result<Config, ApiError> {
     let mut config: Value =
         serde_yaml::from_slice(body).map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
     if !config.is_object() {
         return Err(ApiError::bad_request("error decoding YAML: the object is not a map"));
     }
+    if call.query.field_validation == FieldValidation::Strict
+        && let Err(error) = serde_yaml::from_slice::<serde_yaml::Value>(body)
+    {
+        return Err(ApiError::bad_request(format!(
+            "error strict decoding patch: error converting YAML to JSON: {error}"
+        )));
+    }
+    check_type(call, &config)?;
+    let untyped = Untyped::of(call, &config);
     fields::check_kind(call, &mut config)?;
     identity::check_name(call, &mut config)?;
     identity::settle_namespace(call, &mut config)?;
@@ -61,36 +74,73 @@ fn read(call: &Call, body: &[u8]) -> Result<Value, ApiError> {
     }
     let mut pruned = config.clone();
     if let Some(path) = call.resource.schema.prune(&mut pruned).first() {
-        let place = match call.namespace() {
-            Some(namespace) => format!("{namespace}/{}", call.name()),
-            None => format!("/{}", call.name()),
-        };
-        return Err(ApiError::new(
-            500,
-            "",
-            format!(
-                "failed to create typed patch object ({place}; {}, Kind={}): .{path}: field not declared in schema",
-                call.api_version, call.resource.kind
-            ),
-        ));
+        return Err(untyped.refuse(&format!(".{path}: field not declared in schema")));
     }
-    Ok(config)
+    Ok((config, untyped))
 }
 
-fn merged(call: &Call, live: Option<&Value>, config: &Value) -> Result<Value, ApiError> {
+/// The configuration says the kind and version of the path.
+fn check_type(call: &Call, config: &Value) -> Result<(), ApiError> {
+    let text = |field: &str| config[field].as_str().unwrap_or_default();
+    let (kind, version) = (text("kind"), text("apiVersion"));
+    if (kind, version) == (&call.resource.kind, &call.api_version) {
+        return Ok(());
+    }
+    let version = qualified(version);
+    Err(ApiError::bad_request(format!(
+        "invalid object type: {version}, Kind={kind}"
+    )))
+}
+
+/// `group/version`, with the slash also where the group is the core one.
+fn qualified(api_version: &str) -> String {
+    if api_version.contains('/') {
+        api_version.to_owned()
+    } else {
+        format!("/{api_version}")
+    }
+}
+
+/// A configuration that cannot be seen through the schema, as refusals name it: by what it says itself.
+#[derive(Debug)]
+struct Untyped(String);
+
+impl Untyped {
+    fn of(call: &Call, config: &Value) -> Self {
+        let text = |field: &str| config["metadata"][field].as_str().unwrap_or_default();
+        Self(format!(
+            "{}/{}; {}, Kind={}",
+            text("namespace"),
+            text("name"),
+            qualified(&call.api_version),
+            call.resource.kind
+        ))
+    }
+
+    fn refuse(&self, why: &str) -> ApiError {
+        ApiError::new(
+            500,
+            "",
+            format!("failed to create typed patch object ({}): {why}", self.0),
+        )
+    }
+}
+
+fn merged(call: &Call, live: Option<&Value>, (config, untyped): &Config) -> Result<Value, ApiError> {
     let time = metadata::now();
     let writer = metadata::writer(call, time.as_str().unwrap_or_default());
     let mut merged =
         merge(live, config, call.resource.schema.root(), &writer, call.query.force).map_err(|error| match &error {
             ApplyError::Conflicts(_) => ApiError::apply_conflict(error.to_string(), error.causes()),
-            ApplyError::Ambiguous(_) | ApplyError::HasManagedFields => ApiError::bad_request(error.to_string()),
+            ApplyError::Ambiguous(why) => untyped.refuse(why),
+            ApplyError::HasManagedFields => ApiError::bad_request(error.to_string()),
         })?;
     patch::settle(call, &mut merged, &[])?;
     Ok(merged)
 }
 
-fn create(call: &Call, config: &Value) -> Result<object::Object, ApiError> {
-    if config["metadata"]["uid"].as_str().is_some_and(|uid| !uid.is_empty()) {
+fn create(call: &Call, config: &Config) -> Result<object::Object, ApiError> {
+    if config.0["metadata"]["uid"].as_str().is_some_and(|uid| !uid.is_empty()) {
         return Err(ApiError::conflict(
             &call.resource.key(),
             call.name(),
@@ -102,8 +152,8 @@ fn create(call: &Call, config: &Value) -> Result<object::Object, ApiError> {
     write::create(call, object, Ownership::Settled)
 }
 
-fn update(call: &Call, config: &Value, stored: &object::Object) -> Result<object::Object, ApiError> {
-    if version(config)?.is_some_and(|given| given != object::revision(stored)) {
+fn update(call: &Call, config: &Config, stored: &object::Object) -> Result<object::Object, ApiError> {
+    if version(&config.0)?.is_some_and(|given| given != object::revision(stored)) {
         return Err(ApiError::modified(&call.resource.key(), call.name()));
     }
     let live = view::convert(&call.resource, stored);

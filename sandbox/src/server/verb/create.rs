@@ -15,6 +15,13 @@ const GENERATED_NAMES: usize = 8;
 /// Creates the object of the body.
 pub fn create(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
     let object = fields::read(call, body)?;
+    if object["metadata"]["resourceVersion"]
+        .as_str()
+        .is_some_and(|version| !matches!(version, "" | "0"))
+    {
+        let why = "resourceVersion should not be set on objects to be created";
+        return Err(ApiError::new(500, "", why));
+    }
     let generated = object["metadata"]["name"].as_str().is_none_or(str::is_empty);
     for attempt in 1.. {
         let mut object: Value = object.clone();

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::update::ATTEMPTS;
+use super::{list, update::ATTEMPTS};
 use crate::{
     schema::Cause,
     server::{
@@ -15,8 +15,11 @@ use crate::{
         status::{self, ApiError},
         write::{metadata, store},
     },
-    store::object::Object,
+    store::object::{Object, ResourceKey},
 };
+
+/// Namespaces that a cluster cannot do without (admission plugin NamespaceLifecycle).
+const PROTECTED: &[&str] = &["default", "kube-system", "kube-public"];
 
 /// `meta/v1 DeleteOptions`.
 #[derive(Debug, Default, Deserialize)]
@@ -61,6 +64,7 @@ pub fn delete_collection(mut call: Call, body: &[u8]) -> Result<Reply, ApiError>
     let options = read_options(&mut call, body)?;
     let found = call.server.store.list(&call.resource.table, call.namespace());
     let mut path = call.path.clone();
+    let mut deleted = Vec::new();
     for (key, object) in found.objects {
         if !call.selects(&object) {
             continue;
@@ -70,13 +74,12 @@ pub fn delete_collection(mut call: Call, body: &[u8]) -> Result<Reply, ApiError>
         call.path = path.clone();
         match delete_one(&call, &options) {
             Err(error) if error.reason != "NotFound" => return Err(error),
-            _ => {}
+            Err(_) => {}
+            Ok((object, _)) => deleted.push((key, object)),
         }
     }
-    Ok(reply::json(
-        200,
-        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
-    ))
+    let metadata = json!({"resourceVersion": call.server.store.revision().to_string()});
+    Ok(list::write(&call, &deleted, metadata))
 }
 
 /// Deletes a pod in favour of an eviction.
@@ -96,6 +99,11 @@ fn read_options(call: &mut Call, body: &[u8]) -> Result<Options, ApiError> {
     options.propagation_policy = options
         .propagation_policy
         .or_else(|| call.query.propagation_policy.clone());
+    if let (Some(policy), Some(_)) = (&options.propagation_policy, options.orphan_dependents) {
+        let why = "orphanDependents and deletionPropagation cannot be both set";
+        let cause = Cause::invalid("propagationPolicy", &json!(policy), why);
+        return Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", vec![cause]));
+    }
     if let Some(orphan) = options.orphan_dependents
         && options.propagation_policy.is_none()
     {
@@ -116,6 +124,10 @@ fn read_options(call: &mut Call, body: &[u8]) -> Result<Options, ApiError> {
 
 /// Deletes, or marks as being deleted; says whether the object is gone.
 fn delete_one(call: &Call, options: &Options) -> Result<(Object, bool), ApiError> {
+    if call.resource.is_core("namespaces") && PROTECTED.contains(&call.name()) {
+        let why = "this namespace may not be deleted";
+        return Err(ApiError::forbidden(&call.resource.key(), call.name(), why));
+    }
     for attempt in 1.. {
         let stored = call.stored()?;
         check_preconditions(call, options, &stored)?;
@@ -139,20 +151,25 @@ fn check_preconditions(call: &Call, options: &Options, stored: &Value) -> Result
     };
     let metadata = &stored["metadata"];
     let pairs = [
-        ("UID", &wanted.uid, &metadata["uid"]),
+        ("UID", &wanted.uid, &metadata["uid"], "deleted and then recreated"),
         (
             "ResourceVersion",
             &wanted.resource_version,
             &metadata["resourceVersion"],
+            "modified",
         ),
     ];
-    for (name, wanted, actual) in pairs {
+    for (name, wanted, actual, what) in pairs {
         let actual = actual.as_str().unwrap_or_default();
         if let Some(wanted) = wanted
             && wanted != actual
         {
-            let why = format!("Precondition failed: {name} in precondition: {wanted}, {name} in object meta: {actual}");
-            return Err(ApiError::conflict(&call.resource.key(), call.name(), &why));
+            let why = format!(
+                "the {name} in the precondition ({wanted}) does not match the {name} in record ({actual}). The object \
+                 might have been {what}"
+            );
+            let kind = ResourceKey::new(call.resource.group.clone(), call.resource.kind.clone());
+            return Err(ApiError::conflict(&kind, call.name(), &why));
         }
     }
     Ok(())

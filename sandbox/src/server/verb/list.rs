@@ -58,6 +58,9 @@ pub fn list(call: &Call) -> Result<Reply, ApiError> {
     };
     let page: Vec<(ObjectKey, Object)> = selected.by_ref().take(limit).collect();
     let mut metadata = json!({"resourceVersion": snapshot.revision.to_string()});
+    if call.resource.custom {
+        metadata["continue"] = json!("");
+    }
     if selected.peek().is_some()
         && let Some((last, _)) = page.last()
     {
@@ -89,9 +92,6 @@ fn read(call: &Call) -> Result<(Snapshot, Option<ObjectKey>), ApiError> {
     }
     let refuse = |error: StoreError| ApiError::from_store(&call.resource.key(), "", &error);
     match (call.query.resource_version, call.query.version_match) {
-        (Some(0), Some(VersionMatch::Exact)) => Err(ApiError::bad_request(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
-        )),
         // A limit without a match means exactly that version (apimachinery, semantics of resourceVersion).
         (Some(version), Some(VersionMatch::Exact)) => {
             Ok((store.list_at(table, namespace, version).map_err(refuse)?, None))
@@ -116,7 +116,8 @@ struct List<'a, T> {
     items: Vec<T>,
 }
 
-fn write(call: &Call, page: &[(ObjectKey, Object)], metadata: Value) -> Reply {
+/// The objects as a list, in the form that the request asks for.
+pub(super) fn write(call: &Call, page: &[(ObjectKey, Object)], metadata: Value) -> Reply {
     let resource = &call.resource;
     let converted = page.iter().map(|(_, object)| view::convert(resource, object));
     match call.form {

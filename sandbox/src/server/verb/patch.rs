@@ -20,6 +20,8 @@ use crate::{
 const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, \
                         application/strategic-merge-patch+json, application/apply-patch+yaml";
 
+const ACCEPTED_CUSTOM: &str = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
+
 /// A patch that is not an apply.
 #[derive(Debug)]
 enum Format {
@@ -42,6 +44,7 @@ pub fn patch(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
         "application/json-patch+json" => Format::Json,
         "application/merge-patch+json" => Format::Merge,
         "application/strategic-merge-patch+json" if !call.resource.custom => Format::Strategic,
+        _ if call.resource.custom => return Err(ApiError::unsupported_media_type(ACCEPTED_CUSTOM)),
         _ => return Err(ApiError::unsupported_media_type(ACCEPTED)),
     };
     let patch: Value = serde_json::from_slice(body)

@@ -23,7 +23,16 @@ pub fn update(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
     identity::settle_namespace(call, &mut object)?;
     let given = version(&object)?;
     for attempt in 1.. {
-        let stored = call.stored()?;
+        let stored = match call.stored() {
+            Err(error) if error.reason == "NotFound" && given.is_none() && may_create(call) => {
+                identity::settle(call, &mut object)?;
+                match write::create(call, object.clone(), Ownership::Update) {
+                    Err(error) if error.reason == "AlreadyExists" && attempt < ATTEMPTS => continue,
+                    created => return Ok(super::answer(call, 201, created?.as_ref())),
+                }
+            }
+            found => found?,
+        };
         check_preconditions(call, &object, &stored, given)?;
         match write::update(call, &stored, object.clone(), Ownership::Update) {
             Err(error) if error.reason == "Conflict" && given.is_none() && attempt < ATTEMPTS => {}
@@ -34,6 +43,15 @@ pub fn update(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
     Err(ApiError::internal("too many attempts"))
 }
 
+/// Kinds that an update makes where they are not there (`AllowCreateOnUpdate` of their strategies).
+fn may_create(call: &Call) -> bool {
+    let resource = &call.resource;
+    !resource.custom
+        && call.path.subresource.is_none()
+        && (matches!(resource.plural.as_str(), "leases" | "endpoints" | "events" | "services")
+            || resource.group == "rbac.authorization.k8s.io")
+}
+
 /// The version that the writer read; none if it does not care.
 pub fn version(object: &Value) -> Result<Option<u64>, ApiError> {
     match object["metadata"]["resourceVersion"].as_str() {
@@ -41,7 +59,7 @@ pub fn version(object: &Value) -> Result<Option<u64>, ApiError> {
         Some(text) => text
             .parse()
             .map(Some)
-            .map_err(|_| ApiError::bad_request(format!("resourceVersion {text:?} is not a number"))),
+            .map_err(|_| ApiError::new(500, "", format!("strconv.ParseUint: parsing {text:?}: invalid syntax"))),
     }
 }
 
@@ -56,7 +74,7 @@ pub fn check_preconditions(call: &Call, new: &Value, stored: &Value, given: Opti
             let cause = Cause::invalid("metadata.resourceVersion", &0.into(), "must be specified for an update");
             return Err(ApiError::invalid(
                 &resource.group,
-                &resource.kind,
+                &resource.plural,
                 call.name(),
                 vec![cause],
             ));

@@ -20,6 +20,8 @@ use crate::{
     },
 };
 
+/// How long before the end of a watch its last bookmark comes (that of the real server).
+const BEFORE_END: Duration = Duration::from_secs(2);
 /// A watch without a timeout of its own ends after this time.
 const LONGEST: Duration = Duration::from_secs(3600);
 
@@ -86,13 +88,19 @@ fn events(
         }
         let timeout = call.query.timeout_seconds.map_or(LONGEST, Duration::from_secs).min(LONGEST);
         let end = tokio::time::sleep(timeout);
-        tokio::pin!(end);
+        let farewell = tokio::time::sleep(timeout.saturating_sub(BEFORE_END));
+        tokio::pin!(end, farewell);
+        let mut says_farewell = call.query.bookmarks;
         let period = call.server.settings.bookmark_period;
         let mut bookmarks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         loop {
             tokio::select! {
                 () = &mut end => break,
                 () = call.server.shutdown.cancelled() => break,
+                () = &mut farewell, if says_farewell => {
+                    says_farewell = false;
+                    call.server.store.bookmark(&watch);
+                }
                 _ = bookmarks.tick(), if call.query.bookmarks => call.server.store.bookmark(&watch),
                 signal = watch.next() => match signal {
                     Some(Signal::Change(change)) => if let Some(line) = writer.change(&change) { yield line },

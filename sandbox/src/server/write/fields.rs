@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::{
-    schema::{duplicate, unknown_field},
+    schema::{Cause, duplicate, unknown_field},
     server::{call::Call, kind, reply, request::FieldValidation, status::ApiError},
 };
 
@@ -55,24 +55,52 @@ pub fn report(call: &Call, errors: &[String]) -> Result<(), ApiError> {
 pub fn check_kind(call: &Call, object: &mut Value) -> Result<(), ApiError> {
     let resource = &call.resource;
     let wanted = resource.api_version();
-    match object["apiVersion"].as_str().filter(|text| !text.is_empty()) {
-        Some(given) if given != wanted => {
-            return Err(ApiError::bad_request(format!(
-                "the API version in the data ({given}) does not match the expected API version ({wanted})"
-            )));
-        }
-        Some(_) => {}
-        None => object["apiVersion"] = wanted.into(),
+    let text = |field: &str| object[field].as_str().unwrap_or_default().to_owned();
+    let (kind, version) = (text("kind"), text("apiVersion"));
+    if resource.custom {
+        return check_custom_kind(call, object, &kind, &version);
     }
-    match object["kind"].as_str().filter(|text| !text.is_empty()) {
-        Some(given) if given != resource.kind => Err(ApiError::bad_request(format!(
-            "the kind in the data ({given}) does not match the expected kind ({})",
+    let fits = |given: &str, wanted: &str| given.is_empty() || given == wanted;
+    if !fits(&kind, &resource.kind) || !fits(&version, &wanted) {
+        let short = version.rsplit('/').next().unwrap_or_default();
+        return Err(undecodable(
+            call,
+            &kind,
+            short,
+            &format!("no kind {kind:?} is registered for version {version:?} here"),
+        ));
+    }
+    object["kind"] = resource.kind.clone().into();
+    object["apiVersion"] = wanted.into();
+    Ok(())
+}
+
+fn check_custom_kind(call: &Call, object: &Value, kind: &str, version: &str) -> Result<(), ApiError> {
+    let resource = &call.resource;
+    let wanted = resource.api_version();
+    if kind.is_empty() {
+        return Err(ApiError::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): Object 'Kind' is missing in '{object}'",
             resource.kind
-        ))),
-        Some(_) => Ok(()),
-        None => {
-            object["kind"] = resource.kind.clone().into();
-            Ok(())
-        }
+        )));
     }
+    if version != wanted {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({wanted})"
+        )));
+    }
+    if kind != resource.kind {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let cause = Cause::invalid("kind", &kind.into(), &format!("must be {}", resource.kind));
+        return Err(ApiError::invalid(&resource.group, kind, name, vec![cause]));
+    }
+    Ok(())
+}
+
+/// 400 of a body that says it is of `kind` in `version` and cannot be read as the call's kind.
+pub fn undecodable(call: &Call, kind: &str, version: &str, why: &str) -> ApiError {
+    let wanted = &call.resource.kind;
+    ApiError::bad_request(format!(
+        "{kind} in version \"{version}\" cannot be handled as a {wanted}: {why}"
+    ))
 }

@@ -80,7 +80,7 @@ pub fn check_name(call: &Call, object: &mut Value) -> Result<(), ApiError> {
 }
 
 /// Nothing new comes into a namespace that is missing or being deleted.
-pub fn check_namespace_is_open(call: &Call) -> Result<(), ApiError> {
+pub fn check_namespace_is_open(call: &Call, object: &Value) -> Result<(), ApiError> {
     let Some(namespace) = call.namespace() else {
         return Ok(());
     };
@@ -92,8 +92,8 @@ pub fn check_namespace_is_open(call: &Call) -> Result<(), ApiError> {
     if found["metadata"]["deletionTimestamp"].is_null() {
         return Ok(());
     }
-    let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
-    Err(ApiError::forbidden(&call.resource.key(), call.name(), &why))
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    Err(ApiError::namespace_terminating(&call.resource.key(), name, namespace))
 }
 
 fn random_suffix() -> String {

@@ -1,8 +1,9 @@
 //! Object metadata that the server owns (apimachinery `ValidateObjectMeta`, apiserver `rest.BeforeCreate/Update`).
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::name::{self, is_label, is_label_of_any_length};
 use crate::{
     patch::managed::{self, Writer},
     schema::{Cause, subresource},
@@ -34,6 +35,7 @@ pub fn begin(resource: &Resource, object: &mut Value) {
     for field in SYSTEM {
         metadata.remove(*field);
     }
+    drop_empty(metadata);
     metadata.insert("uid".into(), json!(uuid::Uuid::new_v4().to_string()));
     metadata.insert("creationTimestamp".into(), now());
     if counts {
@@ -43,16 +45,32 @@ pub fn begin(resource: &Resource, object: &mut Value) {
     }
 }
 
+/// An empty list or map is as none: metadata goes through a struct that leaves such fields out.
+fn drop_empty(metadata: &mut Map<String, Value>) {
+    metadata.retain(|_, value| match value {
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        _ => true,
+    });
+}
+
 /// Takes the fields that an update cannot change from the old object.
-pub fn carry_over(new: &mut Value, old: &Value) -> Result<(), ApiError> {
+pub fn carry_over(resource: &Resource, new: &mut Value, old: &Value) -> Result<(), ApiError> {
     if !new["metadata"].is_object() {
         return Err(ApiError::bad_request("the object provided has no metadata"));
     }
     let before = &old["metadata"];
+    let deletion = &new["metadata"]["deletionTimestamp"];
+    if !deletion.is_null() && deletion != &before["deletionTimestamp"] {
+        let cause = Cause::invalid("metadata.deletionTimestamp", deletion, "field is immutable");
+        let name = before["name"].as_str().unwrap_or_default();
+        return Err(ApiError::invalid(&resource.group, &resource.kind, name, vec![cause]));
+    }
     let Some(metadata) = new["metadata"].as_object_mut() else {
         return Ok(());
     };
-    for field in ["uid", "creationTimestamp", "generateName", "namespace"] {
+    metadata.insert("creationTimestamp".into(), before["creationTimestamp"].clone());
+    for field in ["uid", "generateName", "namespace"] {
         let empty = metadata.get(field).is_none_or(|value| value.is_null() || value == "");
         if empty && !before[field].is_null() {
             metadata.insert(field.into(), before[field].clone());
@@ -64,6 +82,7 @@ pub fn carry_over(new: &mut Value, old: &Value) -> Result<(), ApiError> {
             value => metadata.insert(field.into(), value.clone()),
         };
     }
+    drop_empty(metadata);
     metadata.remove("selfLink");
     metadata.insert("resourceVersion".into(), before["resourceVersion"].clone());
     Ok(())
@@ -93,31 +112,39 @@ pub fn writer<'a>(call: &'a Call, time: &'a str) -> Writer<'a> {
 
 /// What is wrong with the metadata.
 #[must_use]
-pub fn check(resource: &Resource, new: &Value, old: Option<&Value>) -> Vec<Cause> {
+pub fn check(call: &Call, new: &Value, old: Option<&Value>) -> Vec<Cause> {
+    let resource = &call.resource;
     let metadata = &new["metadata"];
     let mut causes = Vec::new();
     check_name(resource, metadata, &mut causes);
-    check_labels(metadata, &mut causes);
+    name::check_labels(metadata, &mut causes);
+    check_finalizers(call, metadata, &mut causes);
     let annotations = metadata["annotations"].as_object().into_iter().flatten();
     let bytes: usize = annotations
         .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
         .sum();
+    name::check_annotation_keys(metadata, &mut causes);
     if bytes > MAX_ANNOTATION_BYTES {
         causes.push(Cause::too_long("metadata.annotations", MAX_ANNOTATION_BYTES as u64));
     }
     for (index, owner) in metadata["ownerReferences"].as_array().into_iter().flatten().enumerate() {
-        for field in ["apiVersion", "kind", "name", "uid"] {
+        let at = |field: &str| format!("metadata.ownerReferences[{index}].{field}");
+        if owner["apiVersion"].as_str().is_none_or(str::is_empty) {
+            causes.push(Cause::invalid(
+                &at("apiVersion"),
+                &json!(""),
+                "version must not be empty",
+            ));
+        }
+        for field in ["kind", "name", "uid"] {
             if owner[field].as_str().is_none_or(str::is_empty) {
-                causes.push(Cause::invalid(
-                    &format!("metadata.ownerReferences[{index}].{field}"),
-                    &json!(""),
-                    &format!("{field} must not be empty"),
-                ));
+                causes.push(Cause::required(&at(field), "must not be empty"));
             }
         }
     }
+    check_controllers(metadata, &mut causes);
     let Some(old) = old else { return causes };
-    for field in ["name", "namespace", "uid", "creationTimestamp"] {
+    for field in ["name", "namespace", "uid"] {
         if metadata[field] != old["metadata"][field] {
             causes.push(Cause::invalid(
                 &format!("metadata.{field}"),
@@ -128,6 +155,51 @@ pub fn check(resource: &Resource, new: &Value, old: Option<&Value>) -> Vec<Cause
     }
     check_new_finalizers(metadata, &old["metadata"], &mut causes);
     causes
+}
+
+/// One owner at most manages the object.
+fn check_controllers(metadata: &Value, causes: &mut Vec<Cause>) {
+    let owners = metadata["ownerReferences"].as_array().into_iter().flatten();
+    let controllers: Vec<String> = owners
+        .filter(|owner| owner["controller"] == true)
+        .map(|owner| {
+            let text = |field: &str| owner[field].as_str().unwrap_or_default();
+            format!("{}/{}", text("kind"), text("name"))
+        })
+        .collect();
+    if controllers.len() > 1 {
+        let detail = format!(
+            "Only one reference can have Controller set to true. Found \"true\" in references for {}",
+            controllers.join(" and ")
+        );
+        causes.push(Cause::invalid(
+            "metadata.ownerReferences",
+            &metadata["ownerReferences"],
+            &detail,
+        ));
+    }
+}
+
+/// Names of finalizers have a domain; of custom resources that is only advice.
+fn check_finalizers(call: &Call, metadata: &Value, causes: &mut Vec<Cause>) {
+    for (index, finalizer) in metadata["finalizers"].as_array().into_iter().flatten().enumerate() {
+        let text = finalizer.as_str().unwrap_or_default();
+        if text.contains('/') || matches!(text, "kubernetes" | "orphan" | "foregroundDeletion") {
+            continue;
+        }
+        if call.resource.custom {
+            call.warn(format!(
+                "metadata.finalizers: {text:?}: prefer a domain-qualified finalizer name including a path (/) to avoid \
+                 accidental conflicts with other finalizer writers"
+            ));
+        } else if !text.contains('.') {
+            causes.push(Cause::invalid(
+                &format!("metadata.finalizers[{index}]"),
+                finalizer,
+                "name is neither a standard finalizer name nor is it fully qualified",
+            ));
+        }
+    }
 }
 
 fn check_new_finalizers(new: &Value, old: &Value, causes: &mut Vec<Cause>) {
@@ -175,6 +247,7 @@ fn check_name(resource: &Resource, metadata: &Value, causes: &mut Vec<Cause>) {
                      must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation \
                      is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
     let (fits, longest, rule) = match resource.plural.as_str() {
+        "namespaces" if resource.group.is_empty() && name.contains('.') => (false, 63, "must not contain dots"),
         "namespaces" if resource.group.is_empty() => (is_label(name), 63, label),
         "services" if resource.group.is_empty() => (
             is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase()),
@@ -192,57 +265,5 @@ fn check_name(resource: &Resource, metadata: &Value, causes: &mut Vec<Cause>) {
             &json!(name),
             &format!("must be no more than {longest} bytes"),
         ));
-    }
-}
-
-fn is_label_of_any_length(text: &str) -> bool {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    !text.is_empty() && text.chars().all(inner) && !text.starts_with('-') && !text.ends_with('-')
-}
-
-fn is_label(text: &str) -> bool {
-    text.len() <= 63 && is_label_of_any_length(text)
-}
-
-fn check_labels(metadata: &Value, causes: &mut Vec<Cause>) {
-    let fits = |text: &str| {
-        let edge = |c: char| c.is_ascii_alphanumeric();
-        text.len() <= 63
-            && text.chars().all(|c| edge(c) || "-_.".contains(c))
-            && text.starts_with(edge)
-            && text.ends_with(edge)
-    };
-    let part = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric \
-                character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
-                '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
-    for (key, value) in metadata["labels"].as_object().into_iter().flatten() {
-        let (prefix, name) = key
-            .split_once('/')
-            .map_or((None, key.as_str()), |(prefix, name)| (Some(prefix), name));
-        if !fits(name) || prefix.is_some_and(|prefix| !prefix.split('.').all(is_label_of_any_length)) {
-            causes.push(Cause::invalid(
-                "metadata.labels",
-                &json!(key),
-                &format!("name part {part}"),
-            ));
-        }
-        let text = value.as_str().unwrap_or_default();
-        if text.len() > 63 {
-            causes.push(Cause::invalid(
-                "metadata.labels",
-                value,
-                "must be no more than 63 bytes",
-            ));
-        } else if !text.is_empty() && !fits(text) {
-            let rule = part.replacen(
-                "must consist of",
-                "a valid label must be an empty string or consist of",
-                1,
-            );
-            let rule = rule
-                .replace("[A-Za-z0-9]'", "[A-Za-z0-9])?'")
-                .replace("'([A-Za-z0-9][-", "'(([A-Za-z0-9][-");
-            causes.push(Cause::invalid("metadata.labels", value, &rule));
-        }
     }
 }

@@ -3,9 +3,11 @@
 //! Order of a creation: read (decode, prune) -> identify -> complete (system metadata, kind, defaults) -> check -> own
 //! -> store. An update is the same with the old object at hand.
 
+pub mod decode;
 pub mod fields;
 pub mod identity;
 pub mod metadata;
+pub mod name;
 pub mod store;
 
 use serde_json::Value;
@@ -25,8 +27,8 @@ pub enum Ownership {
 /// Completes and checks an object and stores it as a new one. `object` is in the request's version.
 pub fn create(call: &Call, mut object: Value, ownership: Ownership) -> Result<Object, ApiError> {
     let resource = &call.resource;
-    identity::check_namespace_is_open(call)?;
-    kind::definition::check_is_open(call)?;
+    identity::check_namespace_is_open(call, &object)?;
+    kind::definition::check_is_open(call, &object)?;
     metadata::begin(resource, &mut object);
     if resource.custom && resource.has_status() {
         subresource::keep_status(&mut object, None);
@@ -54,7 +56,7 @@ pub fn update(call: &Call, stored: &Object, mut new: Value, ownership: Ownership
     } else if resource.has_status() {
         subresource::keep_status(&mut new, Some(&old));
     }
-    metadata::carry_over(&mut new, &old)?;
+    metadata::carry_over(resource, &mut new, &old)?;
     kind::complete(call, &mut new, Some(&old))?;
     resource.schema.default(&mut new);
     if resource.custom || subresource::builtin_has_generation(&resource.kind) {
@@ -71,8 +73,15 @@ pub fn update(call: &Call, stored: &Object, mut new: Value, ownership: Ownership
 
 fn check(call: &Call, new: &Value, old: Option<&Value>) -> Result<(), ApiError> {
     let resource = &call.resource;
-    let mut causes = metadata::check(resource, new, old);
-    causes.extend(resource.schema.validate(new, old));
+    let mut causes = metadata::check(call, new, old);
+    let by_schema = resource.schema.validate(new, old);
+    decode::check(call, new, &by_schema)?;
+    // Owners are checked with the metadata, in other words.
+    causes.extend(
+        by_schema
+            .into_iter()
+            .filter(|cause| !cause.field.starts_with("metadata.ownerReferences")),
+    );
     causes.extend(kind::check(call, new, old));
     if causes.is_empty() {
         return Ok(());

@@ -50,6 +50,10 @@ pub fn replace(call: &Call, old: &Object, new: Value) -> Result<Object, ApiError
     };
     let stored = result.map_err(|error| ApiError::from_store(&resource.key(), &key.name, &error))?;
     kind::stored(&call.server, resource);
+    if removes && resource.custom {
+        // The last object that a definition waited for may have gone.
+        kind::definition::finish_deletions(&call.server);
+    }
     Ok(stored)
 }
 
