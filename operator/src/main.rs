@@ -13,10 +13,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// Pods are parsed whole and then trimmed, thousands at a start; glibc keeps the holes.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Turns TrainingJobs, Datasets, ModelCheckpoints and ModelDeployments into pods.
 ///
 /// Uses the in-cluster service account, or else KUBECONFIG. The kinds must be installed first:

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flotilla_api::names::label;
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::ResourceExt as _;
 
@@ -90,6 +91,15 @@ impl OwnedPods {
         pods.map(|pod| children.view(pod, now)).collect()
     }
 
+    /// Whether every pod of a place (of a fleet of rollout pods) that has the same owner as `pod` is ready.
+    pub fn siblings_are_ready(&self, pod: &Pod) -> bool {
+        let owners = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let children = controller(pod).and_then(|owner| owners.get(&owner));
+        let siblings = children.into_iter().flat_map(|children| children.seen.values());
+        let mut siblings = siblings.filter(|pod| pod.labels().contains_key(label::INDEX));
+        siblings.all(|pod| is_ready(pod))
+    }
+
     /// The pod of `owner` with this name.
     pub fn get(&self, owner: &Owner, name: &str, now: Timestamp) -> Option<PodView> {
         let owners = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -109,6 +119,12 @@ impl Children {
         view.terminating |= self.going.get(&view.uid).is_some_and(|at| at.elapsed() < MEMORY);
         view
     }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// UID of the controlling owner.

@@ -158,6 +158,24 @@ impl PodView {
         (stands, crashes, self.exit().cloned(), waits)
     }
 
+    /// Whether nothing happened to it yet.
+    pub fn is_fresh(&self) -> bool {
+        !self.terminating && matches!(self.stage, PodStage::Pending { message: None, .. })
+    }
+
+    /// Whether it is ready in `later` and nothing else is news there.
+    pub fn became_ready(&self, later: &Self) -> bool {
+        let apart_from_readiness = |view: &Self| {
+            let view = Self {
+                ready: true,
+                ip: None,
+                ..view.clone()
+            };
+            view.news()
+        };
+        !self.ready && later.ready && apart_from_readiness(self) == apart_from_readiness(later)
+    }
+
     /// Whether it still counts: neither ended nor asked to stop.
     pub fn is_live(&self) -> bool {
         !self.terminating && !matches!(self.stage, PodStage::Exited(_))

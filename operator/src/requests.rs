@@ -1,10 +1,7 @@
-//! Counts requests to the API server by verb, resource and status code, and says in each who asks.
+//! Counts requests to the API server by verb, resource and status code.
 
 use flotilla_api::names::GROUP;
-use http::{
-    HeaderValue, Method, Request, Response,
-    header::{CONTENT_TYPE, USER_AGENT},
-};
+use http::{Method, Request, Response, header::CONTENT_TYPE};
 use kube::{Client, client::Body};
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -22,9 +19,6 @@ pub struct RequestLabels {
     code: String,
 }
 
-/// Name in the API server's audit log and metrics.
-const AGENT: HeaderValue = HeaderValue::from_static(concat!("flotilla-operator/", env!("CARGO_PKG_VERSION")));
-
 /// Requests so far; clones count together.
 #[derive(Clone, Debug, Default)]
 pub struct Requests {
@@ -37,12 +31,11 @@ impl Requests {
         self.counters.clone()
     }
 
-    /// `client`, with each of its requests signed and counted.
+    /// `client`, with each of its requests counted.
     pub fn count(&self, client: Client) -> Client {
         let counters = self.counters();
         let namespace = client.default_namespace().to_owned();
-        let service = tower::service_fn(move |mut request: Request<Body>| {
-            request.headers_mut().entry(USER_AGENT).or_insert(AGENT);
+        let service = tower::service_fn(move |request: Request<Body>| {
             let (client, counters) = (client.clone(), counters.clone());
             let (verb, resource) = (verb(&request), resource(request.uri().path()));
             async move {

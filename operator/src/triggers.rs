@@ -109,7 +109,7 @@ impl Triggers {
     /// A pod concerns the object that controls it, which is told after [`crate::owned_pods`] knows.
     pub fn pod(&self, change: &Change<Pod>) {
         self.pods.record(change);
-        let Some(pod) = change.object().filter(|_| concerns_owner(change)) else {
+        let Some(pod) = change.object().filter(|_| self.concerns_owner(change)) else {
             return;
         };
         let namespace = pod.namespace().unwrap_or_default();
@@ -166,6 +166,27 @@ impl Triggers {
         }
     }
 
+    /// Whether the owner has anything to do about it. Of many rollout pods only what changes a decision or the status is told:
+    /// that one was made, bound to a node, or that its container is being created, is not; and of their readiness the moment
+    /// at which all are ready. Until then the next reading of the learner's progress brings the status up to date.
+    fn concerns_owner(&self, change: &Change<Pod>) -> bool {
+        let view = |pod: &Arc<Pod>| PodView::of(pod, Timestamp::UNIX_EPOCH);
+        let Some(after) = change.after.as_ref() else {
+            return true;
+        };
+        let now = view(after);
+        if now.index.is_none() {
+            return true;
+        }
+        let Some(before) = change.before.as_ref().map(view) else {
+            return !now.is_fresh();
+        };
+        if before.became_ready(&now) {
+            return self.pods.siblings_are_ready(after);
+        }
+        before.news() != now.news()
+    }
+
     fn users(&self) -> MutexGuard<'_, Users> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,17 +205,6 @@ impl Triggers {
     }
 }
 
-/// Whether the owner has anything to do about it. Of many rollout pods only what changes a decision or the status is told:
-/// that one was bound to a node, or that its container is being created, is not.
-fn concerns_owner(change: &Change<Pod>) -> bool {
-    let (Some(before), Some(after)) = (&change.before, &change.after) else {
-        return true;
-    };
-    let view = |pod: &Pod| PodView::of(pod, Timestamp::UNIX_EPOCH);
-    let (before, after) = (view(before), view(after));
-    before.index.is_none() || before.news() != after.news()
-}
-
 fn identity<K: Resource<DynamicType = ()>>(object: &Arc<K>) -> (String, String) {
     (object.name_any(), object.namespace().unwrap_or_default())
 }
@@ -206,4 +216,74 @@ fn send<K: Resource<DynamicType = ()>>(queue: &UnboundedSender<ObjectRef<K>>, na
 
 fn send_object<K: Resource<DynamicType = ()>>(queue: &UnboundedSender<ObjectRef<K>>, object: &Arc<K>) {
     let _ = queue.unbounded_send(ObjectRef::from_obj(object.as_ref()));
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_api::names::label;
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(index: Option<u32>, phase: &str, ready: bool) -> Arc<Pod> {
+        let mut pod = json!({
+            "metadata": {"name": format!("a-{index:?}"), "namespace": "lab", "uid": format!("{index:?}"), "labels": {},
+                "ownerReferences": [{"apiVersion": "v", "kind": "TrainingJob", "name": "a", "uid": "o", "controller": true}]},
+            "status": {"phase": phase, "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]},
+        });
+        if let Some(index) = index {
+            pod["metadata"]["labels"][label::INDEX] = json!(index.to_string());
+        }
+        Arc::new(serde_json::from_value(pod).expect("a pod"))
+    }
+
+    /// How many times the job is told when its pods change like this, one after the other.
+    fn told(changes: Vec<(Option<Arc<Pod>>, Option<Arc<Pod>>)>) -> usize {
+        let (triggers, mut queues) = Triggers::new(OwnedPods::default());
+        for (before, after) in changes {
+            triggers.pod(&Change { before, after });
+        }
+        std::iter::from_fn(|| queues.training_jobs.try_recv().ok()).count()
+    }
+
+    #[test]
+    fn a_learner_is_told_of_always() {
+        let (pending, running) = (pod(None, "Pending", false), pod(None, "Running", false));
+        assert_eq!(
+            told(vec![
+                (None, Some(Arc::clone(&pending))),
+                (Some(pending), Some(Arc::clone(&running))),
+                (Some(running), None),
+            ]),
+            3
+        );
+    }
+
+    #[test]
+    fn of_rollout_pods_that_come_up_the_last_one_is_told() {
+        let made = |index| (None, Some(pod(Some(index), "Pending", false)));
+        let ready = |index| {
+            let before = pod(Some(index), "Pending", false);
+            (Some(before), Some(pod(Some(index), "Running", true)))
+        };
+        assert_eq!(told(vec![made(0), made(1), made(2)]), 0);
+        assert_eq!(told(vec![made(0), made(1), made(2), ready(0), ready(2)]), 0);
+        assert_eq!(told(vec![made(0), made(1), made(2), ready(0), ready(2), ready(1)]), 1);
+    }
+
+    #[test]
+    fn a_rollout_pod_that_fails_or_goes_is_told_at_once() {
+        let made = |index| (None, Some(pod(Some(index), "Pending", false)));
+        let pending = || Some(pod(Some(1), "Pending", false));
+        assert_eq!(
+            told(vec![made(0), made(1), (pending(), Some(pod(Some(1), "Failed", false)))]),
+            1
+        );
+        assert_eq!(told(vec![made(0), made(1), (pending(), None)]), 1);
+        let unready = (
+            Some(pod(Some(1), "Running", true)),
+            Some(pod(Some(1), "Running", false)),
+        );
+        assert_eq!(told(vec![made(0), unready]), 1);
+    }
 }
