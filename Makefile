@@ -43,7 +43,7 @@ bench-operator: build control-plane ## the operator with 10,000 pods on a real k
 
 lint: ## formatting and clippy, warnings are errors
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features flotilla-tests/cluster -- -D warnings
 
 fmt: ## format everything
 	$(CARGO) fmt --all
