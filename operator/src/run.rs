@@ -91,7 +91,7 @@ async fn operate(
                     drive_all(&context, queues, &shutdown).await;
                     Ok(())
                 }
-                Some(candidate) => lead(&context, candidate, &triggers, queues, &shutdown).await,
+                Some(candidate) => Box::pin(lead(&context, candidate, &triggers, queues, &shutdown)).await,
             }
         }
         () = shutdown.cancelled() => Ok(()),

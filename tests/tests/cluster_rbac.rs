@@ -173,9 +173,9 @@ async fn suspension(client: &Client, ns: &str) -> anyhow::Result<()> {
     create::<TrainingJob>(client, ns, "steady", &job(None)).await?;
     for threads in [3, 4] {
         learns(client, ns, "steady").await?;
-        merge::<TrainingJob>(client, ns, "steady", json!({"suspend": true})).await?;
+        merge::<TrainingJob>(client, ns, "steady", &json!({"suspend": true})).await?;
         reach::<TrainingJob>(client, ns, "steady", "Suspended").await?;
-        merge::<TrainingJob>(client, ns, "steady", resumed(threads)).await?;
+        merge::<TrainingJob>(client, ns, "steady", &resumed(threads)).await?;
     }
     learns(client, ns, "steady").await
 }
@@ -209,13 +209,13 @@ async fn serving(client: &Client, ns: &str) -> anyhow::Result<()> {
     let configs: Api<ConfigMap> = Api::namespaced(client.clone(), ns);
     let serving = ListParams::default().labels("flotilla.dev/owner=critic");
     let before = names(&configs, &serving).await?;
-    merge::<ModelDeployment>(client, ns, "critic", json!({"maxQueue": 7})).await?;
+    merge::<ModelDeployment>(client, ns, "critic", &json!({"maxQueue": 7})).await?;
     eventually("the role of the old revision is dropped", LIMIT, || async {
         let now = names(&configs, &serving).await?;
         Ok((now.len() == 1 && now != before).then_some(()))
     })
     .await?;
-    merge::<ModelDeployment>(client, ns, "critic", json!({"replicas": 0})).await?;
+    merge::<ModelDeployment>(client, ns, "critic", &json!({"replicas": 0})).await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), ns);
     eventually("no server is left", LIMIT, || async {
         Ok(names(&pods, &serving).await?.is_empty().then_some(()))
@@ -252,7 +252,7 @@ where
     Ok(())
 }
 
-async fn merge<K>(client: &Client, ns: &str, name: &str, spec: Value) -> anyhow::Result<()>
+async fn merge<K>(client: &Client, ns: &str, name: &str, spec: &Value) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
 {
