@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use super::{answer::Answer, definition, kubectl::Kubectl, server::Server, stream::Watch};
 use crate::eventually;
 
-/// How long a check waits for what the server does by itself.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+/// How long a check waits for what the server does by itself. The real garbage collector learns of a new definition within
+/// half a minute.
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// How a patch is meant.
 #[derive(Clone, Copy, Debug)]

@@ -25,7 +25,7 @@ const RUN: &str = "conformance.flotilla.dev/run";
 /// Checks in flight: most of their time they wait for the server.
 const AT_ONCE: usize = 12;
 /// No check waits longer for anything.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Asks the server for everything, and leaves nothing behind. `filter`: only checks whose name contains it.
 pub async fn run(server: Server, filter: &str) -> anyhow::Result<Report> {

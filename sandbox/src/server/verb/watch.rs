@@ -68,7 +68,7 @@ pub fn watch(call: Call) -> Result<Reply, ApiError> {
 /// A watch from a forgotten version begins, and ends with this event.
 fn gone(call: &Call, error: &StoreError) -> Reply {
     let status = ApiError::from_store(&call.resource.key(), "", error).to_status();
-    reply::json(200, &json!({"type": "ERROR", "object": status}))
+    reply::bytes(200, "application/json", line("ERROR", &status))
 }
 
 fn events(

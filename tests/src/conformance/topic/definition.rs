@@ -94,9 +94,9 @@ async fn a_definition_is_established_and_completed(at: &Ground) -> anyhow::Resul
 async fn a_definition_is_named_by_plural_and_group(at: &Ground) -> anyhow::Result<()> {
     let mut definition = definition(&group(at), "things", &schema(&json!({"type": "object"})));
     definition["metadata"]["name"] = json!("other.example.dev");
-    refused(at, &definition).await?.mentions(&format!(
-        "metadata.name: Invalid value: \"other.example.dev\": must be spec.names.plural+\".\"+spec.group"
-    ))?;
+    refused(at, &definition)
+        .await?
+        .mentions("metadata.name: Invalid value: \"other.example.dev\": must be spec.names.plural+\".\"+spec.group")?;
     Ok(())
 }
 

@@ -352,7 +352,7 @@ async fn kubectl_delete_has_three_cascades(at: &Ground) -> anyhow::Result<()> {
                 "widget",
                 cascade,
                 &format!("--cascade={cascade}"),
-                "--timeout=40s",
+                "--timeout=90s",
             ])
             .await?;
         let path = format!("configmaps/{cascade}");
