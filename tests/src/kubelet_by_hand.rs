@@ -66,7 +66,7 @@ fn next(pod: &Pod) -> anyhow::Result<Value> {
     let role = label(label::ROLE).context("a role")?;
     let owner = label(label::OWNER_NAME).context("an owner")?;
     Ok(match (role, label(label::ATTEMPT)) {
-        ("serve", _) => running(),
+        ("serve" | "rollout", _) => running(),
         ("train", _) if owner == "steady" => running(),
         ("train", Some("1")) => ended(exit::SUSPENDED, &trained(Stage::Suspended, 1))?,
         ("train", _) => ended(exit::OK, &trained(Stage::Completed, 2))?,

@@ -47,3 +47,25 @@ fn every_check_has_a_name_of_its_own() {
     }
     assert!(names.len() >= 120, "only {} checks", names.len());
 }
+
+#[test]
+fn the_differences_in_the_docs_are_those_of_the_suite() -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(flotilla_tests::root().join("docs/sandbox.md"))?;
+    let documented: BTreeSet<(String, String)> = text
+        .lines()
+        .filter_map(|line| {
+            let (name, reason) = line.strip_prefix("| `")?.split_once("` | ")?;
+            let known = TOPICS
+                .iter()
+                .flat_map(|topic| topic.checks)
+                .any(|check| check.name == name);
+            known.then(|| (name.to_owned(), reason.trim_end_matches(" |").to_owned()))
+        })
+        .collect();
+    let listed = TOPICS.iter().flat_map(|topic| topic.checks).filter_map(|check| {
+        let reason = check.differs?;
+        Some((check.name.to_owned(), reason.to_owned()))
+    });
+    assert_eq!(documented, listed.collect());
+    Ok(())
+}

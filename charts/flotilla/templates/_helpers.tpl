@@ -51,15 +51,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "flotilla.passRules" -}}
 - apiGroups: [flotilla.dev]
   resources: [datasets, modeldeployments]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # A job is deleted when its time to live is over.
 - apiGroups: [flotilla.dev]
   resources: [trainingjobs]
-  verbs: [get, list, watch, delete]
+  verbs: [list, watch, delete]
 # Checkpoints are registered as a learner writes them, and forgotten as it removes them.
 - apiGroups: [flotilla.dev]
   resources: [modelcheckpoints]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [flotilla.dev]
   resources: [datasets/status, modelcheckpoints/status, modeldeployments/status, trainingjobs/status]
   verbs: [patch]
@@ -70,14 +70,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, create, patch, delete]
-# Tokens of workers: made once and read by name. Never listed, watched or deleted (the garbage collector does that).
+# Tokens of workers: made once and read by name. Never listed, watched, changed or deleted (the garbage collector does that).
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, create, patch]
+  verbs: [get, create]
 - apiGroups: [""]
   resources: [services]
   verbs: [get, create, patch]

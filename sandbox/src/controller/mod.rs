@@ -14,6 +14,7 @@
 //! | `garbage_collector.rs` | deletes what lost its owner |
 //! | `ownership.rs` | pure: who must go, who may go, who waits |
 //! | `namespace.rs` | empties namespaces that are being deleted; gives each its default service account |
+//! | `disruption.rs` | counts what disruption budgets allow |
 //! | `remainder.rs` | what keeps a namespace from ending, as its conditions tell it |
 //! | `claim.rs` | makes directories for claims |
 //! | `provisioner.rs` | claims of a real cluster as directories |
@@ -21,6 +22,7 @@
 //! | `proxy.rs` | takes connections to services on to pods |
 
 mod claim;
+mod disruption;
 mod fit;
 mod garbage_collector;
 mod mirror;
@@ -71,6 +73,7 @@ pub async fn run(client: Client, config: ControllerConfig, shutdown: Cancellatio
         String::new()
     });
     tasks.spawn(namespace::run(client.clone(), roots));
+    tasks.spawn(disruption::run(client.clone()));
     tasks.spawn(claim::run(
         client.clone(),
         config.dir.clone(),

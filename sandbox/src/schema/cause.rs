@@ -40,6 +40,8 @@ pub enum Reason {
     NotFound,
     /// The namespace is being deleted.
     NamespaceTerminating,
+    /// A disruption budget has no room.
+    DisruptionBudget,
     /// The version asked for has not been reached.
     #[serde(rename = "ResourceVersionTooLarge")]
     VersionTooLarge,
@@ -61,6 +63,7 @@ impl Reason {
             Self::FieldManagerConflict => "FieldManagerConflict",
             Self::NotFound => "FieldValueNotFound",
             Self::NamespaceTerminating => "NamespaceTerminating",
+            Self::DisruptionBudget => "DisruptionBudget",
             Self::VersionTooLarge => "ResourceVersionTooLarge",
         }
     }
@@ -203,6 +206,16 @@ impl Cause {
             "metadata.namespace",
             format!("namespace {namespace} is being terminated"),
         )
+    }
+
+    /// A disruption budget has no room; of no field.
+    #[must_use]
+    pub fn disruption_budget(message: &str) -> Self {
+        Self {
+            reason: Reason::DisruptionBudget,
+            message: message.to_owned(),
+            field: String::new(),
+        }
     }
 
     /// The version asked for has not been reached; of no field.

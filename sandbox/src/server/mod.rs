@@ -6,7 +6,7 @@
 //! | `route` | path -> discovery, OpenAPI, health, or a call on a resource |
 //! | `request`, `selector`, `negotiate` | path, query and `Accept`, typed |
 //! | `registry`, `discovery`, `openapi` | which resources exist, and how clients learn of them |
-//! | `verb`, `subresource`, `review` | what a call does |
+//! | `verb`, `subresource`, `eviction`, `review` | what a call does |
 //! | `write`, `kind` | from a body to a stored object |
 //! | `protobuf` | the envelope that some kubectl verbs send |
 //! | `view`, `table`, `reply`, `status` | answers |
@@ -16,6 +16,7 @@ pub mod auth;
 pub mod call;
 pub mod connection;
 pub mod discovery;
+pub mod eviction;
 pub mod kind;
 pub mod log;
 pub mod negotiate;

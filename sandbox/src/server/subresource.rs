@@ -1,4 +1,4 @@
-//! Subresources with a behaviour of their own: scale, log, binding, eviction, finalize.
+//! Subresources with a behaviour of their own: scale, log, binding, finalize.
 
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::{
     log::{LogError, LogOptions, LogTarget},
     reply::{self, Reply},
     status::ApiError,
-    verb::{delete, update},
+    verb::update,
     view,
     write::{self, Ownership, metadata},
 };
@@ -121,16 +121,6 @@ fn set_scheduled(pod: &mut Value) {
     conditions.retain(|known| known["type"] != "PodScheduled");
     conditions.push(condition);
     pod["status"]["conditions"] = Value::Array(conditions);
-}
-
-/// `POST …/pods/NAME/eviction`: deletes the pod unless a disruption budget forbids it.
-pub fn evict(call: &Call, body: &[u8]) -> Result<Reply, ApiError> {
-    let eviction = reply::decode(call.content_type.as_deref(), body)?;
-    delete::evict(call, &eviction)?;
-    Ok(reply::json(
-        201,
-        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
-    ))
 }
 
 /// `PUT /api/v1/namespaces/NAME/finalize`.

@@ -56,6 +56,15 @@ pub struct Finding {
     pub time: Duration,
 }
 
+/// The one text of a list, if there is one.
+#[must_use]
+pub const fn only(texts: &[&'static str]) -> Option<&'static str> {
+    match texts {
+        [text] => Some(text),
+        _ => None,
+    }
+}
+
 /// The checks of a topic, each by the name of its function; `differs` gives the reason of a known difference.
 macro_rules! checks {
     ($($name:ident $(differs $reason:literal)?),* $(,)?) => {
@@ -63,7 +72,7 @@ macro_rules! checks {
         pub const CHECKS: &[$crate::conformance::check::Check] = &[$(
             $crate::conformance::check::Check {
                 name: stringify!($name),
-                differs: None $(.or(Some($reason)))?,
+                differs: $crate::conformance::check::only(&[$($reason)?]),
                 ask: |at| Box::pin($name(at)),
             }
         ),*];

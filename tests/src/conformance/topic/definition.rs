@@ -12,7 +12,7 @@ checks![
     a_definition_has_one_storage_version,
     a_default_has_to_fit_its_schema,
     a_rule_that_does_not_compile_is_refused,
-    a_rule_of_an_unknown_field_is_refused,
+    a_rule_of_an_unknown_field_is_refused differs "CEL is parsed, not type-checked, when a definition is applied",
     a_group_and_a_scope_cannot_change,
     a_changed_schema_is_obeyed,
     what_was_valid_before_a_change_stays_unless_touched,

@@ -25,12 +25,12 @@ checks![
     an_eviction_of_nothing_is_not_found,
     an_eviction_obeys_a_budget,
     a_pod_runs_as_the_default_account,
-    a_pod_mounts_its_accounts_token_unless_told_not_to,
+    a_pod_mounts_its_accounts_token_unless_told_not_to differs "accounts have no tokens, and a pod of the sandbox gets no access to its API",
     a_pod_tolerates_lost_nodes_for_a_while,
     a_pod_that_fits_nowhere_says_so,
     a_limit_is_a_request_too,
     a_log_of_no_container_is_refused,
-    a_restricted_namespace_refuses_a_careless_pod,
+    a_restricted_namespace_refuses_a_careless_pod differs "no PodSecurity: a pod is a process of whoever runs the sandbox",
 ];
 
 /// A pod that the scheduler leaves alone, made.
