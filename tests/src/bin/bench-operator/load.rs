@@ -23,7 +23,7 @@ use crate::{objects, stage::Stage};
 /// Jobs that are applied at the same time.
 const APPLIED_AT_ONCE: usize = 8;
 /// Longest wait without a new pod.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Creates an object and sets its status.
 pub async fn create_with_status<K>(client: &Client, object: Value, status: Value) -> anyhow::Result<()>
