@@ -19,7 +19,7 @@ use flotilla_worker::{
     role,
     rollout::{
         ROWS_PER_PIECE,
-        wire::{GroupLine, Line, Piece, PiecePrompt, Sample, WeightsAnswer},
+        wire::{GroupLine, Line, Piece, PieceImage, PiecePrompt, Sample, WeightsAnswer},
     },
     train::{
         error::TrainError,
@@ -259,7 +259,7 @@ async fn a_picture_is_seen_by_a_pod_as_by_a_learner() {
             images: vec!["digit".into()],
             seed: 4,
         }],
-        images: BTreeMap::from([("digit".to_owned(), STANDARD.encode(&png))]),
+        images: BTreeMap::from([("digit".to_owned(), PieceImage::Encoded(STANDARD.encode(&png)))]),
         ..piece("v", 0..0)
     };
     let pod = Pod::ready("a").await;

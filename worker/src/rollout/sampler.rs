@@ -12,7 +12,7 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use super::{
     IMAGES_PER_PASS, ROWS_PER_PIECE,
-    wire::{Piece, PiecePrompt},
+    wire::{Piece, PieceFeatures, PieceImage, PiecePrompt},
 };
 
 /// Most completions that one piece may ask for.
@@ -166,15 +166,23 @@ impl Held {
         )?)
     }
 
-    /// Patches and features of the piece's pictures. They go through the vision tower in the order of their names, as in a
-    /// learner.
+    /// Grids and features of the piece's pictures. Encoded ones go through the vision tower in the order of their names.
     fn encode<'a>(&self, piece: &'a Piece) -> Result<BTreeMap<&'a str, (ProcessedImage, Tensor)>, SampleError> {
-        let mut processed = Vec::with_capacity(piece.images.len());
-        for (name, text) in &piece.images {
-            let bytes = STANDARD.decode(text);
-            let bytes = bytes.map_err(|error| SampleError::Invalid(format!("image {name} is not base64: {error}")))?;
-            let picture = Picture::decode(&bytes, ImageLimits::default())?;
-            processed.push((name.as_str(), self.shared.processor.images().process(&picture)?));
+        let (mut known, mut processed) = (BTreeMap::new(), Vec::new());
+        for (name, image) in &piece.images {
+            match image {
+                PieceImage::Encoded(text) => {
+                    let picture = Picture::decode(&base64(name, text)?, ImageLimits::default())?;
+                    processed.push((name.as_str(), self.shared.processor.images().process(&picture)?));
+                }
+                PieceImage::Features(given) => {
+                    let image = ProcessedImage {
+                        patches: Vec::new(),
+                        grid: given.grid,
+                    };
+                    known.insert(name.as_str(), (image, self.features(name, given)?));
+                }
+            }
         }
         let mut features = Vec::with_capacity(processed.len());
         for part in processed.chunks(IMAGES_PER_PASS) {
@@ -182,9 +190,29 @@ impl Held {
             features.extend(self.shared.model.encode_images(&part, Pass::Infer)?);
         }
         let named = processed.into_iter().zip(features);
-        Ok(named
-            .map(|((name, image), features)| (name, (image, features)))
-            .collect())
+        known.extend(named.map(|((name, image), features)| (name, (image, features))));
+        Ok(known)
+    }
+
+    fn features(&self, name: &str, given: &PieceFeatures) -> Result<Tensor, SampleError> {
+        let config = self.shared.model.config();
+        let patches = given
+            .grid
+            .iter()
+            .try_fold(1_usize, |product, side| product.checked_mul(*side));
+        let tokens = patches.unwrap_or(0) / config.vision.spatial_merge_size.pow(2);
+        let bytes = base64(name, &given.values)?;
+        let (values, rest) = bytes.as_chunks::<4>();
+        if tokens == 0 || !rest.is_empty() || Some(values.len()) != tokens.checked_mul(config.text.hidden_size) {
+            return Err(SampleError::Invalid(format!(
+                "image {name}: {} bytes are not the features of {tokens} tokens",
+                bytes.len()
+            )));
+        }
+        let values: Vec<f32> = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
+        let shape = (tokens, config.text.hidden_size);
+        let features = Tensor::from_vec(values, shape, self.shared.model.device()).map_err(ModelError::from)?;
+        Ok(features)
     }
 
     fn prompt(
@@ -221,6 +249,11 @@ impl Held {
         let features: Vec<Tensor> = own.iter().map(|(_, features)| features.clone()).collect();
         Ok(Prompt::from(arranged.row(&features)?))
     }
+}
+
+fn base64(name: &str, text: &str) -> Result<Vec<u8>, SampleError> {
+    let bytes = STANDARD.decode(text);
+    bytes.map_err(|error| SampleError::Invalid(format!("image {name} is not base64: {error}")))
 }
 
 fn check(piece: &Piece) -> Result<(), SampleError> {

@@ -41,9 +41,30 @@ pub struct Piece {
     pub max_tokens: usize,
     /// The prompts.
     pub prompts: Vec<PiecePrompt>,
-    /// Encoded pictures (base64 of PNG, JPEG, …) by name.
+    /// Pictures by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub images: BTreeMap<String, String>,
+    pub images: BTreeMap<String, PieceImage>,
+}
+
+/// A picture of a [`Piece`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PieceImage {
+    /// Base64 of a PNG, JPEG or other file; the pod computes its features, all of a piece together.
+    Encoded(String),
+    /// What the vision tower made of it. A learner sends these: the last bits of features depend on how many pictures went
+    /// through the tower together.
+    Features(PieceFeatures),
+}
+
+/// Features of a picture.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PieceFeatures {
+    /// Patches in time, height and width (`image_grid_thw`).
+    pub grid: [usize; 3],
+    /// Base64 of little-endian f32, `(tokens, hidden_size)`.
+    pub values: String,
 }
 
 /// A prompt of a [`Piece`].

@@ -125,8 +125,8 @@ fn example(
         .collect::<Result<Vec<_>, _>>()?;
     let message = user_message(&row.prompt, row.images.len());
     let mut prompt = processor.prepare(&[message], &pictures, max_tokens)?;
-    // Patches are large and made again when they are needed.
-    prompt.images.clear();
+    // Patches are large and made again when they are needed; their grids stay.
+    prompt.images.iter_mut().for_each(|image| image.patches = Vec::new());
     let mut completion = Vec::new();
     if let Some(response) = &row.response {
         completion = processor.tokenizer().encode(response)?;
@@ -187,17 +187,12 @@ impl Images {
     }
 
     fn decode(&self, name: &str) -> Result<Picture, TrainError> {
-        Ok(Picture::decode(&self.encoded(name)?, ImageLimits::default())?)
-    }
-
-    /// The bytes of a picture's file.
-    pub fn encoded(&self, name: &str) -> Result<Vec<u8>, TrainError> {
         let Some(path) = self.paths.get(name) else {
             return Err(TrainError::Invalid(format!(
                 "no image {name} in the datasets of this run"
             )));
         };
-        read(path)
+        Ok(Picture::decode(&read(path)?, ImageLimits::default())?)
     }
 
     /// Patches of a picture.

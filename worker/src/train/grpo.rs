@@ -103,7 +103,6 @@ impl GrpoSteps<'_> {
             .flat_map(|example| example.images.iter().cloned())
             .collect();
         let fresh = match known {
-            _ if self.fleet.is_some() => Features::new(),
             Some(_) => Features::new(),
             None => encode(&learner.model, self.gallery, &names, Pass::Infer, learner.threads)?,
         };
@@ -112,11 +111,7 @@ impl GrpoSteps<'_> {
             features: known.unwrap_or(&fresh),
             tokenizer: self.gallery.processor.tokenizer(),
             threads: learner.threads,
-            remote: self.fleet.map(|fleet| Remote {
-                fleet,
-                images: &self.gallery.images,
-                step,
-            }),
+            remote: self.fleet.map(|fleet| Remote { fleet, step }),
             cancelled,
         };
         let groups = self.sample(rollout, &batch.prompts, step)?;

@@ -9,14 +9,14 @@ use flotilla_model::{Qwen25Vl, Tokenizer};
 
 use super::{
     error::TrainError,
-    examples::{Example, Images},
+    examples::Example,
     features::Features,
     fleet::{Batch, Fleet},
     parallel::map_parts,
 };
 use crate::rollout::{
     ROWS_PER_PIECE,
-    wire::{Piece, PiecePrompt},
+    wire::{Piece, PieceFeatures, PieceImage, PiecePrompt},
 };
 
 /// How completions are drawn.
@@ -49,13 +49,11 @@ pub struct Rollout<'a> {
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
 }
 
-/// Rollout pods and what they need beside prompts.
+/// Rollout pods and the version of the weights that they sample with.
 #[derive(Clone, Copy, Debug)]
 pub struct Remote<'a> {
     /// The pods.
     pub fleet: &'a Fleet,
-    /// Pictures of the prompts; features are computed by the pods.
-    pub images: &'a Images,
     /// Step after which the weights were made.
     pub step: u32,
 }
@@ -129,9 +127,11 @@ impl Rollout<'_> {
     ) -> Result<Vec<Vec<Group>>, TrainError> {
         let pieces = pieces.iter().map(|piece| -> Result<Piece, TrainError> {
             let mut images = BTreeMap::new();
-            for name in piece.iter().flat_map(|(example, _)| &example.images) {
-                if !images.contains_key(name) {
-                    images.insert(name.clone(), STANDARD.encode(remote.images.encoded(name)?));
+            for (example, _) in *piece {
+                for (name, image) in example.images.iter().zip(&example.prompt.images) {
+                    if !images.contains_key(name) {
+                        images.insert(name.clone(), self.image(name, image.grid)?);
+                    }
                 }
             }
             let prompt = |(example, seed): &(&Example, u64)| PiecePrompt {
@@ -155,6 +155,17 @@ impl Rollout<'_> {
             pieces: pieces.collect::<Result<_, TrainError>>()?,
             cancelled: self.cancelled,
         })
+    }
+
+    fn image(&self, name: &str, grid: [usize; 3]) -> Result<PieceImage, TrainError> {
+        let features = self.features.get(name);
+        let features = features.ok_or_else(|| TrainError::Invalid(format!("no features of image {name}")))?;
+        let values = features.flatten_all()?.to_vec1::<f32>()?;
+        let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+        Ok(PieceImage::Features(PieceFeatures {
+            grid,
+            values: STANDARD.encode(bytes),
+        }))
     }
 
     /// Text of a completion with its special tokens, without the token that ended it.

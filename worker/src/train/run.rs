@@ -396,7 +396,6 @@ impl Runner<'_> {
 
     fn score(&self, set: &EvaluationSet, step: u32) -> Result<Score, TrainError> {
         let fresh = match self.known {
-            _ if self.fleet.is_some() => Features::new(),
             Some(_) => Features::new(),
             None => {
                 let names = set.examples.image_names();
@@ -414,11 +413,7 @@ impl Runner<'_> {
             features: self.known.unwrap_or(&fresh),
             tokenizer: self.inputs.gallery.processor.tokenizer(),
             threads: self.learner.threads,
-            remote: self.fleet.map(|fleet| Remote {
-                fleet,
-                images: &self.inputs.gallery.images,
-                step,
-            }),
+            remote: self.fleet.map(|fleet| Remote { fleet, step }),
             cancelled: self.cancelled,
         };
         evaluate(rollout, set, step, self.longest_answer())
