@@ -113,18 +113,19 @@ impl Remainder {
 
 #[cfg(test)]
 mod tests {
-    use kube::core::{DynamicObject, ObjectMeta, PartialObjectMetaExt};
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::core::{ObjectMeta, PartialObjectMetaExt};
 
     use super::*;
 
     #[test]
     fn what_is_left_is_counted_by_resource_and_by_finalizer() {
-        let resource = ApiResource::erase::<k8s_openapi::api::core::v1::ConfigMap>(&());
+        let resource = ApiResource::erase::<ConfigMap>(&());
         let object = ObjectMeta {
             finalizers: Some(vec!["example.dev/x".to_owned()]),
             ..ObjectMeta::default()
         };
-        let objects = [object.into_request_partial::<DynamicObject>()];
+        let objects = [object.into_request_partial::<ConfigMap>()];
         let mut left = Remainder::default();
         left.add(&resource, &objects);
         let conditions = left.conditions();

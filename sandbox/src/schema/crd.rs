@@ -467,7 +467,7 @@ mod tests {
     #[test]
     fn fields_without_type_are_not_structural() {
         let found = messages(&crd(&json!({"type": "object", "properties": {"spec": {}}})));
-        let at = "spec.versions[0].schema.openAPIV3Schema.properties[spec].type";
+        let at = "spec.validation.openAPIV3Schema.properties[spec].type";
         assert_eq!(
             found,
             [format!(
