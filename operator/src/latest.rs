@@ -20,7 +20,10 @@ const MEMORY: Duration = Duration::from_secs(60);
 
 /// Answers to writes, by UID, until the watch has caught up.
 #[derive(Default)]
-pub struct Latest(Mutex<HashMap<String, (Arc<dyn Any + Send + Sync>, Instant)>>);
+pub struct Latest(Mutex<HashMap<String, Answer>>);
+
+/// An object of some kind, and when it was written.
+type Answer = (Arc<dyn Any + Send + Sync>, Instant);
 
 impl Debug for Latest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
