@@ -242,9 +242,12 @@ mod tests {
             text.contains(r#"flotilla_operator_reconcile_duration_seconds_count{kind="Dataset"} 2"#),
             "{text}"
         );
-        let bucket =
-            r#"flotilla_operator_reconcile_compute_seconds_bucket{le="0.0008649755859375001",kind="Dataset"} 2"#;
-        assert!(text.contains(bucket), "{text}");
+        for line in [
+            r#"reconcile_compute_seconds_bucket{le="0.0005766503906250001",kind="Dataset"} 0"#,
+            r#"reconcile_compute_seconds_bucket{le="0.0008649755859375",kind="Dataset"} 2"#,
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
     }
 
     #[test]
