@@ -43,5 +43,13 @@ async fn a_job_survives_kills_of_worker_operator_and_node_and_ends_bit_identical
     fleet.stop().await?;
     assert!(killed.weights == untouched.weights, "kills changed the weights");
     assert_eq!(untouched.restarts, 0);
+    let fleet = Fleet::on(&cluster).await?;
+    let separate = story::rollout_pods(&fleet, true).await?;
+    fleet.stop().await?;
+    assert!(
+        separate.weights == untouched.weights,
+        "rollout pods changed the weights"
+    );
+    assert_eq!(separate.restarts, 0, "the learner never restarts");
     cluster.stop()
 }

@@ -28,6 +28,7 @@ pub async fn rollout_pods(fleet: &Fleet, disturbed: bool) -> anyhow::Result<Outc
     {
         manifest.object.data["spec"]["roles"]["rollout"] = json!({ "replicas": 2, "threads": 1 });
     }
+    let manifests = fleet.adapt(manifests);
     fleet.apply(&manifests).await?;
     if disturbed {
         disturb(fleet).await?;
