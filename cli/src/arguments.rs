@@ -101,7 +101,7 @@ pub enum Sandbox {
     Node(Agent),
     /// Many GPU nodes that exist only in the API: their pods become Running and finish without a process.
     #[command(after_help = crate::hollow::EXAMPLES)]
-    Hollow(crate::hollow::Hollow),
+    Hollow(Box<crate::hollow::Hollow>),
     /// Only claims: serves a StorageClass of a real cluster with directories of this machine, for 'flotilla sandbox node'.
     #[command(
         after_help = "Needs to read and change PersistentVolumeClaims, PersistentVolumes, StorageClasses and Events. \

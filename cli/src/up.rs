@@ -20,7 +20,7 @@ pub async fn command(arguments: Sandbox) -> anyhow::Result<()> {
     match arguments {
         Sandbox::Up(arguments) => up(arguments).await,
         Sandbox::Node(arguments) => node(arguments).await,
-        Sandbox::Hollow(arguments) => hollow::command(arguments).await,
+        Sandbox::Hollow(arguments) => hollow::command(*arguments).await,
         Sandbox::Volumes(arguments) => volumes(arguments).await,
     }
 }

@@ -237,8 +237,11 @@ mod tests {
         Arc::new(serde_json::from_value(pod).expect("a pod"))
     }
 
+    /// A pod as it was or is; None where there is none.
+    type Seen = Option<Arc<Pod>>;
+
     /// How many times the job is told when its pods change like this, one after the other.
-    fn told(changes: Vec<(Option<Arc<Pod>>, Option<Arc<Pod>>)>) -> usize {
+    fn told(changes: Vec<(Seen, Seen)>) -> usize {
         let (triggers, mut queues) = Triggers::new(OwnedPods::default());
         for (before, after) in changes {
             triggers.pod(&Change { before, after });

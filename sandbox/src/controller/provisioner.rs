@@ -223,7 +223,7 @@ impl Provisioner {
 mod tests {
     use super::*;
 
-    fn claim(spec: serde_json::Value) -> PersistentVolumeClaim {
+    fn claim(spec: &serde_json::Value) -> PersistentVolumeClaim {
         let claim = json!({"metadata": {"name": "c", "namespace": "n", "uid": "u"}, "spec": spec});
         serde_json::from_value(claim).unwrap()
     }
@@ -246,17 +246,17 @@ mod tests {
     #[tokio::test]
     async fn only_unbound_claims_of_its_class_are_its_work() {
         let provisioner = provisioner();
-        assert!(provisioner.wants(&claim(json!({"storageClassName": "mine"}))));
-        assert!(!provisioner.wants(&claim(json!({"storageClassName": "other"}))));
-        assert!(!provisioner.wants(&claim(json!({}))));
-        assert!(!provisioner.wants(&claim(json!({"storageClassName": "mine", "volumeName": "v"}))));
+        assert!(provisioner.wants(&claim(&json!({"storageClassName": "mine"}))));
+        assert!(!provisioner.wants(&claim(&json!({"storageClassName": "other"}))));
+        assert!(!provisioner.wants(&claim(&json!({}))));
+        assert!(!provisioner.wants(&claim(&json!({"storageClassName": "mine", "volumeName": "v"}))));
     }
 
     #[tokio::test]
     async fn a_volume_is_tied_to_the_uid_of_its_claim() {
         let spec = json!({"storageClassName": "mine", "accessModes": ["ReadWriteMany"],
             "resources": {"requests": {"storage": "1Gi"}}});
-        let claim = claim(spec);
+        let claim = claim(&spec);
         let volume = provisioner()
             .volume(&claim, &Place::of(&PathBuf::from("/d"), &claim))
             .unwrap();

@@ -272,7 +272,7 @@ fn done(action: &'static str, pod: &Pod, outcome: Result<(), kube::Error>) -> Re
             action,
             namespace: pod.namespace().unwrap_or_default(),
             name: pod.name_any(),
-            source,
+            source: Box::new(source),
         }),
     }
 }

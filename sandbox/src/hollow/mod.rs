@@ -129,6 +129,6 @@ pub enum HollowError {
         /// Its name.
         name: String,
         /// The answer.
-        source: kube::Error,
+        source: Box<kube::Error>,
     },
 }
