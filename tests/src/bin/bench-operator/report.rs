@@ -31,118 +31,9 @@ pub struct Report {
 impl Report {
     /// Judges what was measured.
     pub fn new(arguments: &Arguments, measured: &Measured) -> Self {
-        let (one, two) = &measured.waves;
-        let pods = |jobs: u32| jobs * arguments.pods;
-        let (first, second) = (pods(arguments.jobs.0), pods(arguments.jobs.1));
-        let ceiling = f64::midpoint(measured.bare.0, measured.bare.1);
-        let gang = measured.gangs[measured.gangs.len() / 2];
-        let slowest = one.compute.1.max(two.compute.1);
-        let growth = (two.seconds / f64::from(two.pods)) / (one.seconds / f64::from(one.pods));
-        let ratios = (one.rate() / ceiling, two.rate() / ceiling);
-        let resident = two.memory.resident as f64 / MEBIBYTE;
-        let per_pod = |count: f64, wave: &Wave| count / f64::from(wave.pods);
-        let (quiet, restart) = (&measured.quiet, &measured.restart);
-        let fast = |rate: f64| rate >= 100.0 || rate / ceiling >= 0.7;
-        let rows = vec![
-            goal(
-                format!("pods/s, to {first} pods"),
-                format!("{:.1}", one.rate()),
-                "100 or 0.7 of the ceiling",
-                fast(one.rate()),
-            ),
-            goal(
-                format!("pods/s, {first} to {second} pods"),
-                format!("{:.1}", two.rate()),
-                "100 or 0.7 of the ceiling",
-                fast(two.rate()),
-            ),
-            plain(
-                "ceiling: bare client, pods/s, before and after",
-                format!("{:.1}, {:.1}", measured.bare.0, measured.bare.1),
-            ),
-            goal(
-                "operator / ceiling, both waves".into(),
-                format!("{:.2}, {:.2}", ratios.0, ratios.1),
-                "0.7",
-                ratios.0.min(ratios.1) >= 0.7,
-            ),
-            goal(
-                format!("one job of {} pods: all created, s", arguments.gang),
-                format!("{gang:.2}"),
-                "< 2",
-                gang < 2.0,
-            ),
-            plain(
-                "computing per pass, p50, ms, both waves",
-                format!("{:.2}, {:.2}", one.compute.0 * 1e3, two.compute.0 * 1e3),
-            ),
-            goal(
-                "computing per pass, p99, ms, both waves".into(),
-                format!("{:.2}, {:.2}", one.compute.1 * 1e3, two.compute.1 * 1e3),
-                "< 100",
-                slowest < 0.1,
-            ),
-            plain(
-                "API requests per pod, both waves",
-                format!("{:.2}, {:.2}", per_pod(one.totals.0, one), per_pod(two.totals.0, two)),
-            ),
-            plain(
-                "API writes per pod, both waves",
-                format!("{:.2}, {:.2}", per_pod(one.totals.1, one), per_pod(two.totals.1, two)),
-            ),
-            plain(
-                "passes per job, both waves",
-                format!(
-                    "{:.1}, {:.1}",
-                    one.passes / f64::from(arguments.jobs.0),
-                    two.passes / f64::from(arguments.jobs.1 - arguments.jobs.0)
-                ),
-            ),
-            goal(
-                format!("writes in {:.0} passes without news", quiet.passes),
-                format!("{:.0}", quiet.writes),
-                "0",
-                quiet.writes < 0.5,
-            ),
-            plain(
-                "reads in them; operator's share of a core, %",
-                format!("{:.0}; {:.1}", quiet.reads, 100.0 * quiet.processor / quiet.seconds),
-            ),
-            plain(
-                &format!("operator's memory at {first} pods, MiB"),
-                format!("{:.1}", one.memory.resident as f64 / MEBIBYTE),
-            ),
-            goal(
-                format!("operator's memory at {second} pods, MiB"),
-                format!("{resident:.1} (peak {:.1})", two.memory.peak as f64 / MEBIBYTE),
-                "< 256",
-                resident < 256.0,
-            ),
-            plain(
-                &format!("restart at {second} pods: listed, converged, s"),
-                format!("{:.2}, {:.2}", restart.listed, restart.converged),
-            ),
-            goal(
-                "writes after the restart".into(),
-                format!("{:.0}", restart.writes),
-                "0",
-                restart.writes < 0.5,
-            ),
-            plain(
-                "memory after the restart, MiB",
-                format!(
-                    "{:.1} (peak {:.1})",
-                    restart.memory.resident as f64 / MEBIBYTE,
-                    restart.memory.peak as f64 / MEBIBYTE
-                ),
-            ),
-            goal(
-                "time per pod, second wave / first".into(),
-                format!("{growth:.2}"),
-                "<= 1.2",
-                growth <= 1.2,
-            ),
-        ];
+        let mut rows = speed(arguments, measured);
+        rows.extend(cost(arguments, measured));
+        rows.extend(rest(arguments, measured));
         Self {
             notes: notes(measured),
             json: json(arguments, measured, &rows),
@@ -180,6 +71,141 @@ impl Report {
     pub fn all_reached(&self) -> bool {
         self.rows.iter().all(|row| row.reached != Some(false))
     }
+}
+
+/// Pods of both waves, in all.
+fn sizes(arguments: &Arguments) -> (u32, u32) {
+    (arguments.jobs.0 * arguments.pods, arguments.jobs.1 * arguments.pods)
+}
+
+/// How fast pods are created, beside what a bare client reaches.
+fn speed(arguments: &Arguments, measured: &Measured) -> Vec<Row> {
+    let (one, two) = &measured.waves;
+    let (first, second) = sizes(arguments);
+    let ceiling = f64::midpoint(measured.bare.0, measured.bare.1);
+    let ratios = (one.rate() / ceiling, two.rate() / ceiling);
+    let fast = |rate: f64| rate >= 100.0 || rate / ceiling >= 0.7;
+    let growth = (two.seconds / f64::from(two.pods)) / (one.seconds / f64::from(one.pods));
+    let gang = measured.gangs[measured.gangs.len() / 2];
+    vec![
+        goal(
+            format!("pods/s, to {first} pods"),
+            format!("{:.1}", one.rate()),
+            "100 or 0.7 of the ceiling",
+            fast(one.rate()),
+        ),
+        goal(
+            format!("pods/s, {first} to {second} pods"),
+            format!("{:.1}", two.rate()),
+            "100 or 0.7 of the ceiling",
+            fast(two.rate()),
+        ),
+        plain(
+            "ceiling: bare client, pods/s, before and after",
+            format!("{:.1}, {:.1}", measured.bare.0, measured.bare.1),
+        ),
+        goal(
+            "operator / ceiling, both waves".into(),
+            format!("{:.2}, {:.2}", ratios.0, ratios.1),
+            "0.7",
+            ratios.0.min(ratios.1) >= 0.7,
+        ),
+        goal(
+            format!("one job of {} pods: all created, s", arguments.gang),
+            format!("{gang:.2}"),
+            "< 2",
+            gang < 2.0,
+        ),
+        goal(
+            "time per pod, second wave / first".into(),
+            format!("{growth:.2}"),
+            "<= 1.2",
+            growth <= 1.2,
+        ),
+    ]
+}
+
+/// What passes cost.
+fn cost(arguments: &Arguments, measured: &Measured) -> Vec<Row> {
+    let (one, two) = &measured.waves;
+    let slowest = one.compute.1.max(two.compute.1);
+    let per_pod = |count: f64, wave: &Wave| count / f64::from(wave.pods);
+    vec![
+        plain(
+            "computing per pass, p50, ms, both waves",
+            format!("{:.2}, {:.2}", one.compute.0 * 1e3, two.compute.0 * 1e3),
+        ),
+        goal(
+            "computing per pass, p99, ms, both waves".into(),
+            format!("{:.2}, {:.2}", one.compute.1 * 1e3, two.compute.1 * 1e3),
+            "< 100",
+            slowest < 0.1,
+        ),
+        plain(
+            "API requests per pod, both waves",
+            format!("{:.2}, {:.2}", per_pod(one.totals.0, one), per_pod(two.totals.0, two)),
+        ),
+        plain(
+            "API writes per pod, both waves",
+            format!("{:.2}, {:.2}", per_pod(one.totals.1, one), per_pod(two.totals.1, two)),
+        ),
+        plain(
+            "passes per job, both waves",
+            format!(
+                "{:.1}, {:.1}",
+                one.passes / f64::from(arguments.jobs.0),
+                two.passes / f64::from(arguments.jobs.1 - arguments.jobs.0)
+            ),
+        ),
+    ]
+}
+
+/// What it costs when nothing happens, and after a restart.
+fn rest(arguments: &Arguments, measured: &Measured) -> Vec<Row> {
+    let (one, two) = &measured.waves;
+    let (first, second) = sizes(arguments);
+    let (quiet, restart) = (&measured.quiet, &measured.restart);
+    let resident = two.memory.resident as f64 / MEBIBYTE;
+    vec![
+        goal(
+            format!("writes in {:.0} passes without news", quiet.passes),
+            format!("{:.0}", quiet.writes),
+            "0",
+            quiet.writes < 0.5,
+        ),
+        plain(
+            "reads in them; operator's share of a core, %",
+            format!("{:.0}; {:.1}", quiet.reads, 100.0 * quiet.processor / quiet.seconds),
+        ),
+        plain(
+            &format!("operator's memory at {first} pods, MiB"),
+            format!("{:.1}", one.memory.resident as f64 / MEBIBYTE),
+        ),
+        goal(
+            format!("operator's memory at {second} pods, MiB"),
+            format!("{resident:.1} (peak {:.1})", two.memory.peak as f64 / MEBIBYTE),
+            "< 256",
+            resident < 256.0,
+        ),
+        plain(
+            &format!("restart at {second} pods: listed, converged, s"),
+            format!("{:.2}, {:.2}", restart.listed, restart.converged),
+        ),
+        goal(
+            "writes after the restart".into(),
+            format!("{:.0}", restart.writes),
+            "0",
+            restart.writes < 0.5,
+        ),
+        plain(
+            "memory after the restart, MiB",
+            format!(
+                "{:.1} (peak {:.1})",
+                restart.memory.resident as f64 / MEBIBYTE,
+                restart.memory.peak as f64 / MEBIBYTE
+            ),
+        ),
+    ]
 }
 
 fn goal(what: String, value: String, goal: &'static str, reached: bool) -> Row {
