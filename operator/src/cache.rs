@@ -20,6 +20,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 use crate::owned_pods::OwnedPods;
 
@@ -159,9 +160,15 @@ fn trimmed(status: ContainerStatus) -> ContainerStatus {
     }
 }
 
-/// Keeps `writer` equal to what the API server has and calls `tell` for every change, until it is dropped.
-pub async fn watch<K>(api: Api<K>, config: watcher::Config, mut writer: Writer<K>, mut tell: impl FnMut(Change<K>))
-where
+/// Keeps `writer` equal to what the API server has and calls `tell` for every change, until it is dropped. `listed` is
+/// cancelled once the whole first list is told: a store says so earlier, when what is made from the changes lacks most of them.
+pub async fn watch<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    mut writer: Writer<K>,
+    listed: CancellationToken,
+    mut tell: impl FnMut(Change<K>),
+) where
     K: Trim + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let kind = K::kind(&());
@@ -173,10 +180,20 @@ where
                     object.managed_fields_mut().clear();
                     object.trim();
                 });
-                apply(&mut writer, &event, &mut tell);
+                take(&mut writer, &event, &listed, &mut tell);
             }
             Err(error) => tracing::warn!(%kind, %error, "watch interrupted, beginning again"),
         }
+    }
+}
+
+fn take<K>(writer: &mut Writer<K>, event: &Event<K>, listed: &CancellationToken, tell: &mut impl FnMut(Change<K>))
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    apply(writer, event, tell);
+    if matches!(event, Event::InitDone) {
+        listed.cancel();
     }
 }
 
@@ -255,6 +272,26 @@ mod tests {
             });
         }
         seen
+    }
+
+    #[test]
+    fn a_kind_is_listed_only_when_every_object_of_the_list_was_told() {
+        let (_store, mut writer) = store();
+        let listed = CancellationToken::new();
+        let mut told = 0;
+        for event in [
+            Event::Init,
+            Event::InitApply(pod("a", 1)),
+            Event::InitApply(pod("b", 1)),
+            Event::InitDone,
+        ] {
+            take(&mut writer, &event, &listed, &mut |_: Change<Pod>| {
+                assert!(!listed.is_cancelled(), "told after the list is said to be complete");
+                told += 1;
+            });
+        }
+        assert!(listed.is_cancelled());
+        assert_eq!(told, 2);
     }
 
     #[test]

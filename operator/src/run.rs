@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cache::{self, Stores, Writers, watch},
+    cache::{self, Writers, watch},
     config::OperatorConfig,
     context::Context,
     controller::drive,
@@ -78,11 +78,11 @@ async fn operate(
             shutdown.clone(),
         ));
     }
-    spawn_watches(&mut background, &context, writers, &triggers);
+    let listed = spawn_watches(&mut background, &context, writers, &triggers);
 
     // A pass before the first lists are complete would take what is not read yet for absent.
     let ended = tokio::select! {
-        () = listed(&stores) => {
+        () = listed => {
             tracing::info!("every kind is listed");
             ready.cancel();
             match candidate {
@@ -183,7 +183,14 @@ async fn drive_all(context: &Arc<Context>, queues: Queues, shutdown: &Cancellati
     tokio::join!(one, two, three, four);
 }
 
-fn spawn_watches(tasks: &mut JoinSet<()>, context: &Context, writers: Writers, triggers: &Triggers) {
+/// Starts the watches; what it returns ends once the first list of every kind is read and told.
+fn spawn_watches(
+    tasks: &mut JoinSet<()>,
+    context: &Context,
+    writers: Writers,
+    triggers: &Triggers,
+) -> impl Future<Output = ()> + use<> {
+    let listed: [CancellationToken; 5] = std::array::from_fn(|_| CancellationToken::new());
     let Writers {
         pods,
         datasets,
@@ -195,26 +202,48 @@ fn spawn_watches(tasks: &mut JoinSet<()>, context: &Context, writers: Writers, t
     let ours = config
         .clone()
         .labels(&format!("{}={}", label::MANAGED_BY, label::MANAGED_BY_VALUE));
+    let [of_pods, of_datasets, of_jobs, of_checkpoints, of_deployments] = &listed;
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), ours, pods, move |change| {
+    tasks.spawn(watch(api(context), ours, pods, of_pods.clone(), move |change| {
         tell.pod(&change);
     }));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config.clone(), datasets, move |change| {
-        tell.dataset(&change);
-    }));
+    tasks.spawn(watch(
+        api(context),
+        config.clone(),
+        datasets,
+        of_datasets.clone(),
+        move |change| tell.dataset(&change),
+    ));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config.clone(), training_jobs, move |change| {
-        tell.training_job(&change);
-    }));
+    tasks.spawn(watch(
+        api(context),
+        config.clone(),
+        training_jobs,
+        of_jobs.clone(),
+        move |change| tell.training_job(&change),
+    ));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config.clone(), model_checkpoints, move |change| {
-        tell.model_checkpoint(&change);
-    }));
+    tasks.spawn(watch(
+        api(context),
+        config.clone(),
+        model_checkpoints,
+        of_checkpoints.clone(),
+        move |change| tell.model_checkpoint(&change),
+    ));
     let tell = triggers.clone();
-    tasks.spawn(watch(api(context), config, model_deployments, move |change| {
-        tell.model_deployment(&change);
-    }));
+    tasks.spawn(watch(
+        api(context),
+        config,
+        model_deployments,
+        of_deployments.clone(),
+        move |change| tell.model_deployment(&change),
+    ));
+    async move {
+        for kind in &listed {
+            kind.cancelled().await;
+        }
+    }
 }
 
 fn api<K>(context: &Context) -> Api<K>
@@ -224,20 +253,5 @@ where
     match &context.config.namespace {
         Some(namespace) => Api::namespaced(context.client.clone(), namespace),
         None => Api::all(context.client.clone()),
-    }
-}
-
-/// Waits until every store holds the first list of its kind.
-async fn listed(stores: &Stores) {
-    let ready = tokio::join!(
-        stores.pods.wait_until_ready(),
-        stores.datasets.wait_until_ready(),
-        stores.training_jobs.wait_until_ready(),
-        stores.model_checkpoints.wait_until_ready(),
-        stores.model_deployments.wait_until_ready(),
-    );
-    if !matches!(ready, (Ok(()), Ok(()), Ok(()), Ok(()), Ok(()))) {
-        // A watch ended, which it does only when the operator does.
-        std::future::pending::<()>().await;
     }
 }
