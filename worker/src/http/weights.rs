@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use axum::{
     Json, Router,
-    body::Body,
+    body::{Body, BodyDataStream},
     extract::{DefaultBodyLimit, Query, State, rejection::QueryRejection},
     http::StatusCode,
     routing::put,
@@ -26,6 +26,8 @@ use crate::{
 
 /// Room for the names and shapes of the tensors.
 const HEADER_BYTES: usize = 16 << 20;
+/// Bytes past the limit that are read and thrown away before a refusal.
+const DRAINED_BYTES: usize = 64 << 20;
 
 /// What the endpoints of a rollout pod share.
 #[derive(Clone, Debug)]
@@ -75,6 +77,18 @@ async fn replace(
     }))
 }
 
+/// Reads what a client still sends, up to [`DRAINED_BYTES`]: one that is cut off while it writes sees a broken connection in
+/// place of the answer.
+async fn drain(stream: &mut BodyDataStream) {
+    let mut size = 0;
+    while let Some(Ok(chunk)) = stream.next().await {
+        size += chunk.len();
+        if size > DRAINED_BYTES {
+            return;
+        }
+    }
+}
+
 /// Writes the body where the model's reader finds it.
 async fn store(body: Body, limit: usize) -> Result<tempfile::TempDir, ApiError> {
     let disk = |error: std::io::Error| {
@@ -95,6 +109,7 @@ async fn store(body: Body, limit: usize) -> Result<tempfile::TempDir, ApiError> 
         let chunk = chunk.map_err(cut_off)?;
         size += chunk.len();
         if size > limit {
+            drain(&mut stream).await;
             let message = format!("the body is larger than {limit} bytes, which the weights of this model are not");
             return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
         }
