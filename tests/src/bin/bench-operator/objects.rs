@@ -9,7 +9,7 @@ pub const NAMESPACE: &str = "bench";
 /// Namespace of the bare client's pods.
 pub const BARE_NAMESPACE: &str = "bench-bare";
 /// Name of the claim, the Dataset and the checkpoint.
-pub const NAME: &str = "stub";
+pub const NAME: &str = "prepared";
 const DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 /// Value of the bare pods' label `app.kubernetes.io/managed-by`: the operator does not watch them.
 pub const BARE: &str = "bench-operator";
