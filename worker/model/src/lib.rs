@@ -12,8 +12,8 @@
 //! | `weights.rs` | named variables: load, draw, save, copy |
 //! | `tokenizer.rs` | text to ids and back, stop and pad ids |
 //! | `chat.rs` | messages to text by the checkpoint's own template |
-//! | `image.rs` | bytes to RGB pixels within limits |
-//! | `resample.rs` | bicubic resizing, bit for bit as Pillow |
+//! | `media/` | pictures and videos as users give them, within limits |
+//! | `visual.rs` | a picture or video as a vision tower reads it |
 //! | `rope.rs` | rotary tables |
 //! | `batch.rs` | ragged rows of tokens and image features |
 //! | `cache.rs` | keys and values of rows that are being decoded |
@@ -24,25 +24,26 @@ pub mod batch;
 pub mod cache;
 pub mod chat;
 mod error;
-pub mod image;
+pub mod media;
 pub mod ops;
 pub mod qwen2_5_vl;
-mod resample;
 pub mod rope;
 pub mod tokenizer;
+pub mod visual;
 pub mod weights;
 
 pub use batch::{Row, TextBatch};
 pub use cache::KvCache;
 pub use chat::{ChatTemplate, Content, Message, Part};
 pub use error::ModelError;
-pub use image::{ImageLimits, Picture};
+pub use media::{ImageLimits, Medium, MediumSize, Picture, Video};
 pub use qwen2_5_vl::{
     LoadOptions, Pass, Qwen25Vl,
     config::Config,
     processor::{ProcessedImage, Processor, Prompt},
 };
 pub use tokenizer::Tokenizer;
+pub use visual::{Grid, Layout, Visual, VisualProcessor};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, ModelError>;

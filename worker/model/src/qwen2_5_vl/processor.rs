@@ -13,7 +13,7 @@ use crate::{
     ModelError, Result,
     batch::Row,
     chat::{ChatTemplate, Message},
-    image::Picture,
+    media::Picture,
     rope::Position,
     tokenizer::{Tokenizer, optional_json},
 };

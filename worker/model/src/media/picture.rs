@@ -4,7 +4,8 @@ use std::io::Cursor;
 
 use image::{ImageDecoder, ImageReader, Limits};
 
-use crate::{ModelError, Result, resample::bicubic};
+use super::resample::bicubic;
+use crate::{ModelError, Result};
 
 /// What an encoded image may cost.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
