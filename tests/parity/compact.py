@@ -2,7 +2,7 @@
 
 import numpy as np
 
-ROWS = 6
+ROWS = 4
 PROBES = 2
 
 

@@ -43,15 +43,25 @@ class Family:
         model = AutoModelForImageTextToText.from_pretrained(self.directory, dtype=dtype, attn_implementation="eager")
         return model.eval()
 
-    @contextlib.contextmanager
-    def only(self, owner, attribute, count):
-        """With the first `count` blocks of a stack alone."""
-        whole = getattr(owner, attribute)
-        setattr(owner, attribute, whole[:count])
-        try:
-            yield
-        finally:
-            setattr(owner, attribute, whole)
+    def streams(self, arguments):
+        """The stream after each block of the tower and around each layer of the language model, and what comes of them."""
+        seen, hooks = {}, []
+        def keep(name, value):
+            seen.setdefault(name, []).append(value.reshape(-1, value.shape[-1]))
+        def after(name):
+            return lambda module, inputs, output: keep(name, output[0] if isinstance(output, tuple) else output)
+        for number, block in enumerate(self.vision_blocks):
+            hooks.append(block.register_forward_hook(after(f"vision.{number + 1}")))
+        for number, layer in enumerate([*self.text.layers, self.text.norm]):
+            name = f"text.{number}"
+            hooks.append(layer.register_forward_pre_hook(
+                lambda module, inputs, kwargs, name=name: keep(name, inputs[0] if inputs else kwargs["hidden_states"]),
+                with_kwargs=True))
+        hooks.append(self.text.norm.register_forward_hook(after("hidden")))
+        self.model(**arguments)
+        for hook in hooks:
+            hook.remove()
+        return {name: torch.cat(values) for name, values in seen.items()}
 
     def visuals(self, messages):
         """Messages for the template, and the pictures and videos in the order of their parts."""
@@ -169,17 +179,14 @@ class Qwen(Family):
         assert ((pixels.double() / 255 - mean) / std - values.double()).abs().max() < 1e-6
         return pixels.numpy()
 
-    def vision_blocks(self, inputs):
-        """Merged features after so many blocks: images first, then videos."""
+    @property
+    def vision_blocks(self):
+        return self.model.model.visual.blocks
+
+    def features(self, inputs):
         visual = self.model.model.visual
-        for count in range(len(visual.blocks) + 1):
-            with self.only(visual, "blocks", count):
-                parts = [
-                    visual(inputs[key], grid_thw=inputs[f"{kind}_grid_thw"])
-                    for kind, key in (("image", "pixel_values"), ("video", "pixel_values_videos")) if key in inputs
-                ]
-            if parts:
-                yield f"vision.{count}", torch.cat(parts)
+        kinds = (("image", "pixel_values"), ("video", "pixel_values_videos"))
+        return [visual(inputs[key], grid_thw=inputs[f"{kind}_grid_thw"]) for kind, key in kinds if key in inputs]
 
     def tables(self, inputs, positions, tensors):
         visual = self.model.model.visual
@@ -258,21 +265,19 @@ class Llava(Family):
         assert ((pixels.double() / 255 - 0.5) / 0.5 - values.double()).abs().max() < 1e-6
         return pixels.numpy()
 
-    def vision_blocks(self, inputs):
-        """Projected and packed features after so many blocks, newlines included: images first, then videos."""
-        model, encoder = self.model.model, self.model.model.vision_tower.vision_model.encoder
-        for count in range(len(encoder.layers) + 1):
-            # The tower returns the state before each block and after the last; block `count` reads state `count`.
-            parts = []
-            if "pixel_values" in inputs:
-                parts += model.get_image_features(
-                    inputs["pixel_values"], inputs["image_sizes"], vision_feature_layer=count,
-                    batch_num_images=inputs["batch_num_images"])
-            if "pixel_values_videos" in inputs:
-                videos = model.get_video_features(inputs["pixel_values_videos"], count, "full")
-                parts += [torch.cat([video, model.image_newline[None]]) for video in videos]
-            if parts:
-                yield f"vision.{count}", torch.cat(parts)
+    @property
+    def vision_blocks(self):
+        return self.model.model.vision_tower.vision_model.encoder.layers
+
+    def features(self, inputs):
+        model, parts = self.model.model, []
+        if "pixel_values" in inputs:
+            parts += model.get_image_features(
+                inputs["pixel_values"], inputs["image_sizes"], batch_num_images=inputs["batch_num_images"])
+        if "pixel_values_videos" in inputs:
+            videos = model.get_video_features(inputs["pixel_values_videos"], -1, "full")
+            parts += [torch.cat([video, model.image_newline[None]]) for video in videos]
+        return parts
 
     def tables(self, inputs, positions, tensors):
         cosine, sine = self.text.rotary_emb(torch.zeros(1), positions[None])
@@ -283,8 +288,7 @@ class Llava(Family):
         if part == "projector":
             owners = [(self.model.model.multi_modal_projector, "act", torch.nn.GELU(approximate="tanh"))]
         else:
-            layers = self.model.model.vision_tower.vision_model.encoder.layers
-            owners = [(layer.mlp, "activation_fn", torch.nn.GELU()) for layer in layers]
+            owners = [(layer.mlp, "activation_fn", torch.nn.GELU()) for layer in self.vision_blocks]
         kept = [getattr(owner, name) for owner, name, _ in owners]
         for owner, name, other in owners:
             setattr(owner, name, other)
@@ -341,12 +345,10 @@ def run(family, halves, case):
         if "position_ids.integer" in tensors:
             other = dict(arguments, position_ids=torch.from_numpy(tensors["position_ids.integer"])[:, None])
             tensors |= compact("logits.integer", family.model(**other).logits[0])
-        for name, features in family.vision_blocks(inputs):
-            tensors |= compact(name, features)
-        for count in range(len(family.text.layers)):
-            with family.only(family.text, "layers", count):
-                tensors |= compact(f"text.{count}", family.model.model(**arguments).last_hidden_state[0])
-        tensors |= compact(f"text.{len(family.text.layers)}", family.model.model(**arguments).last_hidden_state[0])
+        for name, stream in family.streams(arguments).items():
+            tensors |= compact(name, stream)
+        if meta["visuals"]:
+            tensors |= compact("features", torch.cat(family.features(inputs)))
         if case.tables:
             family.tables(inputs, positions, tensors)
         tensors["greedy"] = np.array(greedy(family, arguments, positions, case.name))
