@@ -9,7 +9,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `error.rs` | what can go wrong, with the file, tensor or number that was wrong |
-//! | `weights.rs` | named variables: load, draw, save, copy |
+//! | `weights/` | named variables: load, draw, save, copy |
 //! | `tokenizer.rs` | text to ids and back, stop and pad ids |
 //! | `chat.rs` | messages to text by the checkpoint's own template |
 //! | `media/` | pictures and videos as users give them, within limits |
@@ -35,7 +35,7 @@ pub mod weights;
 pub use batch::{Row, TextBatch};
 pub use cache::KvCache;
 pub use chat::{ChatTemplate, Content, Message, Part};
-pub use error::ModelError;
+pub use error::{ModelError, WeightProblems};
 pub use media::{ImageLimits, Medium, MediumSize, Picture, Video};
 pub use qwen2_5_vl::{
     LoadOptions, Pass, Qwen25Vl,

@@ -25,7 +25,13 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, Var};
 
 use self::{config::Config, processor::ProcessedImage, text::TextTower, vision::VisionTower};
-use crate::{ModelError, Result, batch::TextBatch, cache::KvCache, ops::Kernels, weights::Weights};
+use crate::{
+    ModelError, Result,
+    batch::TextBatch,
+    cache::KvCache,
+    ops::Kernels,
+    weights::{Names, Weights},
+};
 
 /// Where and in which precision a model lives.
 #[derive(Clone, Debug)]
@@ -107,7 +113,13 @@ impl Qwen25Vl {
     /// Reads `config.json` and the safetensors of a Hugging Face style directory.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
         let config = Config::load(dir)?;
-        let weights = Weights::load(dir, &config.parameters(), options.dtype, &options.device)?;
+        let weights = Weights::load(
+            dir,
+            &config.parameters(),
+            &Names::QWEN2_5_VL,
+            options.dtype,
+            &options.device,
+        )?;
         Self::new(config, weights, options.clone())
     }
 
@@ -165,7 +177,13 @@ impl Qwen25Vl {
     /// Reads other weights for this architecture from the safetensors in `dir`; [`Weights::assign`] puts them in place.
     pub fn read_weights(&self, dir: &Path) -> Result<Weights> {
         let options = &self.options;
-        Weights::load(dir, &self.config.parameters(), options.dtype, &options.device)
+        Weights::load(
+            dir,
+            &self.config.parameters(),
+            &Names::QWEN2_5_VL,
+            options.dtype,
+            &options.device,
+        )
     }
 
     /// A model of the same values that does not follow this one.
