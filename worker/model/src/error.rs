@@ -29,8 +29,8 @@ pub enum ModelError {
     Weights {
         /// The directory or file.
         path: PathBuf,
-        /// Missing, extra and mis-shaped tensors.
-        problems: WeightProblems,
+        /// Every difference.
+        problems: Box<WeightProblems>,
     },
     /// Text cannot be tokenized or detokenized.
     #[error("tokenizer: {0}")]

@@ -53,7 +53,7 @@ pub use batch::{Row, TextBatch};
 pub use cache::KvCache;
 pub use chat::{ChatTemplate, Content, Message, Part};
 pub use config::{Config, Vision};
-pub use error::ModelError;
+pub use error::{ModelError, WeightProblems};
 pub use lora::{Lora, LoraConfig};
 pub use media::{ImageLimits, Medium, MediumSize, Picture, Video};
 pub use parameter::Parameter;

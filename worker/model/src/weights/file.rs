@@ -1,10 +1,6 @@
 //! One safetensors file, memory-mapped: nothing that its header says is believed before it was compared with the file.
 
-use std::{
-    fs::File,
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, ops::Range, path::Path};
 
 use memmap2::Mmap;
 use serde::{
@@ -74,8 +70,6 @@ pub(super) struct Entry {
 /// A file whose header is in order. Only the pages that are read take memory, and the kernel may drop them again.
 #[derive(Debug)]
 pub(super) struct MappedFile {
-    /// The file.
-    pub path: PathBuf,
     /// Its tensors in the order of the header; names may repeat.
     pub entries: Vec<Entry>,
     map: Mmap,
@@ -95,12 +89,7 @@ impl MappedFile {
         }
         let map = map(&File::open(path)?)?;
         let (entries, data) = parse(&map)?;
-        Ok(Self {
-            path: path.to_owned(),
-            entries,
-            map,
-            data,
-        })
+        Ok(Self { entries, map, data })
     }
 
     /// The bytes of a tensor of this file.

@@ -58,7 +58,7 @@ impl Weights {
         if !problems.is_empty() {
             return Err(ModelError::Weights {
                 path: dir.to_owned(),
-                problems,
+                problems: Box::new(problems),
             });
         }
         let data = checkpoint.data();

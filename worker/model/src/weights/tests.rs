@@ -54,7 +54,7 @@ fn put_index(dir: &Path, map: &[(&str, &str)]) {
 
 fn problems(dir: &Path) -> WeightProblems {
     match load(dir).unwrap_err() {
-        ModelError::Weights { problems, .. } => problems,
+        ModelError::Weights { problems, .. } => *problems,
         other => panic!("{other}"),
     }
 }
