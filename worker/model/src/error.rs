@@ -29,8 +29,8 @@ pub enum ModelError {
     Weights {
         /// The directory or file.
         path: PathBuf,
-        /// Missing, extra and mis-shaped tensors.
-        problems: WeightProblems,
+        /// Every difference.
+        problems: Box<WeightProblems>,
     },
     /// Text cannot be tokenized or detokenized.
     #[error("tokenizer: {0}")]
@@ -41,14 +41,6 @@ pub enum ModelError {
     /// Bytes are no image within the limits.
     #[error("image: {0}")]
     Image(String),
-    /// The messages name another number of images than were given.
-    #[error("the messages have {expected} image parts but {given} images were given")]
-    ImageCount {
-        /// Image parts in the messages.
-        expected: usize,
-        /// Images given.
-        given: usize,
-    },
     /// The prompt has more tokens than allowed.
     #[error("the prompt has {tokens} tokens, the limit is {limit}")]
     TooLong {
@@ -63,6 +55,14 @@ pub enum ModelError {
     /// A tensor operation failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// A directory has no weights in a form that is read.
+    #[error("{} holds neither model.safetensors nor model.safetensors.index.json{}", path.display(), other_form(foreign.as_deref()))]
+    NoWeights {
+        /// The directory.
+        path: PathBuf,
+        /// A file of weights in another form, if there is one.
+        foreign: Option<String>,
+    },
 }
 
 impl ModelError {
@@ -75,49 +75,93 @@ impl ModelError {
     }
 }
 
+/// What to do about weights in another form.
+fn other_form(foreign: Option<&str>) -> String {
+    match foreign {
+        None => String::new(),
+        Some(file) if file.ends_with(".gguf") => {
+            format!(": {file} is quantized for another program; use the original checkpoint")
+        }
+        Some(file) => format!(
+            ": {file} is a pickle, which can run code and is not read. Convert it where transformers is installed: \
+             python -c \"from transformers import AutoModelForImageTextToText as M; \
+             M.from_pretrained('DIR', dtype='auto').save_pretrained('OUT')\", and copy the tokenizer and processor files"
+        ),
+    }
+}
+
 /// How a set of tensors differs from what is expected.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct WeightProblems {
     /// Expected, not found.
     pub missing: Vec<String>,
-    /// Found, not expected.
+    /// Found, not expected; names as in the file.
     pub extra: Vec<String>,
     /// Name, expected shape, found shape.
     pub misshaped: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// Name, type of elements that no weights are read from.
+    pub unsupported: Vec<(String, String)>,
+    /// Name, every place that has it.
+    pub duplicated: Vec<(String, Vec<String>)>,
+    /// Tensor and shard that the index puts it in, where it is not.
+    pub lacking: Vec<(String, String)>,
+    /// Tensor and shard that holds it, of which the index says nothing.
+    pub unindexed: Vec<(String, String)>,
+    /// File that cannot be read, why; its tensors are not listed as missing.
+    pub unreadable: Vec<(String, String)>,
 }
 
 impl WeightProblems {
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        self.missing.is_empty() && self.extra.is_empty() && self.misshaped.is_empty()
+        *self == Self::default()
     }
 }
 
 impl std::fmt::Display for WeightProblems {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const SHOWN: usize = 5;
-        let mut parts = Vec::new();
-        for (what, names) in [("missing", &self.missing), ("unexpected", &self.extra)] {
-            if !names.is_empty() {
-                let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-                parts.push(format!(
-                    "{} {what} ({shown}{})",
-                    names.len(),
-                    ellipsis(names.len(), SHOWN)
-                ));
-            }
-        }
-        if !self.misshaped.is_empty() {
-            let shown = self.misshaped.iter().take(SHOWN);
-            let shown = shown.map(|(name, want, got)| format!("{name} is {got:?}, expected {want:?}"));
-            let count = self.misshaped.len();
-            let shown = shown.collect::<Vec<_>>().join(", ");
-            parts.push(format!("{count} mis-shaped ({shown}{})", ellipsis(count, SHOWN)));
-        }
-        f.write_str(&parts.join("; "))
+        let parts = [
+            listed("unreadable", &self.unreadable, |(file, why)| format!("{file} {why}")),
+            listed("missing", &self.missing, String::clone),
+            listed("unexpected", &self.extra, String::clone),
+            listed("mis-shaped", &self.misshaped, |(name, want, got)| {
+                format!("{name} is {got:?}, expected {want:?}{}", vocabulary(name, want, got))
+            }),
+            listed(
+                "of another type than f32, f16, bf16 and f64",
+                &self.unsupported,
+                |(name, dtype)| format!("{name} is {dtype}"),
+            ),
+            listed("named twice", &self.duplicated, |(name, places)| {
+                format!("{name} is {}", places.join(" and "))
+            }),
+            listed("not where the index says", &self.lacking, |(name, shard)| {
+                format!("{name} in {shard}")
+            }),
+            listed("not in the index", &self.unindexed, |(name, shard)| {
+                format!("{name} in {shard}")
+            }),
+        ];
+        f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join("; "))
     }
 }
 
-fn ellipsis(count: usize, shown: usize) -> &'static str {
-    if count > shown { ", ..." } else { "" }
+/// How many items have a problem, and the first of them.
+fn listed<T>(problem: &str, items: &[T], show: impl Fn(&T) -> String) -> Option<String> {
+    const SHOWN: usize = 10;
+    let shown = items.iter().take(SHOWN).map(show).collect::<Vec<_>>().join(", ");
+    let more = if items.len() > SHOWN { ", ..." } else { "" };
+    (!items.is_empty()).then(|| format!("{} {problem} ({shown}{more})", items.len()))
+}
+
+/// What to do about a table whose rows are not those of the vocabulary.
+fn vocabulary(name: &str, want: &[usize], got: &[usize]) -> String {
+    let is_table = name.ends_with("embed_tokens.weight") || name.ends_with("lm_head.weight");
+    match (want, got) {
+        ([asked, width], [rows, found_width]) if is_table && width == found_width => format!(
+            ": vocab_size in config.json is {asked} and the table has {rows} rows, so either the number or the table was not \
+             changed with the other"
+        ),
+        _ => String::new(),
+    }
 }

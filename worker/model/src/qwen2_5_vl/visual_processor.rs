@@ -1,21 +1,15 @@
-//! Messages and pictures to token ids, positions and patch rows.
+//! Pictures to patches.
 
 use std::path::Path;
 
-use candle_core::Tensor;
 use serde_json::Value;
 
-use super::{
-    config::Config,
-    positions::{Grid, VisualSpan, positions},
-};
+use super::VisionConfig;
 use crate::{
     ModelError, Result,
-    batch::Row,
-    chat::{ChatTemplate, Message},
-    media::Picture,
-    rope::Position,
-    tokenizer::{Tokenizer, optional_json},
+    media::{Medium, MediumSize, Picture},
+    tokenizer::optional_json,
+    visual::{Grid, Layout, Visual, VisualProcessor},
 };
 
 /// Longest side over shortest side that the reference accepts.
@@ -23,7 +17,7 @@ const MAX_ASPECT: f64 = 200.0;
 
 /// How pictures become patches.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ImageProcessor {
+pub struct PatchProcessor {
     /// Fewest pixels after resizing.
     pub min_pixels: usize,
     /// Most pixels after resizing.
@@ -37,18 +31,10 @@ pub struct ImageProcessor {
     frames: usize,
 }
 
-/// A picture as the vision tower reads it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ProcessedImage {
-    /// `patches x (channels * frames * side * side)` values, groups of merged patches together.
-    pub patches: Vec<f32>,
-    /// Patches: time, height, width.
-    pub grid: Grid,
-}
 
-impl ImageProcessor {
+impl PatchProcessor {
     /// Reads `dir/preprocessor_config.json`; what it leaves out has the defaults of the reference.
-    pub fn load(dir: &Path, config: &Config) -> Result<Self> {
+    pub fn load(dir: &Path, config: &VisionConfig) -> Result<Self> {
         let json = optional_json(&dir.join("preprocessor_config.json"))?.unwrap_or(Value::Null);
         let pixels = |key: &str, side: &str| {
             let size = json.get("size").and_then(|size| size.get(side));
@@ -68,9 +54,9 @@ impl ImageProcessor {
             max_pixels: pixels("max_pixels", "longest_edge").unwrap_or(28 * 28 * 1280),
             mean: channels("image_mean", [0.481_454_66, 0.457_827_5, 0.408_210_73])?,
             std: channels("image_std", [0.268_629_54, 0.261_302_6, 0.275_777_1])?,
-            patch: config.vision.patch_size,
-            merge: config.vision.spatial_merge_size,
-            frames: config.vision.temporal_patch_size,
+            patch: config.patch_size,
+            merge: config.spatial_merge_size,
+            frames: config.temporal_patch_size,
         })
     }
 
@@ -82,15 +68,12 @@ impl ImageProcessor {
     }
 
     /// Resizes, normalizes and cuts a picture; it is repeated along time to fill a patch.
-    pub fn process(&self, picture: &Picture) -> Result<ProcessedImage> {
+    pub fn process(&self, picture: &Picture) -> Result<Visual> {
         let factor = self.patch * self.merge;
         let (height, width) = smart_resize(picture.height, picture.width, factor, self.min_pixels, self.max_pixels)?;
         let picture = picture.resize(width, height);
         let grid = [1, height / self.patch, width / self.patch];
-        Ok(ProcessedImage {
-            patches: self.cut(&picture, grid),
-            grid,
-        })
+        Ok(Visual { values: self.cut(&picture, grid), layout: Layout::Patches { grid, time_step: 0.0, video: false } })
     }
 
     /// Rows in the order (row group, column group, row, column), each of channel, frame, y, x.
@@ -112,6 +95,25 @@ impl ImageProcessor {
             }
         }
         patches
+    }
+}
+
+impl VisualProcessor for PatchProcessor {
+    fn plan(&self, sizes: &[MediumSize]) -> Result<Vec<Layout>> {
+        sizes.iter().map(|size| match *size {
+            MediumSize::Picture { width, height } => {
+                let factor = self.patch * self.merge;
+                let (height, width) = smart_resize(height, width, factor, self.min_pixels, self.max_pixels)?;
+                Ok(Layout::Patches { grid: [1, height / self.patch, width / self.patch], time_step: 0.0, video: false })
+            }
+            MediumSize::Video { .. } => Err(ModelError::Image("interim".into())),
+        }).collect()
+    }
+    fn process(&self, media: &[Medium]) -> Result<Vec<Visual>> {
+        media.iter().map(|m| match m { Medium::Picture(p) => Self::process(self, p), Medium::Video(_) => Err(ModelError::Image("interim".into())) }).collect()
+    }
+    fn tokens(&self, layout: &Layout) -> usize {
+        match layout { Layout::Patches { grid, .. } => grid.iter().product::<usize>() / (self.merge * self.merge), _ => 0 }
     }
 }
 
@@ -137,176 +139,6 @@ pub fn smart_resize(height: usize, width: usize, factor: usize, min: usize, max:
         (new_h, new_w) = (grow(h), grow(w));
     }
     Ok((new_h as usize, new_w as usize))
-}
-
-/// Index of the first placeholder of an image, and how many there are.
-pub type ImageSpan = (usize, usize);
-
-/// A conversation ready for the model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Prompt {
-    /// Token ids, placeholders expanded.
-    pub ids: Vec<u32>,
-    /// Position of each token.
-    pub positions: Vec<Position>,
-    /// Largest position plus one, minus the number of tokens.
-    pub rope_delta: i64,
-    /// The images in the order of their placeholders.
-    pub images: Vec<ProcessedImage>,
-    /// Index of the first placeholder of each image, and their number.
-    pub image_spans: Vec<ImageSpan>,
-}
-
-impl Prompt {
-    /// The prompt as a row, with the features of its images in order.
-    pub fn row(&self, features: &[Tensor]) -> Result<Row> {
-        if features.len() != self.image_spans.len() {
-            return Err(ModelError::ImageCount {
-                expected: self.image_spans.len(),
-                given: features.len(),
-            });
-        }
-        let starts = self.image_spans.iter().map(|(start, _)| *start);
-        Ok(Row {
-            ids: self.ids.clone(),
-            positions: self.positions.clone(),
-            features: starts.zip(features.iter().cloned()).collect(),
-        })
-    }
-}
-
-/// Tokenizer, chat template and image processor of one checkpoint.
-#[derive(Debug)]
-pub struct Processor {
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    images: ImageProcessor,
-    image_token_id: u32,
-    merge: usize,
-}
-
-impl Processor {
-    /// Reads the processor files of a checkpoint directory.
-    pub fn load(dir: &Path) -> Result<Self> {
-        let config = Config::load(dir)?;
-        Ok(Self {
-            tokenizer: Tokenizer::load(dir)?,
-            template: ChatTemplate::load(dir)?,
-            images: ImageProcessor::load(dir, &config)?,
-            image_token_id: config.image_token_id,
-            merge: config.vision.spatial_merge_size,
-        })
-    }
-
-    /// Text to ids and back.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    /// Messages to text.
-    pub fn template(&self) -> &ChatTemplate {
-        &self.template
-    }
-
-    /// Pictures to patches.
-    pub fn images(&self) -> &ImageProcessor {
-        &self.images
-    }
-
-    /// Renders the conversation, opens the assistant's turn, and expands each placeholder to the tokens of its picture.
-    /// A prompt of more than `max_tokens` is refused before any picture is resized.
-    pub fn prepare(&self, messages: &[Message], pictures: &[Picture], max_tokens: usize) -> Result<Prompt> {
-        let named = messages.iter().map(|message| message.content.images()).sum::<usize>();
-        if named != pictures.len() {
-            return Err(ModelError::ImageCount {
-                expected: named,
-                given: pictures.len(),
-            });
-        }
-        let text = self.template.render(messages, true)?;
-        let ids = self.tokenizer.encode(&text)?;
-        let sizes = pictures
-            .iter()
-            .map(|p| self.images.tokens(p.width, p.height))
-            .collect::<Result<Vec<_>>>()?;
-        let (ids, image_spans) = self.expand(&ids, &sizes)?;
-        if ids.len() > max_tokens {
-            return Err(ModelError::TooLong {
-                tokens: ids.len(),
-                limit: max_tokens,
-            });
-        }
-        let images = pictures
-            .iter()
-            .map(|picture| self.images.process(picture))
-            .collect::<Result<Vec<_>>>()?;
-        self.lay_out(ids, image_spans, images)
-    }
-
-    /// A prompt whose placeholders are expanded already, as [`Self::prepare`] left them: the same ids and images give the
-    /// same prompt.
-    pub fn arrange(&self, ids: Vec<u32>, images: Vec<ProcessedImage>) -> Result<Prompt> {
-        let is_placeholder = |id: &u32| *id == self.image_token_id;
-        let (mut spans, mut from) = (Vec::with_capacity(images.len()), 0);
-        for (number, image) in images.iter().enumerate() {
-            let size = image.grid.iter().product::<usize>() / (self.merge * self.merge);
-            let rest = ids.get(from..).unwrap_or_default();
-            let start = from + rest.iter().position(is_placeholder).unwrap_or(rest.len());
-            let span = ids
-                .get(start..start + size)
-                .filter(|span| span.iter().all(is_placeholder));
-            if span.is_none() {
-                let problem = format!("image {number} takes {size} placeholders, which the token ids do not have");
-                return Err(ModelError::Template(problem));
-            }
-            spans.push((start, size));
-            from = start + size;
-        }
-        if ids.get(from..).unwrap_or_default().iter().any(is_placeholder) {
-            let problem = format!("the token ids have more placeholders than {} images take", images.len());
-            return Err(ModelError::Template(problem));
-        }
-        self.lay_out(ids, spans, images)
-    }
-
-    fn lay_out(&self, ids: Vec<u32>, image_spans: Vec<ImageSpan>, images: Vec<ProcessedImage>) -> Result<Prompt> {
-        let spans = image_spans.iter().zip(&images).map(|((start, _), image)| VisualSpan {
-            start: *start,
-            grid: image.grid,
-            time_step: 0.0,
-        });
-        let positions = positions(ids.len(), &spans.collect::<Vec<_>>(), self.merge)?;
-        let end = positions.iter().flatten().max().map_or(0, |p| i64::from(*p) + 1);
-        Ok(Prompt {
-            rope_delta: end - ids.len() as i64,
-            ids,
-            positions,
-            images,
-            image_spans,
-        })
-    }
-
-    /// Repeats the k-th placeholder `sizes[k]` times; also where each begins. More or fewer placeholders than images
-    /// (for example one written in a message's text) are refused.
-    fn expand(&self, ids: &[u32], sizes: &[usize]) -> Result<(Vec<u32>, Vec<ImageSpan>)> {
-        let given = ids.iter().filter(|id| **id == self.image_token_id).count();
-        if given != sizes.len() {
-            let problem = format!("{given} image placeholders for {} images", sizes.len());
-            return Err(ModelError::Template(problem));
-        }
-        let mut expanded = Vec::with_capacity(ids.len() + sizes.iter().sum::<usize>());
-        let mut spans = Vec::with_capacity(sizes.len());
-        for id in ids {
-            match sizes.get(spans.len()) {
-                Some(size) if *id == self.image_token_id => {
-                    spans.push((expanded.len(), *size));
-                    expanded.extend(std::iter::repeat_n(*id, *size));
-                }
-                _ => expanded.push(*id),
-            }
-        }
-        Ok((expanded, spans))
-    }
 }
 
 #[cfg(test)]
@@ -351,8 +183,8 @@ mod tests {
         );
     }
 
-    fn processor() -> ImageProcessor {
-        ImageProcessor {
+    fn processor() -> PatchProcessor {
+        PatchProcessor {
             min_pixels: 3136,
             max_pixels: 12_845_056,
             mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
