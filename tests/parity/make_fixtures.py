@@ -12,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.numpy import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.image_utils import load_image
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from cases import GRADIENTS, LEFT_PADDED, LLAVA_CASES, QWEN_CASES
 from compact import compact, draw
@@ -76,7 +74,7 @@ class Family:
                         parts.append({"type": "image"})
                     elif part["type"] == "video":
                         frames = [load_image(str(CASES / frame)) for frame in part["video"]]
-                        videos.append(self.resized(frames))
+                        videos.append(frames)
                         rates.append(part["fps"])
                         parts.append({"type": "video"})
                     else:
@@ -84,12 +82,6 @@ class Family:
                 content = parts
             converted.append({"role": message["role"], "content": content})
         return converted, images, videos, rates
-
-    def resized(self, frames):
-        """Frames as Pillow resizes them: this release resizes videos by torchvision, one or two grey levels off."""
-        width, height = frames[0].size
-        height, width = self.frame_size(len(frames), height, width)
-        return [frame.resize((width, height), Image.BICUBIC) for frame in frames]
 
     def prepare(self, case):
         messages, images, videos, rates = self.visuals(case.messages)
@@ -111,10 +103,6 @@ class Qwen(Family):
 
     def older_template(self):
         raise NotImplementedError
-
-    def frame_size(self, count, height, width):
-        size = self.processor.video_processor.size
-        return smart_resize(height, width, 28, size["shortest_edge"], size["longest_edge"])
 
     def hub_name(self, name):
         return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
@@ -226,10 +214,6 @@ class Llava(Family):
     def older_template(self):
         path = FIXTURES / "llava-onevision-older.chat_template.json"
         return json.loads(path.read_text())["chat_template"]
-
-    def frame_size(self, count, height, width):
-        size = self.processor.video_processor.size
-        return size["height"], size["width"]
 
     def hub_name(self, name):
         if name.startswith("model.language_model."):
@@ -423,15 +407,6 @@ def left_padded(family, cases):
     return worst
 
 
-def video_resize(family):
-    """Largest difference in grey levels between torchvision's resizing of the odd-sized frames and Pillow's."""
-    frames = [load_image(str(CASES / f"media/odd-{index}.png")) for index in range(2)]
-    truth = family.processor.video_processor(videos=[family.resized(frames)], return_tensors="pt")
-    own = family.processor.video_processor(videos=[frames], return_tensors="pt")
-    std = min(family.processor.image_processor.image_std)
-    return ((own["pixel_values_videos"] - truth["pixel_values_videos"]).abs().max() * std * 255).item()
-
-
 def write(family, cases):
     halves = {name: (dtype, family.load(dtype)) for name, dtype in
               (("bf16", torch.bfloat16), ("f16", torch.float16))}
@@ -443,7 +418,6 @@ def write(family, cases):
     )
     with torch.no_grad():
         document["left_padded_batch"] = left_padded(family, [by_name[name] for name in LEFT_PADDED])
-        document["torchvision_grey_levels"] = video_resize(family)
     (CASES / f"{family.name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     for case in document["cases"]:
         print(f"{family.name:16} {case['name']:20} scale {case['scale']:.2f} std {case['deviation']:.2f} "
