@@ -195,8 +195,16 @@ impl VisionConfig {
     fn original(top: &Map<String, Value>, text_hidden_size: usize) -> Result<Self> {
         let read = |key: &str| top.get(key).and_then(Value::as_str).unwrap_or_default();
         let rules = [
-            ("mm_vision_tower", ORIGINAL_TOWER, read("mm_vision_tower").ends_with(ORIGINAL_TOWER)),
-            ("mm_projector_type", "mlp2x_gelu", read("mm_projector_type") == "mlp2x_gelu"),
+            (
+                "mm_vision_tower",
+                ORIGINAL_TOWER,
+                read("mm_vision_tower").ends_with(ORIGINAL_TOWER),
+            ),
+            (
+                "mm_projector_type",
+                "mlp2x_gelu",
+                read("mm_projector_type") == "mlp2x_gelu",
+            ),
             (
                 "mm_patch_merge_type",
                 "spatial_unpad",
@@ -265,7 +273,9 @@ impl VisionConfig {
         }
         match best {
             Some(((rows, columns), _)) if height > 0 && width > 0 => Ok((rows / side, columns / side)),
-            _ => Err(ModelError::Image(format!("{width}x{height} pixels cannot be cut into squares"))),
+            _ => Err(ModelError::Image(format!(
+                "{width}x{height} pixels cannot be cut into squares"
+            ))),
         }
     }
 
@@ -318,7 +328,11 @@ impl VisionConfig {
 /// the last.
 fn used_layers(layers: usize, feature_layer: i64) -> Result<usize> {
     let states = layers as i64 + 1;
-    let index = if feature_layer < 0 { states + feature_layer } else { feature_layer };
+    let index = if feature_layer < 0 {
+        states + feature_layer
+    } else {
+        feature_layer
+    };
     match usize::try_from(index) {
         Ok(index) if index <= layers => Ok(index),
         _ => Err(ModelError::Config(format!(

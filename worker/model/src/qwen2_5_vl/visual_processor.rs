@@ -31,7 +31,6 @@ pub struct PatchProcessor {
     frames: usize,
 }
 
-
 impl PatchProcessor {
     /// Reads `dir/preprocessor_config.json`; what it leaves out has the defaults of the reference.
     pub fn load(dir: &Path, config: &VisionConfig) -> Result<Self> {
@@ -73,7 +72,14 @@ impl PatchProcessor {
         let (height, width) = smart_resize(picture.height, picture.width, factor, self.min_pixels, self.max_pixels)?;
         let picture = picture.resize(width, height);
         let grid = [1, height / self.patch, width / self.patch];
-        Ok(Visual { values: self.cut(&picture, grid), layout: Layout::Patches { grid, time_step: 0.0, video: false } })
+        Ok(Visual {
+            values: self.cut(&picture, grid),
+            layout: Layout::Patches {
+                grid,
+                time_step: 0.0,
+                video: false,
+            },
+        })
     }
 
     /// Rows in the order (row group, column group, row, column), each of channel, frame, y, x.
@@ -100,20 +106,36 @@ impl PatchProcessor {
 
 impl VisualProcessor for PatchProcessor {
     fn plan(&self, sizes: &[MediumSize]) -> Result<Vec<Layout>> {
-        sizes.iter().map(|size| match *size {
-            MediumSize::Picture { width, height } => {
-                let factor = self.patch * self.merge;
-                let (height, width) = smart_resize(height, width, factor, self.min_pixels, self.max_pixels)?;
-                Ok(Layout::Patches { grid: [1, height / self.patch, width / self.patch], time_step: 0.0, video: false })
-            }
-            MediumSize::Video { .. } => Err(ModelError::Image("interim".into())),
-        }).collect()
+        sizes
+            .iter()
+            .map(|size| match *size {
+                MediumSize::Picture { width, height } => {
+                    let factor = self.patch * self.merge;
+                    let (height, width) = smart_resize(height, width, factor, self.min_pixels, self.max_pixels)?;
+                    Ok(Layout::Patches {
+                        grid: [1, height / self.patch, width / self.patch],
+                        time_step: 0.0,
+                        video: false,
+                    })
+                }
+                MediumSize::Video { .. } => Err(ModelError::Image("interim".into())),
+            })
+            .collect()
     }
     fn process(&self, media: &[Medium]) -> Result<Vec<Visual>> {
-        media.iter().map(|m| match m { Medium::Picture(p) => Self::process(self, p), Medium::Video(_) => Err(ModelError::Image("interim".into())) }).collect()
+        media
+            .iter()
+            .map(|m| match m {
+                Medium::Picture(p) => Self::process(self, p),
+                Medium::Video(_) => Err(ModelError::Image("interim".into())),
+            })
+            .collect()
     }
     fn tokens(&self, layout: &Layout) -> usize {
-        match layout { Layout::Patches { grid, .. } => grid.iter().product::<usize>() / (self.merge * self.merge), _ => 0 }
+        match layout {
+            Layout::Patches { grid, .. } => grid.iter().product::<usize>() / (self.merge * self.merge),
+            _ => 0,
+        }
     }
 }
 
