@@ -18,12 +18,14 @@
 //! | `batch.rs` | ragged rows of tokens and image features |
 //! | `cache.rs` | keys and values of rows that are being decoded |
 //! | `ops/` | normalization, linear, gate, rotation, attention: composed and fused |
+//! | `llava_onevision/` | the family: pictures and videos to squares |
 //! | `qwen2_5_vl/` | the family: config, vision, text, positions, processor |
 
 pub mod batch;
 pub mod cache;
 pub mod chat;
 mod error;
+pub mod llava_onevision;
 pub mod media;
 pub mod ops;
 pub mod qwen2_5_vl;
@@ -36,7 +38,7 @@ pub use batch::{Row, TextBatch};
 pub use cache::KvCache;
 pub use chat::{ChatTemplate, Content, Message, Part};
 pub use error::ModelError;
-pub use media::{ImageLimits, Medium, MediumSize, Picture, Video};
+pub use media::{ImageLimits, Medium, MediumSize, Picture, Sampling, Video, VideoLimits};
 pub use qwen2_5_vl::{
     LoadOptions, Pass, Qwen25Vl,
     config::Config,

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `config.rs` | `config.json`, and the parameters that it asks for |
 //! | `processor.rs` | messages and images to token ids, positions and patches |
+//! | `visual_processor.rs` | pictures and videos to rows of patches |
 //! | `positions.rs` | multimodal rotary positions |
 //! | `window.rs` | order of patches and attention windows |
 //! | `vision.rs` | vision tower and merger |
@@ -18,6 +19,7 @@ pub mod processor;
 mod tests;
 mod text;
 mod vision;
+pub mod visual_processor;
 pub mod window;
 
 use std::path::Path;
