@@ -48,9 +48,9 @@ impl Family {
         let kind = top.get("model_type").and_then(Value::as_str).or_else(architecture);
         match kind {
             Some("qwen2_5_vl" | "Qwen2_5_VLForConditionalGeneration") => Ok(Self::Qwen25Vl),
-            Some("llava_onevision" | "LlavaOnevisionForConditionalGeneration" | "llava_qwen" | "LlavaQwenForCausalLM") => {
-                Ok(Self::LlavaOneVision)
-            }
+            Some(
+                "llava_onevision" | "LlavaOnevisionForConditionalGeneration" | "llava_qwen" | "LlavaQwenForCausalLM",
+            ) => Ok(Self::LlavaOneVision),
             None if top.contains_key("vision_config") => Ok(Self::Qwen25Vl),
             kind => Err(ModelError::Config(format!(
                 "model_type {:?} is not supported: qwen2_5_vl and llava_onevision are",
@@ -173,7 +173,10 @@ mod tests {
         let config = Config::from_json(value).unwrap();
         let parameters = config.parameters();
         let vision = parameters.iter().filter(|p| config.is_vision(&p.name));
-        (parameters.iter().map(Parameter::count).sum(), vision.map(Parameter::count).sum())
+        (
+            parameters.iter().map(Parameter::count).sum(),
+            vision.map(Parameter::count).sum(),
+        )
     }
 
     #[test]

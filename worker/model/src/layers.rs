@@ -78,7 +78,11 @@ impl Linear {
     }
 
     /// Several maps of one input side by side: `[rows, in]` to `[rows, sum of out]`.
-    pub(crate) fn forward_side_by_side<const N: usize>(maps: &[Self; N], x: &Tensor, kernels: Kernels) -> Result<Tensor> {
+    pub(crate) fn forward_side_by_side<const N: usize>(
+        maps: &[Self; N],
+        x: &Tensor,
+        kernels: Kernels,
+    ) -> Result<Tensor> {
         let plain = maps.iter().all(|map| map.adapter.is_none());
         let biases = maps.iter().filter_map(|map| map.bias.as_ref()).collect::<Vec<_>>();
         // Join whichever is smaller: the weights once, or the results of a few rows.

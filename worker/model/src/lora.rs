@@ -3,10 +3,7 @@
 //! Source: "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), section 4.1; files and names of PEFT
 //! (`adapter_config.json`, `adapter_model.safetensors`).
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use candle_core::{DType, Device, Tensor, Var};
 use regex::Regex;
@@ -249,7 +246,10 @@ impl Lora {
     }
 
     fn module_names(&self, model: &Config) -> Vec<String> {
-        let modules = self.weights.iter().filter_map(|(name, _)| name.strip_suffix(".lora_A.weight"));
+        let modules = self
+            .weights
+            .iter()
+            .filter_map(|(name, _)| name.strip_suffix(".lora_A.weight"));
         modules.map(|module| in_memory(model, module)).collect()
     }
 
@@ -307,7 +307,10 @@ fn split_factor(name: &str) -> (&str, &str) {
 
 /// The hub's name of an adapter tensor, from whichever layout of names the adapter was saved under.
 fn hub_name(model: &Config, name: &str) -> String {
-    let name = name.strip_prefix(PREFIX).unwrap_or(name).replace(".default.weight", ".weight");
+    let name = name
+        .strip_prefix(PREFIX)
+        .unwrap_or(name)
+        .replace(".default.weight", ".weight");
     let (module, factor) = split_factor(&name);
     // The rules are for tensors: a module's name ends in a dot for them.
     let hub = model.names().hub(&format!("{module}."));
@@ -349,10 +352,7 @@ fn read_config(path: &Path) -> Result<LoraConfig> {
         "trainable_token_indices",
     ];
     if let Some(key) = keys.iter().find(|key| !neutral(key)) {
-        return Err(parse_error(
-            path,
-            format!("{key} {} is not supported", file.rest[*key]),
-        ));
+        return Err(parse_error(path, format!("{key} {} is not supported", file.rest[*key])));
     }
     Ok(LoraConfig {
         r: file.r,

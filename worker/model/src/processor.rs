@@ -94,14 +94,14 @@ impl Processor {
         let config = Config::load(dir)?;
         let (visuals, positions, built_in): (Box<dyn VisualProcessor>, _, _) = match &config.vision {
             Vision::Qwen25Vl(vision) => (
-                Box::new(qwen2_5_vl::PatchProcessor::load(dir, vision)?),
+                Box::new(qwen2_5_vl::QwenVisualProcessor::load(dir, vision)?),
                 Positions::Multimodal {
                     merge: vision.spatial_merge_size,
                 },
                 qwen2_5_vl::CHAT_TEMPLATE,
             ),
-            Vision::LlavaOneVision(vision) => (
-                Box::new(llava_onevision::SquareProcessor::load(dir, vision)?),
+            Vision::LlavaOneVision(_) => (
+                Box::new(llava_onevision::OneVisionVisualProcessor::load(dir)?),
                 Positions::Plain,
                 llava_onevision::CHAT_TEMPLATE,
             ),
@@ -177,7 +177,10 @@ impl Processor {
         }
         for (from, placeholder) in next.into_iter().zip([self.image_token_id, self.video_token_id]) {
             if ids.get(from..).unwrap_or_default().contains(&placeholder) {
-                let problem = format!("the token ids have more placeholders than {} visuals take", visuals.len());
+                let problem = format!(
+                    "the token ids have more placeholders than {} visuals take",
+                    visuals.len()
+                );
                 return Err(ModelError::Template(problem));
             }
         }
@@ -223,7 +226,10 @@ impl Processor {
     /// placeholder is that of the k-th image, wherever the template put it, and so are those of videos. More or fewer
     /// placeholders than media (for example one written in a message's text) are refused.
     fn expand(&self, ids: &[u32], layouts: &[Layout]) -> Result<(Vec<u32>, Vec<Span>)> {
-        let kinds = [(self.image_token_id, false, "image"), (self.video_token_id, true, "video")];
+        let kinds = [
+            (self.image_token_id, false, "image"),
+            (self.video_token_id, true, "video"),
+        ];
         let mut waiting = Vec::with_capacity(kinds.len());
         for (placeholder, video, kind) in kinds {
             let own = (0..layouts.len()).filter(|i| layouts[*i].is_video() == video);
@@ -235,7 +241,10 @@ impl Processor {
             }
             waiting.push((placeholder, own));
         }
-        let sizes = layouts.iter().map(|layout| self.visuals.tokens(layout)).collect::<Vec<_>>();
+        let sizes = layouts
+            .iter()
+            .map(|layout| self.visuals.tokens(layout))
+            .collect::<Vec<_>>();
         let mut expanded = Vec::with_capacity(ids.len() + sizes.iter().sum::<usize>());
         let mut spans = vec![(0, 0); layouts.len()];
         for id in ids {
@@ -263,7 +272,12 @@ fn check_media(messages: &[Message], sizes: &[MediumSize]) -> Result<()> {
     if named == given {
         return Ok(());
     }
-    let count = |list: &[bool]| (list.iter().filter(|video| !**video).count(), list.iter().filter(|v| **v).count());
+    let count = |list: &[bool]| {
+        (
+            list.iter().filter(|video| !**video).count(),
+            list.iter().filter(|v| **v).count(),
+        )
+    };
     let ((images, videos), (given_images, given_videos)) = (count(&named), count(&given));
     Err(ModelError::Input(format!(
         "the messages have {images} image and {videos} video parts, but {given_images} images and {given_videos} videos \

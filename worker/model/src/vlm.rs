@@ -302,5 +302,11 @@ impl Vlm {
 }
 
 fn read_weights(config: &Config, dir: &Path, options: &LoadOptions) -> Result<Weights> {
-    Weights::load(dir, &config.parameters(), config.names(), options.dtype, &options.device)
+    Weights::load(
+        dir,
+        &config.parameters(),
+        config.names(),
+        options.dtype,
+        &options.device,
+    )
 }

@@ -116,20 +116,28 @@ fn attend(qkv: &Tensor, heads: Heads, count: usize, width: usize, causal: bool) 
     for first in (0..width).step_by(QUERIES) {
         let queries = QUERIES.min(width - first);
         let seen = if causal { first + queries } else { width };
-        let part = q.narrow(2, first, queries)?.reshape((count * kv_heads, group * queries, head_dim))?;
+        let part = q
+            .narrow(2, first, queries)?
+            .reshape((count * kv_heads, group * queries, head_dim))?;
         let (k, v) = (k.narrow(1, 0, seen)?, v.narrow(1, 0, seen)?);
         let mut scores = (part.matmul(&k.t()?)? * (head_dim as f64).sqrt().recip())?;
         if causal {
             let row = |i: usize| (0..seen).map(move |j| if j > first + i { f32::NEG_INFINITY } else { 0.0 });
             let mask = (0..queries).flat_map(row).collect::<Vec<_>>();
             let mask = Tensor::from_vec(mask, (1, 1, queries, seen), qkv.device())?.to_dtype(qkv.dtype())?;
-            scores = scores.reshape((count * kv_heads, group, queries, seen))?.broadcast_add(&mask)?;
+            scores = scores
+                .reshape((count * kv_heads, group, queries, seen))?
+                .broadcast_add(&mask)?;
             scores = scores.reshape((count * kv_heads, group * queries, seen))?;
         }
         let part = softmax(&scores)?.matmul(&v.contiguous()?)?;
         parts.push(part.reshape((count, query_heads, queries, head_dim))?);
     }
-    let out = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 2)? };
+    let out = if parts.len() == 1 {
+        parts.remove(0)
+    } else {
+        Tensor::cat(&parts, 2)?
+    };
     out.transpose(1, 2)?.reshape((count * width, query_heads * head_dim))
 }
 

@@ -175,4 +175,3 @@ fn vision_fields(value: Option<&Value>) -> Map<String, Value> {
     }
     fields
 }
-

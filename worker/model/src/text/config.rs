@@ -114,8 +114,22 @@ impl TextConfig {
         };
         let tied = |fields: &Map<String, Value>| fields.get("tie_word_embeddings").and_then(Value::as_bool);
         let (top, nested) = (tied(top), nested.and_then(tied));
-        config.tie_word_embeddings = if defaults.nested_ties { nested.or(top) } else { top.or(nested) }.unwrap_or(false);
+        config.tie_word_embeddings = if defaults.nested_ties {
+            nested.or(top)
+        } else {
+            top.or(nested)
+        }
+        .unwrap_or(false);
         Ok(config)
+    }
+
+    /// The parameter that gives logits: the head, or the embedding table where it is tied.
+    pub fn head_name(&self) -> String {
+        if self.tie_word_embeddings {
+            format!("{}embed_tokens.weight", self.names.model)
+        } else {
+            self.names.head.to_owned()
+        }
     }
 
     /// Width of all query heads together.
@@ -159,7 +173,12 @@ impl TextConfig {
         }
         list.push(&format!("{model}norm.weight"), &[hidden], Init::Ones);
         if !self.tie_word_embeddings {
-            list.linear(self.names.head.trim_end_matches(".weight"), hidden, self.vocab_size, false);
+            list.linear(
+                self.names.head.trim_end_matches(".weight"),
+                hidden,
+                self.vocab_size,
+                false,
+            );
         }
     }
 }
@@ -185,7 +204,9 @@ impl Fields {
             None if self.hidden_size.is_multiple_of(heads) => self.hidden_size / heads,
             None => {
                 let hidden = self.hidden_size;
-                return refuse(format!("hidden_size {hidden} is no multiple of num_attention_heads {heads}"));
+                return refuse(format!(
+                    "hidden_size {hidden} is no multiple of num_attention_heads {heads}"
+                ));
             }
         };
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
@@ -216,7 +237,9 @@ impl Fields {
 /// The defaults that are no sizes: a file at whose top level these are missing is complete.
 fn constants(defaults: &Map<String, Value>) -> Map<String, Value> {
     let names = ["rms_norm_eps", "rope_theta", "max_position_embeddings"];
-    let entries = names.iter().filter_map(|name| Some(((*name).to_owned(), defaults.get(*name)?.clone())));
+    let entries = names
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), defaults.get(*name)?.clone())));
     entries.collect()
 }
 

@@ -8,6 +8,6 @@
 mod config;
 mod tower;
 
-pub(crate) use config::{TextDefaults, parse};
 pub use config::{TextConfig, TextNames};
+pub(crate) use config::{TextDefaults, parse};
 pub(crate) use tower::TextTower;

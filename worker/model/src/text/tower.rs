@@ -66,12 +66,7 @@ impl TextTower {
 
     /// Final normalized hidden states, `[rows, width, hidden]`; `seen` gets the residual stream before each layer and
     /// after the last, `[rows * width, hidden]`.
-    pub(crate) fn forward(
-        &self,
-        batch: &TextBatch,
-        kernels: Kernels,
-        mut seen: impl FnMut(&Tensor),
-    ) -> Result<Tensor> {
+    pub(crate) fn forward(&self, batch: &TextBatch, kernels: Kernels, mut seen: impl FnMut(&Tensor)) -> Result<Tensor> {
         let x = self.run(batch, kernels, &mut seen, |_| Ok(()))?;
         seen(&x);
         let x = kernels.rms_norm(&x, &self.norm, self.eps)?;
