@@ -41,6 +41,9 @@ pub enum ModelError {
     /// Bytes are no image within the limits.
     #[error("image: {0}")]
     Image(String),
+    /// Bytes or frames are no video within the limits.
+    #[error("video: {0}")]
+    Video(String),
     /// The prompt has more tokens than allowed.
     #[error("the prompt has {tokens} tokens, the limit is {limit}")]
     TooLong {

@@ -55,7 +55,7 @@ pub use chat::{ChatTemplate, Content, Message, Part};
 pub use config::{Config, Vision};
 pub use error::{ModelError, WeightProblems};
 pub use lora::{Lora, LoraConfig};
-pub use media::{ImageLimits, Medium, MediumSize, Picture, Video};
+pub use media::{ImageLimits, Medium, MediumSize, Picture, Sampling, Video, VideoLimits};
 pub use parameter::Parameter;
 pub use processor::{Plan, Processor, Prompt};
 pub use tokenizer::Tokenizer;

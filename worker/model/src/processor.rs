@@ -94,14 +94,14 @@ impl Processor {
         let config = Config::load(dir)?;
         let (visuals, positions, built_in): (Box<dyn VisualProcessor>, _, _) = match &config.vision {
             Vision::Qwen25Vl(vision) => (
-                Box::new(qwen2_5_vl::PatchProcessor::load(dir, vision)?),
+                Box::new(qwen2_5_vl::QwenVisualProcessor::load(dir, vision)?),
                 Positions::Multimodal {
                     merge: vision.spatial_merge_size,
                 },
                 qwen2_5_vl::CHAT_TEMPLATE,
             ),
-            Vision::LlavaOneVision(vision) => (
-                Box::new(llava_onevision::SquareProcessor::load(dir, vision)?),
+            Vision::LlavaOneVision(_) => (
+                Box::new(llava_onevision::OneVisionVisualProcessor::load(dir)?),
                 Positions::Plain,
                 llava_onevision::CHAT_TEMPLATE,
             ),

@@ -5,11 +5,6 @@
 use super::VisionConfig;
 use crate::{ModelError, Result, visual::Layout};
 
-/// Above this ratio of a map's side to that of the most tokens allowed, the map is shrunk.
-const SHRINK_ABOVE: f64 = 1.1;
-/// A video frame's side is divided by this.
-const FRAME_POOL: usize = 2;
-
 /// One token of the sequence.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cell {
@@ -32,11 +27,11 @@ pub struct Arrangement {
 
 /// A map of tokens, not all of which need be looked at.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Window {
-    pub(super) top: usize,
-    pub(super) left: usize,
-    pub(super) height: usize,
-    pub(super) width: usize,
+struct Window {
+    top: usize,
+    left: usize,
+    height: usize,
+    width: usize,
 }
 
 impl Arrangement {
@@ -51,7 +46,7 @@ impl Arrangement {
                 Ok(Self { cells, squares: 1 })
             }
             Layout::Frames { frames } => {
-                let pooled = side.div_ceil(FRAME_POOL);
+                let pooled = config.anyres.frame_grid();
                 let whole = Window {
                     top: 0,
                     left: 0,
@@ -76,69 +71,41 @@ impl Arrangement {
     fn anyres(config: &VisionConfig, tiles: usize, height: usize, width: usize) -> Result<Self> {
         let side = config.tower.side();
         let tokens = side * side;
-        let (rows, columns) = config.grid(height, width)?;
-        if tiles != rows * columns + 1 {
+        let plan = config.anyres.plan(height, width)?;
+        if tiles != plan.tiles() {
+            let expected = plan.tiles();
             return Err(ModelError::Input(format!(
-                "{tiles} squares for a picture of {width}x{height} pixels, which is cut into {rows}x{columns} and one"
+                "{tiles} squares for a picture of {width}x{height} pixels, which becomes {expected}"
             )));
         }
         let mut cells = (0..tokens as u32).map(Cell::Token).collect::<Vec<_>>();
-        let window = unpadded((rows * side, columns * side), (height, width));
+        let columns = plan.squares.1;
+        let window = Window {
+            top: plan.margin.0,
+            left: plan.margin.1,
+            height: plan.kept.0,
+            width: plan.kept.1,
+        };
         let at = |row: usize, column: usize| {
             let square = 1 + row / side * columns + column / side;
             (square * tokens + row % side * side + column % side) as u32
         };
-        let (map_height, map_width) = map_size(window, side, config.max_tiles);
-        let map = if (map_height, map_width) == (window.height, window.width) {
-            let rows = window.top..window.top + window.height;
-            let columns = window.left..window.left + window.width;
-            rows.flat_map(|row| columns.clone().map(move |column| (row, column)))
-                .map(|(row, column)| Cell::Token(at(row, column)))
-                .collect()
-        } else {
-            shrunk(window, (map_height, map_width), at)
+        let map = match plan.shrunk {
+            Some(size) => shrunk(window, size, at),
+            None => {
+                let rows = window.top..window.top + window.height;
+                let columns = window.left..window.left + window.width;
+                rows.flat_map(|row| columns.clone().map(move |column| (row, column)))
+                    .map(|(row, column)| Cell::Token(at(row, column)))
+                    .collect()
+            }
         };
+        let map_width = plan.rows_and_columns().1;
         for line in map.chunks(map_width.max(1)) {
             cells.extend_from_slice(line);
             cells.push(Cell::Newline);
         }
         Ok(Self { cells, squares: tiles })
-    }
-}
-
-/// The part of a map (height, width) that the picture (height, width) fills; the rest is padding on both sides.
-pub(super) fn unpadded(map: (usize, usize), picture: (usize, usize)) -> Window {
-    let (map_height, map_width) = (map.0 as f64, map.1 as f64);
-    let (height, width) = (picture.0 as f64, picture.1 as f64);
-    // Seven decimals absorb the rounding of the division, as in the reference.
-    let fill = |side: f64, scale: f64| ((side * scale * 1e7).round_ties_even() / 1e7) as usize;
-    if width / height > map_width / map_height {
-        let padding = map.0.saturating_sub(fill(height, map_width / width)) / 2;
-        Window {
-            top: padding,
-            left: 0,
-            height: map.0 - 2 * padding,
-            width: map.1,
-        }
-    } else {
-        let padding = map.1.saturating_sub(fill(width, map_height / height)) / 2;
-        Window {
-            top: 0,
-            left: padding,
-            height: map.0,
-            width: map.1 - 2 * padding,
-        }
-    }
-}
-
-/// The size (height, width) to which a map is shrunk so that it has about `max_tiles` squares of tokens.
-pub(super) fn map_size(window: Window, side: usize, max_tiles: usize) -> (usize, usize) {
-    let ratio = ((window.height * window.width) as f64 / (max_tiles * side * side) as f64).sqrt();
-    if ratio > SHRINK_ABOVE {
-        let shrink = |side: usize| (side as f64 / ratio).floor() as usize;
-        (shrink(window.height), shrink(window.width))
-    } else {
-        (window.height, window.width)
     }
 }
 
@@ -176,30 +143,6 @@ fn taps(input: usize, output: usize) -> Vec<(usize, usize, f32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_wide_picture_loses_rows_and_a_tall_one_columns() {
-        let window = |map, picture| {
-            let w = unpadded(map, picture);
-            (w.top, w.left, w.height, w.width)
-        };
-        assert_eq!(window((54, 54), (480, 640)), (7, 0, 40, 54));
-        assert_eq!(window((162, 27), (3000, 200)), (0, 8, 162, 11));
-        assert_eq!(window((27, 27), (384, 384)), (0, 0, 27, 27));
-    }
-
-    #[test]
-    fn a_map_of_more_than_nine_squares_is_shrunk() {
-        let window = |height, width| Window {
-            top: 0,
-            left: 0,
-            height,
-            width,
-        };
-        assert_eq!(map_size(window(162, 162), 27, 9), (81, 81));
-        assert_eq!(map_size(window(75, 135), 27, 9), (60, 108));
-        assert_eq!(map_size(window(81, 81), 27, 9), (81, 81));
-    }
 
     #[test]
     fn weights_of_a_mean_sum_to_one_and_stay_in_the_window() {

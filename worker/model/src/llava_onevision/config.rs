@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::anyres::{Anyres, pinpoints, released_pinpoints};
 use crate::{
     ModelError, Result,
     parameter::{Init, ParameterList},
@@ -45,10 +46,8 @@ pub struct VisionConfig {
     pub projector_bias: bool,
     /// Width of the language model.
     pub text_hidden_size: usize,
-    /// A picture alone never becomes more than about so many squares of tokens.
-    pub max_tiles: usize,
-    /// Sizes (height, width) that a picture may be tiled into.
-    pub grid_pinpoints: Vec<(usize, usize)>,
+    /// How a picture alone is cut into squares, and how many of its tokens are kept.
+    pub anyres: Anyres,
 }
 
 /// Sizes of a SigLIP vision tower. Keys that a checkpoint leaves out have the defaults of the reference class.
@@ -125,7 +124,7 @@ struct Fields {
     projector_hidden_act: String,
     multimodal_projector_bias: bool,
     vision_aspect_ratio: String,
-    image_grid_pinpoints: Option<Vec<(usize, usize)>>,
+    image_grid_pinpoints: Option<Value>,
 }
 
 impl Default for Fields {
@@ -183,8 +182,11 @@ impl VisionConfig {
         };
         Ok(Self {
             used_layers: used_layers(tower.num_hidden_layers, fields.vision_feature_layer)?,
-            max_tiles: max_tiles(&fields.vision_aspect_ratio)?,
-            grid_pinpoints: fields.image_grid_pinpoints.unwrap_or_else(|| squares(384, 6)),
+            anyres: tiling(
+                fields.image_grid_pinpoints.as_ref(),
+                &fields.vision_aspect_ratio,
+                &tower,
+            )?,
             projector_bias: fields.multimodal_projector_bias,
             text_hidden_size,
             tower,
@@ -220,8 +222,7 @@ impl VisionConfig {
         let tower = SiglipConfig::released();
         Ok(Self {
             used_layers: tower.num_hidden_layers,
-            max_tiles: max_tiles(read("image_aspect_ratio"))?,
-            grid_pinpoints: squares(tower.image_size, 6),
+            anyres: tiling(top.get("image_grid_pinpoints"), read("image_aspect_ratio"), &tower)?,
             projector_bias: true,
             text_hidden_size,
             tower,
@@ -249,33 +250,6 @@ impl VisionConfig {
         match rules.iter().find(|(holds, _)| !holds) {
             Some((_, problem)) => Err(ModelError::Config(format!("vision_config: {problem}"))),
             None => Ok(()),
-        }
-    }
-
-    /// Rows and columns of squares that a picture is cut into: of the sizes allowed the one that keeps most of its
-    /// resolution, and of those the one that wastes least.
-    ///
-    /// Source: `select_best_resolution` of the reference.
-    pub fn grid(&self, height: usize, width: usize) -> Result<(usize, usize)> {
-        let side = self.tower.image_size;
-        let fit = |&(target_height, target_width): &(usize, usize)| {
-            let scale = (target_width as f64 / width as f64).min(target_height as f64 / height as f64);
-            let resized = ((width as f64 * scale) as usize) * ((height as f64 * scale) as usize);
-            let kept = resized.min(width * height);
-            (kept, target_height * target_width - kept)
-        };
-        let mut best: Option<((usize, usize), (usize, usize))> = None;
-        for pinpoint in &self.grid_pinpoints {
-            let (kept, wasted) = fit(pinpoint);
-            if best.is_none_or(|(_, (most, least))| kept > most || (kept == most && wasted < least)) {
-                best = Some((*pinpoint, (kept, wasted)));
-            }
-        }
-        match best {
-            Some(((rows, columns), _)) if height > 0 && width > 0 => Ok((rows / side, columns / side)),
-            _ => Err(ModelError::Image(format!(
-                "{width}x{height} pixels cannot be cut into squares"
-            ))),
         }
     }
 
@@ -324,6 +298,17 @@ impl VisionConfig {
     }
 }
 
+fn tiling(sizes: Option<&Value>, rule: &str, tower: &SiglipConfig) -> Result<Anyres> {
+    if tower.patch_size == 0 {
+        return Err(ModelError::Config("vision_config: patch_size is 0".to_owned()));
+    }
+    let sizes = match sizes {
+        None | Some(Value::Null) => released_pinpoints(),
+        Some(sizes) => pinpoints(sizes, tower.image_size)?,
+    };
+    Anyres::new(sizes, rule, tower.image_size, tower.side())
+}
+
 /// Layers that are computed for `vision_feature_layer`, which counts hidden states: 0 before the first layer, -1 after
 /// the last.
 fn used_layers(layers: usize, feature_layer: i64) -> Result<usize> {
@@ -341,25 +326,6 @@ fn used_layers(layers: usize, feature_layer: i64) -> Result<usize> {
     }
 }
 
-/// `anyres_max_9` says 9.
-fn max_tiles(aspect_ratio: &str) -> Result<usize> {
-    let number = aspect_ratio.strip_prefix("anyres_max_").and_then(|n| n.parse().ok());
-    number.filter(|n| *n > 0).ok_or_else(|| {
-        ModelError::Config(format!(
-            "vision_aspect_ratio {aspect_ratio:?} is not supported, only \"anyres_max_<number>\" is"
-        ))
-    })
-}
-
-/// Every (height, width) of up to `count` squares a side, in the order of the reference.
-fn squares(side: usize, count: usize) -> Vec<(usize, usize)> {
-    let sides = 1..=count;
-    sides
-        .clone()
-        .flat_map(|rows| sides.clone().map(move |columns| (rows * side, columns * side)))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -371,12 +337,5 @@ mod tests {
         assert_eq!(used_layers(27, 3).unwrap(), 3);
         assert!(used_layers(3, -5).is_err());
         assert!(used_layers(3, 4).is_err());
-    }
-
-    #[test]
-    fn the_number_of_tiles_is_read_from_the_aspect_ratio() {
-        assert_eq!(max_tiles("anyres_max_9").unwrap(), 9);
-        assert!(max_tiles("pad").unwrap_err().to_string().contains("\"pad\""));
-        assert!(max_tiles("anyres_max_0").is_err());
     }
 }

@@ -8,6 +8,7 @@
 //! | `visual_processor.rs` | pictures and videos to squares |
 //! | `vision.rs` | tower and projector |
 
+pub mod anyres;
 mod arrangement;
 mod config;
 mod vision;
@@ -17,7 +18,7 @@ pub use arrangement::{Arrangement, Cell};
 pub(crate) use config::TEXT;
 pub use config::{SiglipConfig, VisionConfig};
 pub(crate) use vision::VisionTower;
-pub use visual_processor::SquareProcessor;
+pub use visual_processor::OneVisionVisualProcessor;
 
 /// The family's chat template, for checkpoints that bring none: pictures, then videos, then text, and no system message of
 /// its own.

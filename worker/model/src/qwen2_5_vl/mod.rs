@@ -19,7 +19,7 @@ pub mod window;
 pub(crate) use config::TEXT;
 pub use config::VisionConfig;
 pub(crate) use vision::VisionTower;
-pub use visual_processor::{PatchProcessor, smart_resize};
+pub use visual_processor::{FrameBudget, QwenVisualProcessor, TimeStep, smart_resize};
 
 /// The family's chat template, for checkpoints that bring none.
 pub(crate) const CHAT_TEMPLATE: &str = "\

@@ -123,6 +123,15 @@ impl TextConfig {
         Ok(config)
     }
 
+    /// The parameter that gives logits: the head, or the embedding table where it is tied.
+    pub fn head_name(&self) -> String {
+        if self.tie_word_embeddings {
+            format!("{}embed_tokens.weight", self.names.model)
+        } else {
+            self.names.head.to_owned()
+        }
+    }
+
     /// Width of all query heads together.
     pub fn q_size(&self) -> usize {
         self.num_attention_heads * self.head_dim
