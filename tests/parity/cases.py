@@ -69,7 +69,7 @@ QWEN_CASES = [
     Case("image_even_windows", [user(image("square.png"), text("Describe it."))], tables=True),
     Case("image_shrunk", [user(image("large.png"), text("Describe it."))]),
     Case("video_fast", [user(video("even", 5, 4.0), text("What happens?"))]),
-    Case("two_videos", [user(video("even", 4, 2.0), text(" or "), video("odd", 2, 0.8), text(", which one?"))]),
+    Case("two_videos", [user(video("even", 4, 2.0), text(" or "), video("odd", 3, 0.8), text(", which one?"))]),
 ]
 
 LLAVA_CASES = [

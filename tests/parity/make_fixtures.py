@@ -185,12 +185,12 @@ class Qwen(Family):
             index, lengths = visual.get_window_index(grid)
             tensors[f"window_index.{kind}"] = index.numpy()
             tensors[f"window_ends.{kind}"] = np.unique(np.asarray(lengths)).astype(np.int64)
-            tensors[f"vision_angles.{kind}"] = visual.rot_pos_emb(grid).numpy().copy()
+            tensors[f"vision_angles.{kind}"] = visual.rot_pos_emb(grid).numpy()
         rotary = self.text.rotary_emb
         cosine, sine = rotary(torch.zeros(1), positions[:, None])
         sections = self.model.config.text_config.rope_scaling["mrope_section"] * 2
         pick = lambda table: torch.cat([part[k % 3] for k, part in enumerate(table.split(sections, dim=-1))], -1)[0]
-        tensors["rotary.cos"], tensors["rotary.sin"] = pick(cosine).numpy().copy(), pick(sine).numpy().copy()
+        tensors["rotary.cos"], tensors["rotary.sin"] = pick(cosine).numpy(), pick(sine).numpy()
 
     @contextlib.contextmanager
     def other_gelu(self, part):
@@ -265,7 +265,7 @@ class Llava(Family):
 
     def tables(self, inputs, positions, tensors):
         cosine, sine = self.text.rotary_emb(torch.zeros(1), positions[None])
-        tensors["rotary.cos"], tensors["rotary.sin"] = cosine[0].numpy().copy(), sine[0].numpy().copy()
+        tensors["rotary.cos"], tensors["rotary.sin"] = cosine[0].numpy(), sine[0].numpy()
 
     @contextlib.contextmanager
     def other_gelu(self, part):
@@ -311,10 +311,10 @@ def run(family, halves, case):
     ids = inputs["input_ids"][0].tolist()
     positions = family.positions(ids, inputs, integer=False)
     arguments = family.model_inputs(inputs, positions)
-    tensors = dict(input_ids=inputs["input_ids"][0].numpy().copy(), position_ids=positions.numpy().copy())
+    tensors = dict(input_ids=inputs["input_ids"][0].numpy(), position_ids=positions.numpy())
     for key in ("image_grid_thw", "video_grid_thw", "image_sizes"):
         if key in inputs:
-            tensors[key] = inputs[key].numpy().copy()
+            tensors[key] = inputs[key].numpy()
     meta = dict(name=case.name, messages=f"{family.name}.{case.name}.messages.json", template=case.template,
                 text=text, visuals=family.describe(inputs, images, videos, rates, tensors))
     with torch.no_grad():
@@ -348,7 +348,8 @@ def run(family, halves, case):
             meta["gelu"][part] = difference
     (CASES / meta["messages"]).write_text(json.dumps(case.messages, indent=1, ensure_ascii=False) + "\n")
     path = CASES / f"{family.name}.{case.name}.safetensors"
-    save_file(tensors, path)
+    # Views would be written with the bytes of their base.
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
     path.chmod(0o644)
     return meta, inputs
 
@@ -364,7 +365,7 @@ def check_positions(family, inputs, positions, tensors, meta):
     meta["rope_delta"] = int(positions.max()) + 1 - len(ids)
     assert meta["rope_delta"] == delta.item() or not torch.equal(positions, integer)
     if not torch.equal(positions, integer):
-        tensors["position_ids.integer"] = integer.numpy().copy()
+        tensors["position_ids.integer"] = integer.numpy()
 
 
 def gradients(family, case):
