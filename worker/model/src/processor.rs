@@ -10,9 +10,9 @@ use crate::{
     chat::{ChatTemplate, Message, Part},
     config::{Config, Vision},
     llava_onevision,
-    media::{Medium, MediumSize},
+    media::{Medium, MediumSize, Sampling},
     qwen2_5_vl::{
-        self,
+        self, FrameBudget, TimeStep,
         positions::{VisualSpan, positions},
     },
     rope::Position,
@@ -68,6 +68,15 @@ impl Prompt {
     }
 }
 
+/// What checkpoints leave open.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProcessorOptions {
+    /// How seconds of a video become positions (Qwen2.5-VL).
+    pub time_step: TimeStep,
+    /// How large frames of a video become (Qwen2.5-VL).
+    pub frame_budget: FrameBudget,
+}
+
 /// How the positions of a family's tokens run.
 #[derive(Clone, Copy, Debug)]
 enum Positions {
@@ -91,15 +100,21 @@ pub struct Processor {
 impl Processor {
     /// Reads the processor files of a checkpoint directory.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_with(dir, &ProcessorOptions::default())
+    }
+
+    /// As [`Self::load`], with what checkpoints leave open.
+    pub fn load_with(dir: &Path, options: &ProcessorOptions) -> Result<Self> {
         let config = Config::load(dir)?;
         let (visuals, positions, built_in): (Box<dyn VisualProcessor>, _, _) = match &config.vision {
-            Vision::Qwen25Vl(vision) => (
-                Box::new(qwen2_5_vl::QwenVisualProcessor::load(dir, vision)?),
-                Positions::Multimodal {
-                    merge: vision.spatial_merge_size,
-                },
-                qwen2_5_vl::CHAT_TEMPLATE,
-            ),
+            Vision::Qwen25Vl(vision) => {
+                let mut visuals = qwen2_5_vl::QwenVisualProcessor::load(dir, vision)?;
+                visuals.time_step = options.time_step;
+                visuals.frame_budget = options.frame_budget;
+                let merge = vision.spatial_merge_size;
+                let positions = Positions::Multimodal { merge };
+                (Box::new(visuals), positions, qwen2_5_vl::CHAT_TEMPLATE)
+            }
             Vision::LlavaOneVision(_) => (
                 Box::new(llava_onevision::OneVisionVisualProcessor::load(dir)?),
                 Positions::Plain,
@@ -114,6 +129,14 @@ impl Processor {
             video_token_id: config.video_token_id,
             positions,
         })
+    }
+
+    /// Which frames of a video file the family's models are shown.
+    pub fn sampling(&self) -> Sampling {
+        match self.positions {
+            Positions::Plain => Sampling::ONE_VISION,
+            Positions::Multimodal { .. } => Sampling::QWEN,
+        }
     }
 
     /// Text to ids and back.
