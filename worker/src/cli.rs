@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     command::{
-        self, convert::ConvertArguments, generate::GenerateArguments, inspect::InspectArguments,
+        self, bench::BenchArguments, convert::ConvertArguments, generate::GenerateArguments, inspect::InspectArguments,
         logits::LogitsArguments, plan::PlanArguments,
     },
     context::{Context, Token},
@@ -46,7 +46,7 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 the goal was reached; 1 a new attempt may succeed; 78 configuration, data or \
                           weights are wrong; 143 stopped by SIGTERM with its state saved.\n\
-                          RAYON_NUM_THREADS sets the threads of one matrix product (1 if unset).";
+                          RAYON_NUM_THREADS sets the threads of one matrix product (if unset: 1 for run and serve, else all cores).";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -69,6 +69,9 @@ pub enum Command {
     /// Write token ids, positions, pixels and logits of a conversation to a safetensors file.
     #[command(after_help = LOGITS_EXAMPLE)]
     Logits(LogitsArguments),
+    /// Measure prefill, decode and training beside what this machine could do at most.
+    #[command(after_help = BENCH_EXAMPLE)]
+    Bench(BenchArguments),
     /// Write a checkpoint in another precision, or with an adapter merged.
     #[command(after_help = CONVERT_EXAMPLE)]
     Convert(ConvertArguments),
@@ -95,6 +98,9 @@ const LOGITS_EXAMPLE: &str = "Example:\n  \
     flotilla-worker logits --model ./checkpoint --messages messages.json --out logits.safetensors\n\
     The file has input_ids, position_ids, logits, and pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw,\n\
     second_per_grid_ts, image_sizes where the conversation has them.";
+
+const BENCH_EXAMPLE: &str = "Example:\n  \
+    RAYON_NUM_THREADS=2 flotilla-worker bench --model ./checkpoint --prompt-tokens 512 --batch 8";
 
 const CONVERT_EXAMPLE: &str = "Example:\n  \
     flotilla-worker convert --model ./checkpoint --adapter ./lora --dtype bf16 --out ./merged";
@@ -208,6 +214,7 @@ pub fn main(command: Command) -> ExitCode {
         Command::Inspect(arguments) => command::inspect::run(&arguments),
         Command::Plan(arguments) => command::plan::run(&arguments),
         Command::Generate(arguments) => command::generate::run(&arguments),
+        Command::Bench(arguments) => command::bench::run(&arguments),
         Command::Logits(arguments) => command::logits::run(&arguments),
         Command::Convert(arguments) => command::convert::run(&arguments),
     };
