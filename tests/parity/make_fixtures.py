@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.numpy import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.image_utils import load_image
 
 from cases import GRADIENTS, LEFT_PADDED, LLAVA_CASES, QWEN_CASES
 from compact import compact, draw
@@ -70,10 +70,10 @@ class Family:
                 parts = []
                 for part in content:
                     if part["type"] == "image_url":
-                        images.append(load_image(str(CASES / part["image_url"]["url"])))
+                        images.append(Image.open(CASES / part["image_url"]["url"]))
                         parts.append({"type": "image"})
                     elif part["type"] == "video":
-                        frames = [load_image(str(CASES / frame)) for frame in part["video"]]
+                        frames = [Image.open(CASES / frame) for frame in part["video"]]
                         videos.append(frames)
                         rates.append(part["fps"])
                         parts.append({"type": "video"})

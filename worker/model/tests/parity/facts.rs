@@ -9,7 +9,10 @@ use flotilla_model::{
     rope::{frequencies, mrope_angles},
 };
 
-use crate::fixture::{Case, Family, KERNELS, Suite, TOLERANCE, draw, largest, worst};
+use crate::{
+    fixture::{Case, Family, KERNELS, Suite},
+    stored::{TOLERANCE, draw, largest, worst},
+};
 
 /// Largest difference of a normalized pixel that was made of the byte that the reference has.
 const PIXEL: f32 = 2e-6;

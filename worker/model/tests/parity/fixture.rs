@@ -1,9 +1,6 @@
-//! Checkpoints and cases, and how a tensor is held against what is stored of it.
+//! Checkpoints and cases.
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use flotilla_model::{
@@ -11,8 +8,7 @@ use flotilla_model::{
 };
 use serde_json::{Value, json};
 
-/// Largest difference in f32, relative to the largest value of the tensor.
-pub const TOLERANCE: f32 = 1e-4;
+use crate::stored::{check, copy_of, fixtures, read_json};
 
 /// The kernels that a machine chooses between.
 pub const KERNELS: [Kernels; 2] = [Kernels::Auto, Kernels::Composed];
@@ -35,24 +31,6 @@ pub struct Case {
     pub name: String,
     pub meta: Value,
     pub tensors: HashMap<String, Tensor>,
-}
-
-pub fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/fixtures")
-}
-
-pub fn read_json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-/// A copy of a checkpoint that a test may change.
-pub fn copy_of(checkpoint: &Path) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(checkpoint).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
-    }
-    dir
 }
 
 impl Family {
@@ -190,7 +168,7 @@ impl Case {
         let mut messages = read_json(&dir.join(self.meta["messages"].as_str().unwrap()));
         let picture = |path: &Value| {
             let bytes = std::fs::read(dir.join(path.as_str().unwrap())).unwrap();
-            Picture::decode_upright(&bytes, ImageLimits::default()).unwrap()
+            Picture::decode(&bytes, ImageLimits::default()).unwrap()
         };
         let mut media = Vec::new();
         for message in messages.as_array_mut().unwrap() {
@@ -213,59 +191,4 @@ impl Case {
     pub fn check(&self, name: &str, got: &Tensor) {
         check(&self.tensors, name, got, &self.name);
     }
-}
-
-/// Holds `[rows, width]` against what is stored of the tensor `name`: some rows, and the products of all with drawn
-/// vectors. Differences are relative to the largest value.
-pub fn check(tensors: &HashMap<String, Tensor>, name: &str, got: &Tensor, what: &str) {
-    let (count, width) = got.dims2().unwrap();
-    let values = &tensors[&format!("{name}.values")];
-    let rows: Vec<i64> = tensors[&format!("{name}.rows")].to_vec1().unwrap();
-    let expected = (*rows.last().unwrap() as usize + 1, values.dim(1).unwrap());
-    assert_eq!((count, width), expected, "{what}: shape of {name}");
-    let scale = largest(values);
-    let index = Tensor::new(rows, &Device::Cpu).unwrap();
-    let difference = worst(&got.index_select(&index, 0).unwrap(), values) / scale;
-    assert!(
-        difference < TOLERANCE,
-        "{what}: {name} differs by {difference} of the largest value"
-    );
-    let products = &tensors[&format!("{name}.products")];
-    let count = products.dim(1).unwrap();
-    let probes = (0..count).flat_map(|k| draw(&format!("probe/{k}"), width));
-    let probes = Tensor::from_vec(probes.collect::<Vec<_>>(), (count, width), &Device::Cpu).unwrap();
-    let difference = worst(&got.matmul(&probes.t().unwrap()).unwrap(), products) / scale;
-    // Independent errors of the elements add up like this.
-    let allowed = TOLERANCE * (width as f32).sqrt();
-    assert!(
-        difference < allowed,
-        "{what}: products of {name} differ by {difference} of the largest value"
-    );
-}
-
-/// Numbers in [-0.5, 0.5), multiples of 2^-24, from a hash of the name and the index; `compact.py` has the same.
-pub fn draw(name: &str, count: usize) -> Vec<f32> {
-    let seed = name.bytes().fold(0x811C_9DC5u32, |seed, byte| {
-        (seed ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    let number = |i: usize| {
-        let mut x = (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed);
-        x = (x ^ (x >> 16)).wrapping_mul(0x85EB_CA6B);
-        x = (x ^ (x >> 13)).wrapping_mul(0xC2B2_AE35);
-        x ^= x >> 16;
-        (f64::from(x >> 8) / f64::from(1 << 24) - 0.5) as f32
-    };
-    (0..count).map(number).collect()
-}
-
-/// Largest absolute value.
-pub fn largest(tensor: &Tensor) -> f32 {
-    let flat = tensor.abs().unwrap().flatten_all().unwrap();
-    flat.max(0).unwrap().to_scalar().unwrap()
-}
-
-/// Largest absolute difference.
-pub fn worst(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    largest(&(a - b).unwrap())
 }

@@ -2,7 +2,8 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `fixture.rs` | checkpoints and cases, and how a tensor is held against what is stored of it |
+//! | `fixture.rs` | checkpoints and cases |
+//! | `stored.rs` | where they lie, and how a tensor is held against what is stored of it |
 //! | `facts.rs` | what holds for every family |
 //! | `qwen2_5_vl.rs` | windows, angles and times of the one; adapters |
 //! | `variants.rs` | a checkpoint in every layout that loads, and what is written again |
@@ -12,6 +13,7 @@
 mod facts;
 mod fixture;
 mod qwen2_5_vl;
+mod stored;
 mod variants;
 
 /// Asserts each fact of each family in a test of its own.

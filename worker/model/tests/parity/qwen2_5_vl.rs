@@ -11,7 +11,8 @@ use flotilla_model::{
 
 use crate::{
     facts::{logits, row},
-    fixture::{Case, Family, Suite, check, fixtures},
+    fixture::{Case, Family, Suite},
+    stored::{check, fixtures},
 };
 
 /// Tokens along a side of a window: 112 pixels.

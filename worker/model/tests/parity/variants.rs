@@ -9,7 +9,8 @@ use tempfile::TempDir;
 
 use crate::{
     facts::{logits, row},
-    fixture::{Family, Suite, copy_of, read_json},
+    fixture::{Family, Suite},
+    stored::{copy_of, read_json},
 };
 
 const FILE: &str = "model.safetensors";
