@@ -339,7 +339,7 @@ fn files_of_every_kind_are_decoded_as_pillow_decodes_them() {
                 }
             }
             None if digest(&picture.rgb) != case["digest"] => {
-                problems.push(format!("{name} {}: other pixels", case["mode"]))
+                problems.push(format!("{name} {}: other pixels", case["mode"]));
             }
             None => {}
         }

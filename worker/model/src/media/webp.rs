@@ -154,11 +154,11 @@ fn blend(pixel: &[u8], under: &mut [u8]) {
     if alpha == 0 {
         return;
     }
-    let rest = u64::from(under[3]) * (256 - alpha) >> 8;
+    let rest = (u64::from(under[3]) * (256 - alpha)) >> 8;
     let total = alpha + rest;
     let scale = (1 << 24) / total;
     for (over, under) in pixel.iter().zip(under.iter_mut()).take(3) {
-        *under = ((u64::from(*over) * alpha + u64::from(*under) * rest) * scale >> 24) as u8;
+        *under = (((u64::from(*over) * alpha + u64::from(*under) * rest) * scale) >> 24) as u8;
     }
     under[3] = total as u8;
 }
