@@ -16,6 +16,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    command::{
+        self, convert::ConvertArguments, generate::GenerateArguments, inspect::InspectArguments,
+        logits::LogitsArguments, plan::PlanArguments,
+    },
     context::{Context, Token},
     error::{WorkerError, chain},
     progress::ProgressCell,
@@ -26,8 +30,9 @@ use crate::{
 
 /// Trains and serves vision-language critics and policies.
 ///
-/// In a cluster the operator starts `run` with a role config. By hand, `serve` puts any Hugging Face style directory
-/// of the Qwen2.5-VL family behind an OpenAI-compatible API with a critic endpoint.
+/// In a cluster the operator starts `run` with a role config. By hand, `serve` puts any Hugging Face style directory of
+/// the Qwen2.5-VL or LLaVA-OneVision family behind an OpenAI-compatible API with a critic endpoint; the other commands
+/// work on such a directory without a server.
 #[derive(Debug, Parser)]
 #[command(name = "flotilla-worker", version, max_term_width = 110, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -52,7 +57,47 @@ pub enum Command {
     /// Serve one model as policy and critic.
     #[command(after_help = SERVE_EXAMPLE)]
     Serve(ServeArguments),
+    /// Say what a checkpoint is, how much memory it takes, and whether its tensors fit.
+    #[command(after_help = INSPECT_EXAMPLE)]
+    Inspect(InspectArguments),
+    /// Say how many tokens a request takes, before anything is computed.
+    #[command(after_help = PLAN_EXAMPLE)]
+    Plan(PlanArguments),
+    /// Answer a conversation.
+    #[command(after_help = GENERATE_EXAMPLE)]
+    Generate(GenerateArguments),
+    /// Write token ids, positions, pixels and logits of a conversation to a safetensors file.
+    #[command(after_help = LOGITS_EXAMPLE)]
+    Logits(LogitsArguments),
+    /// Write a checkpoint in another precision, or with an adapter merged.
+    #[command(after_help = CONVERT_EXAMPLE)]
+    Convert(ConvertArguments),
 }
+
+const INSPECT_EXAMPLE: &str = "Example:\n  \
+    flotilla-worker inspect --model ./Qwen2.5-VL-7B-Instruct --dtype bf16\n\
+    A directory with config.json alone is enough for sizes.";
+
+const PLAN_EXAMPLE: &str = "Examples:\n  \
+    flotilla-worker plan --model ./checkpoint --image 1920x1080 --text 'What is this?' --max-tokens 512\n  \
+    flotilla-worker plan --model ./checkpoint --video 32x1280x720@2 --n 8\n  \
+    flotilla-worker plan --model ./checkpoint --messages messages.json --json";
+
+const GENERATE_EXAMPLE: &str = "Example:\n  \
+    flotilla-worker generate --model ./checkpoint --messages messages.json --max-tokens 64\n\
+    messages.json, pictures named relative to it:\n  \
+    [{\"role\": \"user\", \"content\": [\n    \
+      {\"type\": \"image_url\", \"image_url\": {\"url\": \"cat.png\"}},\n    \
+      {\"type\": \"video\", \"video\": [\"0.png\", \"1.png\"], \"fps\": 2.0},\n    \
+      {\"type\": \"text\", \"text\": \"What is this?\"}]}]";
+
+const LOGITS_EXAMPLE: &str = "Example:\n  \
+    flotilla-worker logits --model ./checkpoint --messages messages.json --out logits.safetensors\n\
+    The file has input_ids, position_ids, logits, and pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw,\n\
+    second_per_grid_ts, image_sizes where the conversation has them.";
+
+const CONVERT_EXAMPLE: &str = "Example:\n  \
+    flotilla-worker convert --model ./checkpoint --adapter ./lora --dtype bf16 --out ./merged";
 
 const RUN_EXAMPLE: &str = "Example, without Kubernetes:\n  \
     flotilla-worker run --config role.json --volume data=./data --listen 127.0.0.1:0\n\
@@ -154,9 +199,18 @@ pub fn main(command: Command) -> ExitCode {
     let progress = ProgressCell::default();
     let termination_log = match &command {
         Command::Run(arguments) => arguments.termination_log.clone(),
-        Command::Serve(_) => None,
+        _ => None,
     };
-    let outcome = assignment(command).and_then(|assignment| carry_out(assignment, &progress));
+    let work = |assignment: Result<Assignment, WorkerError>| carry_out(assignment?, &progress);
+    let outcome = match command {
+        Command::Run(arguments) => work(in_a_pod(arguments)),
+        Command::Serve(arguments) => work(by_hand(arguments)),
+        Command::Inspect(arguments) => command::inspect::run(&arguments),
+        Command::Plan(arguments) => command::plan::run(&arguments),
+        Command::Generate(arguments) => command::generate::run(&arguments),
+        Command::Logits(arguments) => command::logits::run(&arguments),
+        Command::Convert(arguments) => command::convert::run(&arguments),
+    };
     let code = conclude(outcome, &progress);
     if let Some(path) = termination_log
         && let Err(error) = progress.write_termination_log(&path)
@@ -191,19 +245,16 @@ fn conclude(outcome: Result<(), WorkerError>, progress: &ProgressCell) -> i32 {
     }
 }
 
-fn assignment(command: Command) -> Result<Assignment, WorkerError> {
-    match command {
-        Command::Run(arguments) => Ok(Assignment {
-            config: read_config(&arguments.config)?,
-            volumes: Volumes::parse(&arguments.volumes)?,
-            token: read_token(arguments.token_file.as_deref())?,
-            listen: arguments.listen.unwrap_or_else(|| {
-                let address = arguments.pod_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-                SocketAddr::new(address, names::HTTP_PORT)
-            }),
+fn in_a_pod(arguments: RunArguments) -> Result<Assignment, WorkerError> {
+    Ok(Assignment {
+        config: read_config(&arguments.config)?,
+        volumes: Volumes::parse(&arguments.volumes)?,
+        token: read_token(arguments.token_file.as_deref())?,
+        listen: arguments.listen.unwrap_or_else(|| {
+            let address = arguments.pod_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            SocketAddr::new(address, names::HTTP_PORT)
         }),
-        Command::Serve(arguments) => by_hand(arguments),
-    }
+    })
 }
 
 fn read_config(path: &Path) -> Result<RoleConfig, WorkerError> {

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`cli`] | the command line: `run` for pods, `serve` by hand |
 //! | [`role`] | one file per role: `prepare`, `train`, `rollout`, `serve`, `verify`, and the dispatch between them |
+//! | [`command`] | commands for people: `inspect`, `plan`, `generate`, `logits`, `convert` |
 //! | [`context`] | what every role is given |
 //! | [`progress`] | the one cell that a role writes and HTTP and the termination log read |
 //! | [`uri`] | `pvc://claim/path` and `file:///path` to paths |
@@ -19,6 +20,7 @@
 //! | [`telemetry`] | logs |
 
 pub mod cli;
+pub mod command;
 pub mod context;
 pub mod error;
 pub mod http;

@@ -12,7 +12,7 @@ use flotilla_api::{
     rollout::{RolloutPod, RolloutPods},
 };
 use flotilla_engine::{Group, Limits, Prompt, Request, Sampling, generate};
-use flotilla_model::{Config, ImageLimits, LoadOptions, Message, Pass, Picture, Processor, Qwen25Vl};
+use flotilla_model::{Config, ImageLimits, LoadOptions, Medium, Message, Pass, Picture, Processor, Vlm};
 use flotilla_worker::{
     context::{Context, Token},
     progress::ProgressCell,
@@ -38,9 +38,9 @@ fn base() -> PathBuf {
     base.canonicalize().expect("the sample's base")
 }
 
-fn model(seed: u64) -> Qwen25Vl {
+fn model(seed: u64) -> Vlm {
     let config = Config::load(&base()).expect("a config");
-    Qwen25Vl::random(config, seed, &LoadOptions::default()).expect("a model")
+    Vlm::random(config, seed, &LoadOptions::default()).expect("a model")
 }
 
 fn weights(seed: u64) -> Vec<u8> {
@@ -155,7 +155,7 @@ fn piece(version: &str, seeds: std::ops::Range<u64>) -> Piece {
 }
 
 /// What the engine of a colocated learner draws for the prompts.
-fn colocated(model: &Qwen25Vl, piece: &Piece, prompts: Vec<Prompt>) -> Vec<Group> {
+fn colocated(model: &Vlm, piece: &Piece, prompts: Vec<Prompt>) -> Vec<Group> {
     let processor = Processor::load(&base()).expect("a processor");
     let requests: Vec<_> = prompts
         .into_iter()
@@ -180,7 +180,7 @@ fn colocated(model: &Qwen25Vl, piece: &Piece, prompts: Vec<Prompt>) -> Vec<Group
     generate(model, &requests, limits, &|| false).expect("samples")
 }
 
-fn text_only(model: &Qwen25Vl, piece: &Piece) -> Vec<Group> {
+fn text_only(model: &Vlm, piece: &Piece) -> Vec<Group> {
     let row = |prompt: &PiecePrompt| Prompt::from(flotilla_model::Row::text(prompt.token_ids.clone()));
     colocated(model, piece, piece.prompts.iter().map(row).collect())
 }
@@ -249,9 +249,11 @@ async fn a_picture_is_seen_by_a_pod_as_by_a_learner() {
     let (processor, model) = (Processor::load(&base()).expect("a processor"), model(7));
     let picture = Picture::decode(&png, ImageLimits::default()).expect("a picture");
     let message = Message::user(1, "What digit is this?");
-    let prepared = processor.prepare(&[message], &[picture], 512).expect("a prompt");
-    let images: Vec<_> = prepared.images.iter().collect();
-    let features = model.encode_images(&images, Pass::Infer).expect("features");
+    let prepared = processor
+        .prepare(&[message], &[Medium::Picture(picture)], 512)
+        .expect("a prompt");
+    let visuals: Vec<_> = prepared.visuals.iter().collect();
+    let features = model.encode(&visuals, Pass::Infer).expect("features");
     let row = Prompt::from(prepared.row(&features).expect("a row"));
     let asked = Piece {
         prompts: vec![PiecePrompt {

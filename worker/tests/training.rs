@@ -301,7 +301,7 @@ fn a_killed_sft_run_that_goes_on_ends_with_the_same_bytes() {
         assert_eq!(fixture.steps("a"), vec![1, 2, 3, 4, 5]);
     }
     let weights = fs::read(fixture.path("jobs/a/checkpoints/step-00000005/model.safetensors")).expect("weights");
-    let base = flotilla_model::Qwen25Vl::load(&fixture.path("jobs/a/checkpoints/step-00000005"), &Default::default());
+    let base = flotilla_model::Vlm::load(&fixture.path("jobs/a/checkpoints/step-00000005"), &Default::default());
     assert!(base.is_ok() && !weights.is_empty(), "a checkpoint is a model directory");
     assert!(fixture.path("jobs/a/plot.svg").is_file());
 }

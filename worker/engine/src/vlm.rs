@@ -2,33 +2,33 @@
 
 use candle_core::{DType, Tensor};
 use flotilla_model::{
-    Pass, ProcessedImage, Qwen25Vl,
+    Pass, Visual, Vlm,
     batch::{Row, TextBatch},
     cache::KvCache,
 };
 
 use crate::runner::{Cause, Logits, Runner};
 
-/// A prompt: tokens with their positions, and images as features or still as pixels.
+/// A prompt: tokens with their positions, and pictures and videos as features or still as pixels.
 #[derive(Clone, Debug, Default)]
 pub struct Prompt {
     /// Tokens; its features are those of images that the caller has encoded (a trainer with a frozen vision tower does
     /// so once for a whole run).
     pub row: Row,
-    /// Images that the engine encodes, with the index of the first placeholder token that each replaces.
-    pub images: Vec<(usize, ProcessedImage)>,
+    /// Visuals that the engine encodes, with the index of the first placeholder token that each replaces.
+    pub visuals: Vec<(usize, Visual)>,
 }
 
 impl From<Row> for Prompt {
     fn from(row: Row) -> Self {
         Self {
             row,
-            images: Vec::new(),
+            visuals: Vec::new(),
         }
     }
 }
 
-impl Runner for Qwen25Vl {
+impl Runner for Vlm {
     type Prompt = Prompt;
     type Cache = KvCache;
 
@@ -56,23 +56,23 @@ impl Runner for Qwen25Vl {
     }
 }
 
-/// The rows of the prompts with all images encoded, those of all prompts together.
-fn with_features(model: &Qwen25Vl, prompts: &[&Prompt]) -> Result<Vec<Row>, Cause> {
-    let images: Vec<_> = prompts
+/// The rows of the prompts with all visuals encoded, those of all prompts together.
+fn with_features(model: &Vlm, prompts: &[&Prompt]) -> Result<Vec<Row>, Cause> {
+    let visuals: Vec<_> = prompts
         .iter()
-        .flat_map(|prompt| prompt.images.iter().map(|(_, image)| image))
+        .flat_map(|prompt| prompt.visuals.iter().map(|(_, visual)| visual))
         .collect();
-    let mut features = model.encode_images(&images, Pass::Infer)?.into_iter();
+    let mut features = model.encode(&visuals, Pass::Infer)?.into_iter();
     let rows = prompts.iter().map(|prompt| {
         let mut row = prompt.row.clone();
-        let starts = prompt.images.iter().map(|(start, _)| *start);
+        let starts = prompt.visuals.iter().map(|(start, _)| *start);
         row.features.extend(starts.zip(features.by_ref()));
         row
     });
     Ok(rows.collect())
 }
 
-fn logits(model: &Qwen25Vl, hidden: &Tensor) -> Result<Logits, flotilla_model::ModelError> {
+fn logits(model: &Vlm, hidden: &Tensor) -> Result<Logits, flotilla_model::ModelError> {
     let logits = model.logits(hidden, Pass::Infer)?.to_dtype(DType::F32)?;
     let vocabulary = logits.dim(1)?;
     let values = logits.flatten_all()?.to_vec1()?;

@@ -7,12 +7,12 @@ use std::{path::Path, sync::Arc};
 use candle_core::{D, Tensor};
 use candle_nn::ops::log_softmax;
 use flotilla_engine::{Limits, Prompt, Request, Sampling, generate};
-use flotilla_model::{Config, LoadOptions, Pass, ProcessedImage, Qwen25Vl, Row, TextBatch};
+use flotilla_model::{Config, Layout, LoadOptions, Pass, Row, TextBatch, Visual, Vlm};
 
-fn model() -> Qwen25Vl {
+fn model() -> Vlm {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/samples/critic-digits/base");
     let config = Config::load(&base).expect("a config");
-    Qwen25Vl::random(config, 7, &LoadOptions::default()).expect("a model")
+    Vlm::random(config, 7, &LoadOptions::default()).expect("a model")
 }
 
 fn request(ids: &[u32], n: usize, seed: u64, temperature: f32) -> Request<Prompt> {
@@ -93,11 +93,15 @@ fn pixels_and_features_of_an_image_give_the_same_tokens() {
     let model = model();
     let grid = [1, 4, 4];
     let values = 16 * 3 * 2 * 14 * 14;
-    let image = ProcessedImage {
-        patches: (0..values).map(|i| ((i * 37 % 101) as f32) / 50.0 - 1.0).collect(),
-        grid,
+    let image = Visual {
+        values: (0..values).map(|i| ((i * 37 % 101) as f32) / 50.0 - 1.0).collect(),
+        layout: Layout::Patches {
+            grid,
+            time_step: 0.0,
+            video: false,
+        },
     };
-    let features: Vec<Tensor> = model.encode_images(&[&image], Pass::Infer).expect("features");
+    let features: Vec<Tensor> = model.encode(&[&image], Pass::Infer).expect("features");
     let tokens = features[0].dim(0).expect("tokens");
     let pad = model.config().image_token_id;
     let mut ids = vec![5];
@@ -105,7 +109,7 @@ fn pixels_and_features_of_an_image_give_the_same_tokens() {
     ids.push(6);
     let pixels = Prompt {
         row: Row::text(ids),
-        images: vec![(1, image)],
+        visuals: vec![(1, image)],
     };
     let mut row = pixels.row.clone();
     row.features.push((1, features[0].clone()));

@@ -9,7 +9,7 @@
 use std::{sync::OnceLock, time::Instant};
 
 use candle_core::Tensor;
-use flotilla_model::{Config, LoadOptions, Pass, ProcessedImage, Qwen25Vl, Row, TextBatch, ops::Kernels};
+use flotilla_model::{Config, Layout, LoadOptions, Pass, Row, TextBatch, Visual, Vlm, ops::Kernels};
 use serde_json::json;
 
 #[global_allocator]
@@ -50,7 +50,7 @@ fn best(mut work: impl FnMut()) -> f64 {
 }
 
 /// Log-probabilities of the last tokens of each row, and the gradients of their sum.
-fn train(model: &Qwen25Vl, batch: &TextBatch) {
+fn train(model: &Vlm, batch: &TextBatch) {
     let hidden = model.forward(batch, Pass::Train).unwrap().flatten(0, 1).unwrap();
     let (rows, width) = (batch.rows(), batch.width());
     let picked = (0..rows).flat_map(|row| ((row + 1) * width - NEW_TOKENS) as u32..((row + 1) * width) as u32);
@@ -70,7 +70,7 @@ fn train(model: &Qwen25Vl, batch: &TextBatch) {
     loss.backward().unwrap();
 }
 
-fn decode(model: &Qwen25Vl, prompts: &TextBatch, group: usize) {
+fn decode(model: &Vlm, prompts: &TextBatch, group: usize) {
     let (mut cache, _) = model
         .prefill(prompts, &vec![group; prompts.rows()], NEW_TOKENS)
         .unwrap();
@@ -83,10 +83,8 @@ fn decode(model: &Qwen25Vl, prompts: &TextBatch, group: usize) {
     }
 }
 
-fn vision(model: &Qwen25Vl, images: &[ProcessedImage]) {
-    let features = model
-        .encode_images(&images.iter().collect::<Vec<_>>(), Pass::Train)
-        .unwrap();
+fn vision(model: &Vlm, images: &[Visual]) {
+    let features = model.encode(&images.iter().collect::<Vec<_>>(), Pass::Train).unwrap();
     Tensor::cat(&features, 0)
         .unwrap()
         .sum_all()
@@ -106,14 +104,18 @@ fn main() {
     let batch = TextBatch::new(&vec![row(width); rows]).unwrap();
     let prompts = TextBatch::new(&vec![row(width - NEW_TOKENS); rows.div_ceil(8)]).unwrap();
     let images = vec![
-        ProcessedImage {
-            patches: (0..16 * 1176).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect(),
-            grid: [1, 4, 4],
+        Visual {
+            values: (0..16 * 1176).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect(),
+            layout: Layout::Patches {
+                grid: [1, 4, 4],
+                time_step: 0.0,
+                video: false,
+            },
         };
         rows
     ];
-    let mut model = Qwen25Vl::random(config(), 1, &LoadOptions::default()).unwrap();
-    let measure = |model: &Qwen25Vl| {
+    let mut model = Vlm::random(config(), 1, &LoadOptions::default()).unwrap();
+    let measure = |model: &Vlm| {
         [
             (rows * width) as f64 / best(|| train(model, &batch)),
             (rows * width) as f64 / best(|| drop(model.forward(&batch, Pass::Infer).unwrap())),

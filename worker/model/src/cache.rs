@@ -15,7 +15,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for the rows that [`crate::Qwen25Vl::prefill`] will fill.
+    /// An empty cache for the rows that [`crate::Vlm::prefill`] will fill.
     pub(crate) fn new(lengths: Vec<usize>, next_positions: Vec<u32>, capacity: usize) -> Self {
         Self {
             layers: Vec::new(),

@@ -8,18 +8,6 @@ use serde_json::Value;
 
 use crate::{ModelError, Result, tokenizer::optional_json};
 
-/// The family's template, for checkpoints that bring none.
-const BUILT_IN: &str = "\
-{%- if messages and messages[0].role != 'system' %}<|im_start|>system
-You are a helpful assistant.<|im_end|>
-{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}
-{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}\
-{% if part.type in ['image', 'image_url'] %}<|vision_start|><|image_pad|><|vision_end|>\
-{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>\
-{% elif part.text is defined %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}";
-
 /// One turn of a conversation.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Message {
@@ -62,30 +50,58 @@ pub enum Part {
     },
     /// The place of an image; the image itself travels beside the messages, in the same order.
     Image,
+    /// The place of a video, likewise.
+    Video,
 }
 
 impl Content {
-    /// Number of image parts.
-    pub fn images(&self) -> usize {
-        match self {
-            Self::Text(_) => 0,
-            Self::Parts(parts) => parts.iter().filter(|part| **part == Part::Image).count(),
+    /// Image and video parts in order.
+    pub fn media(&self) -> impl Iterator<Item = &Part> {
+        let parts = match self {
+            Self::Text(_) => &[],
+            Self::Parts(parts) => parts.as_slice(),
+        };
+        parts.iter().filter(|part| matches!(part, Part::Image | Part::Video))
+    }
+
+    /// The same content in the form that a template reads.
+    fn in_form(&self, form: Form) -> Self {
+        match (form, self) {
+            (Form::Parts, Self::Text(text)) => Self::Parts(vec![Part::Text { text: text.clone() }]),
+            (Form::Text, Self::Parts(parts)) if self.media().next().is_none() => {
+                let texts = parts.iter().filter_map(|part| match part {
+                    Part::Text { text } => Some(text.as_str()),
+                    Part::Image | Part::Video => None,
+                });
+                Self::Text(texts.collect())
+            }
+            _ => self.clone(),
         }
     }
+}
+
+/// In which form a template reads the content of a message. Templates for text alone print a list of parts as it is, and
+/// those that walk over parts print nothing of a text.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Form {
+    Either,
+    Parts,
+    Text,
 }
 
 /// A parsed template.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    form: Form,
 }
 
 const NAME: &str = "chat";
 
 impl ChatTemplate {
     /// The template of a checkpoint: `chat_template.jinja`, `chat_template.json`, `tokenizer_config.json`, whichever
-    /// is there first; else the family's own.
-    pub fn load(dir: &Path) -> Result<Self> {
+    /// is there first; else the family's own, `built_in`.
+    pub fn load(dir: &Path, built_in: &str) -> Result<Self> {
         let jinja = dir.join("chat_template.jinja");
         if jinja.exists() {
             return Self::new(&std::fs::read_to_string(&jinja).map_err(ModelError::file(&jinja))?);
@@ -99,7 +115,7 @@ impl ChatTemplate {
                 return Self::new(source);
             }
         }
-        Self::new(BUILT_IN)
+        Self::new(built_in)
     }
 
     /// Parses a Jinja template as `transformers` does: blocks trimmed, `raise_exception` and `strftime_now` defined,
@@ -118,13 +134,43 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(template_error)?;
-        Ok(Self { environment })
+        let mut template = Self {
+            environment,
+            form: Form::Either,
+        };
+        template.form = template.probe();
+        Ok(template)
+    }
+
+    /// Finds the form by rendering a word in both.
+    fn probe(&self) -> Form {
+        const WORD: &str = "flotilla-probe";
+        let shows = |content: Content| {
+            let message = Message {
+                role: "user".into(),
+                content,
+            };
+            let text = self.render(&[message], false).unwrap_or_default();
+            text.contains(WORD) && !text.contains("\"text\"") && !text.contains("'text'")
+        };
+        let text = shows(Content::Text(WORD.into()));
+        let parts = shows(Content::Parts(vec![Part::Text { text: WORD.into() }]));
+        match (text, parts) {
+            (false, true) => Form::Parts,
+            (true, false) => Form::Text,
+            _ => Form::Either,
+        }
     }
 
     /// The prompt text of a conversation; with `generation_prompt` the assistant's turn is opened at the end.
     pub fn render(&self, messages: &[Message], generation_prompt: bool) -> Result<String> {
         let template = self.environment.get_template(NAME).map_err(template_error)?;
-        let values = context! { messages => Serde(messages), add_generation_prompt => generation_prompt, add_vision_id => false };
+        let messages = messages.iter().map(|message| Message {
+            role: message.role.clone(),
+            content: message.content.in_form(self.form),
+        });
+        let messages = messages.collect::<Vec<_>>();
+        let values = context! { messages => Serde(&messages), add_generation_prompt => generation_prompt, add_vision_id => false };
         template.render(values).map_err(template_error)
     }
 }
@@ -173,7 +219,7 @@ mod tests {
     #[test]
     fn the_built_in_template_writes_the_family_format() {
         let dir = tempfile::tempdir().unwrap();
-        let template = ChatTemplate::load(dir.path()).unwrap();
+        let template = ChatTemplate::load(dir.path(), crate::qwen2_5_vl::CHAT_TEMPLATE).unwrap();
         let text = template.render(&[Message::user(1, "What?")], true).unwrap();
         assert_eq!(
             text,
@@ -184,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_system_message_replaces_the_default_one() {
-        let template = ChatTemplate::new(BUILT_IN).unwrap();
+        let template = ChatTemplate::new(crate::qwen2_5_vl::CHAT_TEMPLATE).unwrap();
         let system = Message {
             role: "system".into(),
             content: Content::Text("Be brief.".into()),
@@ -208,6 +254,37 @@ mod tests {
     }
 
     #[test]
+    fn content_reaches_templates_that_read_text_alone_or_parts_alone() {
+        let text = Message {
+            role: "user".into(),
+            content: Content::Text("a".into()),
+        };
+        let of_parts = "{% for m in messages %}{% for p in m.content | selectattr('type', 'equalto', 'text') %}{{ p.text }}\
+                        {% endfor %}{% endfor %}";
+        let of_text = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        for source in [of_parts, of_text] {
+            let template = ChatTemplate::new(source).unwrap();
+            for message in [text.clone(), Message::user(0, "a")] {
+                assert_eq!(template.render(&[message], false).unwrap(), "a", "{source}");
+            }
+        }
+    }
+
+    #[test]
+    fn pictures_of_the_onevision_format_stand_before_the_text() {
+        let template = ChatTemplate::new(crate::llava_onevision::CHAT_TEMPLATE).unwrap();
+        let parts = vec![Part::Text { text: "What?".into() }, Part::Video, Part::Image];
+        let message = Message {
+            role: "user".into(),
+            content: Content::Parts(parts),
+        };
+        assert_eq!(
+            template.render(&[message], true).unwrap(),
+            "<|im_start|>user\n<image>\n<video>\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+        );
+    }
+
+    #[test]
     fn what_a_template_raises_is_reported() {
         let template = ChatTemplate::new("{{ raise_exception('roles must alternate') }}").unwrap();
         let error = template.render(&[], false).unwrap_err();
@@ -219,7 +296,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = r#"{"chat_template": [{"name": "default", "template": "T{{ messages|length }}"}]}"#;
         std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
-        let text = ChatTemplate::load(dir.path())
+        let text = ChatTemplate::load(dir.path(), crate::qwen2_5_vl::CHAT_TEMPLATE)
             .unwrap()
             .render(&[Message::user(0, "a")], false)
             .unwrap();

@@ -41,14 +41,9 @@ pub enum ModelError {
     /// Bytes are no image within the limits.
     #[error("image: {0}")]
     Image(String),
-    /// The messages name another number of images than were given.
-    #[error("the messages have {expected} image parts but {given} images were given")]
-    ImageCount {
-        /// Image parts in the messages.
-        expected: usize,
-        /// Images given.
-        given: usize,
-    },
+    /// Bytes or frames are no video within the limits.
+    #[error("video: {0}")]
+    Video(String),
     /// The prompt has more tokens than allowed.
     #[error("the prompt has {tokens} tokens, the limit is {limit}")]
     TooLong {

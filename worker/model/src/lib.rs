@@ -8,42 +8,59 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `error.rs` | what can go wrong, with the file, tensor or number that was wrong |
+//! | `vlm.rs` | a model of any family: what engine, trainer and server see |
+//! | `config.rs` | `config.json`: which family, sizes, ids |
+//! | `parameter.rs` | what a configuration asks for, without allocating it |
 //! | `weights/` | named variables: load, draw, save, copy |
+//! | `lora.rs` | low-rank adapters, as PEFT has them |
+//! | `processor.rs` | messages, pictures and videos to ids, positions and visuals |
 //! | `tokenizer.rs` | text to ids and back, stop and pad ids |
 //! | `chat.rs` | messages to text by the checkpoint's own template |
 //! | `media/` | pictures and videos as users give them, within limits |
 //! | `visual.rs` | a picture or video as a vision tower reads it |
+//! | `text/` | the language model that the families share |
+//! | `qwen2_5_vl/`, `llava_onevision/` | what is peculiar to a family: config, vision, visual processor |
+//! | `layers.rs` | the pieces that towers are made of |
 //! | `rope.rs` | rotary tables |
-//! | `batch.rs` | ragged rows of tokens and image features |
+//! | `batch.rs` | ragged rows of tokens and visual features |
 //! | `cache.rs` | keys and values of rows that are being decoded |
 //! | `ops/` | normalization, linear, gate, rotation, attention: composed and fused |
-//! | `qwen2_5_vl/` | the family: config, vision, text, positions, processor |
+//! | `error.rs` | what can go wrong, with the file, tensor or number that was wrong |
 
 pub mod batch;
 pub mod cache;
 pub mod chat;
+pub mod config;
 mod error;
+mod layers;
+pub mod llava_onevision;
+pub mod lora;
 pub mod media;
 pub mod ops;
+pub mod parameter;
+pub mod processor;
 pub mod qwen2_5_vl;
 pub mod rope;
+#[cfg(test)]
+mod tests;
+pub mod text;
 pub mod tokenizer;
 pub mod visual;
+mod vlm;
 pub mod weights;
 
 pub use batch::{Row, TextBatch};
 pub use cache::KvCache;
 pub use chat::{ChatTemplate, Content, Message, Part};
+pub use config::{Config, Vision};
 pub use error::{ModelError, WeightProblems};
-pub use media::{ImageLimits, Medium, MediumSize, Picture, Video};
-pub use qwen2_5_vl::{
-    LoadOptions, Pass, Qwen25Vl,
-    config::Config,
-    processor::{ProcessedImage, Processor, Prompt},
-};
+pub use lora::{Lora, LoraConfig};
+pub use media::{ImageLimits, Medium, MediumSize, Picture, Sampling, Video, VideoLimits};
+pub use parameter::Parameter;
+pub use processor::{Plan, Processor, Prompt};
 pub use tokenizer::Tokenizer;
 pub use visual::{Grid, Layout, Visual, VisualProcessor};
+pub use vlm::{LoadOptions, Pass, Vlm};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, ModelError>;

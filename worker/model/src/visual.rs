@@ -1,5 +1,7 @@
 //! A picture or video as a vision tower reads it, and what a family offers to make one.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Result,
     media::{Medium, MediumSize},
@@ -18,7 +20,8 @@ pub struct Visual {
 }
 
 /// What the values of a [`Visual`] are, and so how many tokens they become.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Layout {
     /// Qwen2.5-VL: one row of `channels * frames * side * side` values for each patch, groups of merged patches together.
     Patches {
@@ -62,6 +65,9 @@ pub trait VisualProcessor: std::fmt::Debug + Send + Sync {
 
     /// Resizes, normalizes and cuts each medium; the layouts are those of [`Self::plan`].
     fn process(&self, media: &[Medium]) -> Result<Vec<Visual>>;
+
+    /// As [`Self::process`] for one medium whose layout is known; the layout must be one that [`Self::plan`] gave it.
+    fn make(&self, medium: &Medium, layout: &Layout) -> Result<Visual>;
 
     /// Tokens that a visual of this layout becomes.
     fn tokens(&self, layout: &Layout) -> usize;

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use candle_core::Tensor;
 use flotilla_engine::{EngineError, Group, Limits, Prompt, Request, Sampling, generate_each};
 use flotilla_model::{
-    Config, ImageLimits, LoadOptions, ModelError, Pass, Picture, ProcessedImage, Processor, Qwen25Vl,
+    Config, ImageLimits, Layout, LoadOptions, Medium, MediumSize, ModelError, Pass, Picture, Processor, Visual, Vlm,
 };
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
@@ -29,9 +29,13 @@ pub struct Sampler {
 
 #[derive(Debug)]
 struct Shared {
-    model: Qwen25Vl,
+    model: Vlm,
     processor: Processor,
 }
+
+/// Layouts and features of each picture of a piece.
+#[derive(Debug, Default)]
+struct Pictures<'a>(BTreeMap<&'a str, Vec<(Layout, Tensor)>>);
 
 /// Why a piece is not sampled.
 #[derive(Debug, thiserror::Error)]
@@ -71,8 +75,8 @@ impl Sampler {
     pub fn load(directory: &Path, random_seed: Option<u64>) -> Result<Self, ModelError> {
         let options = LoadOptions::default();
         let model = match random_seed {
-            Some(seed) => Qwen25Vl::random(Config::load(directory)?, seed, &options)?,
-            None => Qwen25Vl::load(directory, &options)?,
+            Some(seed) => Vlm::random(Config::load(directory)?, seed, &options)?,
+            None => Vlm::load(directory, &options)?,
         };
         let shared = Shared {
             model,
@@ -166,53 +170,84 @@ impl Held {
         )?)
     }
 
-    /// Grids and features of the piece's pictures. Encoded ones go through the vision tower in the order of their names.
-    fn encode<'a>(&self, piece: &'a Piece) -> Result<BTreeMap<&'a str, (ProcessedImage, Tensor)>, SampleError> {
-        let (mut known, mut processed) = (BTreeMap::new(), Vec::new());
+    /// What the piece's pictures are to its prompts, with their features. Encoded ones go through the vision tower in the
+    /// order of their names.
+    fn encode<'a>(&self, piece: &'a Piece) -> Result<Pictures<'a>, SampleError> {
+        let (mut known, mut made) = (Pictures::default(), Vec::new());
+        let mut encoded = BTreeMap::new();
         for (name, image) in &piece.images {
             match image {
                 PieceImage::Encoded(text) => {
                     let picture = Picture::decode(&base64(name, text)?, ImageLimits::default())?;
-                    processed.push((name.as_str(), self.shared.processor.images().process(&picture)?));
+                    encoded.insert(name.as_str(), Medium::Picture(picture));
                 }
                 PieceImage::Features(given) => {
-                    let image = ProcessedImage {
-                        patches: Vec::new(),
-                        grid: given.grid,
-                    };
-                    known.insert(name.as_str(), (image, self.features(name, given)?));
+                    let features = self.features(name, given)?;
+                    known.0.entry(name).or_default().push((given.layout, features));
                 }
             }
         }
-        let mut features = Vec::with_capacity(processed.len());
-        for part in processed.chunks(IMAGES_PER_PASS) {
-            let part: Vec<&ProcessedImage> = part.iter().map(|(_, image)| image).collect();
-            features.extend(self.shared.model.encode_images(&part, Pass::Infer)?);
+        for (name, medium) in &encoded {
+            for layout in self.layouts(piece, name, &encoded)? {
+                made.push((*name, self.shared.processor.visuals().make(medium, &layout)?));
+            }
         }
-        let named = processed.into_iter().zip(features);
-        known.extend(named.map(|((name, image), features)| (name, (image, features))));
+        let mut features = Vec::with_capacity(made.len());
+        for part in made.chunks(IMAGES_PER_PASS) {
+            let part: Vec<&Visual> = part.iter().map(|(_, visual)| visual).collect();
+            features.extend(self.shared.model.encode(&part, Pass::Infer)?);
+        }
+        for ((name, visual), features) in made.into_iter().zip(features) {
+            known.0.entry(name).or_default().push((visual.layout, features));
+        }
         Ok(known)
     }
 
-    fn features(&self, name: &str, given: &PieceFeatures) -> Result<Tensor, SampleError> {
-        let config = self.shared.model.config();
-        let patches = given
-            .grid
+    /// The different layouts that the prompts give to an encoded picture: a family may cut one of several pictures otherwise
+    /// than one alone.
+    fn layouts(&self, piece: &Piece, name: &str, encoded: &BTreeMap<&str, Medium>) -> Result<Vec<Layout>, SampleError> {
+        let mut layouts = Vec::new();
+        for prompt in piece
+            .prompts
             .iter()
-            .try_fold(1_usize, |product, side| product.checked_mul(*side));
-        let tokens = patches.unwrap_or(0) / config.vision.spatial_merge_size.pow(2);
+            .filter(|prompt| prompt.images.iter().any(|other| other == name))
+        {
+            // Pictures of which only features are known count as well; their size decides nothing here.
+            let unknown = MediumSize::Picture { width: 1, height: 1 };
+            let size = |name: &String| encoded.get(name.as_str()).map_or(unknown, Medium::size);
+            let sizes = prompt.images.iter().map(size).collect::<Vec<_>>();
+            let planned = self.shared.processor.visuals().plan(&sizes)?;
+            for (layout, _) in planned
+                .into_iter()
+                .zip(&prompt.images)
+                .filter(|(_, other)| *other == name)
+            {
+                if !layouts.contains(&layout) {
+                    layouts.push(layout);
+                }
+            }
+        }
+        Ok(layouts)
+    }
+
+    fn features(&self, name: &str, given: &PieceFeatures) -> Result<Tensor, SampleError> {
+        let width = self.shared.model.config().text.hidden_size;
+        let tokens = if is_bounded(&given.layout) {
+            self.shared.processor.visuals().tokens(&given.layout)
+        } else {
+            0
+        };
         let bytes = base64(name, &given.values)?;
         let (values, rest) = bytes.as_chunks::<4>();
-        if tokens == 0 || !rest.is_empty() || Some(values.len()) != tokens.checked_mul(config.text.hidden_size) {
+        if tokens == 0 || !rest.is_empty() || Some(values.len()) != tokens.checked_mul(width) {
             return Err(SampleError::Invalid(format!(
                 "image {name}: {} bytes are not the features of {tokens} tokens",
                 bytes.len()
             )));
         }
         let values: Vec<f32> = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
-        let shape = (tokens, config.text.hidden_size);
-        let features = Tensor::from_vec(values, shape, self.shared.model.device()).map_err(ModelError::from)?;
-        Ok(features)
+        let features = Tensor::from_vec(values, (tokens, width), self.shared.model.device());
+        Ok(features.map_err(ModelError::from)?)
     }
 
     fn prompt(
@@ -220,7 +255,7 @@ impl Held {
         piece: &Piece,
         index: usize,
         prompt: &PiecePrompt,
-        images: &BTreeMap<&str, (ProcessedImage, Tensor)>,
+        pictures: &Pictures<'_>,
     ) -> Result<Prompt, SampleError> {
         let invalid = |what: String| SampleError::Invalid(format!("prompts[{index}]: {what}"));
         let config = self.shared.model.config();
@@ -241,13 +276,33 @@ impl Held {
         }
         let mut own = Vec::with_capacity(prompt.images.len());
         for name in &prompt.images {
-            let image = images.get(name.as_str());
-            own.push(image.ok_or_else(|| invalid(format!("image {name} was not sent")))?);
+            let known = pictures.0.get(name.as_str());
+            let known = known.ok_or_else(|| invalid(format!("image {name} was not sent")))?;
+            let several = prompt.images.len() > 1;
+            let fits = |(layout, _): &&(Layout, Tensor)| several == matches!(layout, Layout::Square);
+            own.extend(known.iter().find(fits).or(known.first()));
         }
-        let patches = own.iter().map(|(image, _)| image.clone()).collect();
-        let arranged = self.shared.processor.arrange(prompt.token_ids.clone(), patches)?;
+        let visuals = own.iter().map(|(layout, _)| Visual {
+            values: Vec::new(),
+            layout: *layout,
+        });
+        let arranged = self
+            .shared
+            .processor
+            .arrange(prompt.token_ids.clone(), visuals.collect())?;
         let features: Vec<Tensor> = own.iter().map(|(_, features)| features.clone()).collect();
         Ok(Prompt::from(arranged.row(&features)?))
+    }
+}
+
+/// Whether no product of the layout's numbers overflows.
+fn is_bounded(layout: &Layout) -> bool {
+    const LARGEST: usize = 1 << 16;
+    match *layout {
+        Layout::Patches { grid, .. } => grid.iter().all(|side| *side <= LARGEST),
+        Layout::Anyres { tiles, height, width } => [tiles, height, width].iter().all(|side| *side <= LARGEST),
+        Layout::Square => true,
+        Layout::Frames { frames } => frames <= LARGEST,
     }
 }
 

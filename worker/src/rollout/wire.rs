@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_engine::{Completion, FinishReason, Group, Token};
+use flotilla_model::Layout;
 use serde::{Deserialize, Serialize};
 
 /// Media type of a stream of [`Line`]s, one JSON value each.
@@ -47,7 +48,7 @@ pub struct Piece {
 }
 
 /// A picture of a [`Piece`].
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PieceImage {
     /// Base64 of a PNG, JPEG or other file; the pod computes its features, all of a piece together.
@@ -58,11 +59,11 @@ pub enum PieceImage {
 }
 
 /// Features of a picture.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PieceFeatures {
-    /// Patches in time, height and width (`image_grid_thw`).
-    pub grid: [usize; 3],
+    /// What the picture became: `{"patches": {"grid": [1, 4, 6], "time_step": 0.0, "video": false}}` and the like.
+    pub layout: Layout,
     /// Base64 of little-endian f32, `(tokens, hidden_size)`.
     pub values: String,
 }

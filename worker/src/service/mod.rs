@@ -23,7 +23,7 @@ use std::{
 
 use flotilla_api::role::{Purpose, Serve};
 use flotilla_engine::{EngineHandle, EngineThread, Limits};
-use flotilla_model::{Config, LoadOptions, Processor, Qwen25Vl};
+use flotilla_model::{Config, LoadOptions, Processor, Vlm};
 use tokio::sync::Semaphore;
 
 use self::{metrics::Metrics, verdict::VerdictTokens};
@@ -48,7 +48,7 @@ pub struct Service {
     pub created: i64,
     /// Counters and latencies.
     pub metrics: Metrics,
-    engine: EngineHandle<Qwen25Vl>,
+    engine: EngineHandle<Vlm>,
     processor: Processor,
     critic_template: PromptTemplate,
     verdict_tokens: VerdictTokens,
@@ -82,8 +82,8 @@ impl Service {
         let failed = |what: &str| format!("failed to {what} in {}", directory.display());
         let options = LoadOptions::default();
         let model = match spec.model.random_seed {
-            Some(seed) => Config::load(directory).and_then(|config| Qwen25Vl::random(config, seed, &options)),
-            None => Qwen25Vl::load(directory, &options),
+            Some(seed) => Config::load(directory).and_then(|config| Vlm::random(config, seed, &options)),
+            None => Vlm::load(directory, &options),
         };
         let model = model.map_err(|error| WorkerError::permanent(failed("load the model"), error))?;
         let processor =
@@ -134,10 +134,8 @@ impl Service {
 }
 
 /// Bytes of keys and values that one token of one sample takes, over all layers.
-fn bytes_per_token(model: &Qwen25Vl) -> usize {
-    let text = &model.config().text;
-    let width = text.num_key_value_heads * text.head_dim();
-    (2 * text.num_hidden_layers * width * model.dtype().size_in_bytes()).max(1)
+fn bytes_per_token(model: &Vlm) -> usize {
+    (model.config().text.kv_values_per_token() * model.dtype().size_in_bytes()).max(1)
 }
 
 /// Why a request is not answered.

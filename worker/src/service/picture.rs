@@ -9,6 +9,7 @@ use super::ServiceError;
 pub const LIMITS: ImageLimits = ImageLimits {
     bytes: 20 << 20,
     pixels: 32 << 20,
+    ..ImageLimits::DEFAULT
 };
 
 /// Pictures of one request.

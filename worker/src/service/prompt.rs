@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flotilla_engine::Prompt;
-use flotilla_model::{Content, Message, ModelError, Part, Picture};
+use flotilla_model::{Content, Medium, Message, ModelError, Part};
 
 use super::{Service, ServiceError, picture};
 
@@ -54,7 +54,8 @@ impl Service {
             return Err(ServiceError::invalid("messages", message));
         }
         conversation.messages.iter().try_for_each(refuse_control_tokens)?;
-        let pictures: Vec<Picture> = urls.iter().map(|url| picture::decode(url)).collect::<Result<_, _>>()?;
+        let pictures = urls.iter().map(|url| picture::decode(url).map(Medium::Picture));
+        let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
         // One token at least must follow the prompt.
         let wanted = max_tokens.unwrap_or(1);
         let limit = self.max_model_len;
@@ -69,9 +70,9 @@ impl Service {
             other => ServiceError::invalid("messages", other.to_string()),
         })?;
         let room = limit - prompt.ids.len();
-        let starts = prompt.image_spans.iter().map(|(start, _)| *start);
+        let starts = prompt.spans.iter().map(|(start, _)| *start);
         let mut engine_prompt = Prompt {
-            images: starts.zip(prompt.images).collect(),
+            visuals: starts.zip(prompt.visuals).collect(),
             ..Prompt::default()
         };
         engine_prompt.row.ids = prompt.ids;
@@ -92,7 +93,7 @@ fn refuse_control_tokens(message: &Message) -> Result<(), ServiceError> {
         Content::Text(text) => check(text),
         Content::Parts(parts) => parts.iter().try_for_each(|part| match part {
             Part::Text { text } => check(text),
-            Part::Image => Ok(()),
+            Part::Image | Part::Video => Ok(()),
         }),
     }
 }

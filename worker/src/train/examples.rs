@@ -8,7 +8,7 @@ use std::{
 use candle_core::Tensor;
 use flotilla_artifacts::dataset::{Dataset, Row as CanonicalRow};
 use flotilla_model::{
-    Content, ImageLimits, Message, ModelError, Part, Picture, ProcessedImage, Processor, Prompt, Row,
+    Content, ImageLimits, Layout, Medium, Message, ModelError, Part, Picture, Processor, Prompt, Row, Visual,
 };
 
 use super::error::TrainError;
@@ -23,7 +23,7 @@ pub struct Example {
     pub id: String,
     /// Token ids and positions; its pictures are in [`Images`].
     pub prompt: Prompt,
-    /// Names of its pictures.
+    /// Keys of its pictures, see [`Images`].
     pub images: Vec<String>,
     /// What the boxed answer must be.
     pub target: Option<String>,
@@ -102,7 +102,7 @@ impl ExampleSet {
         Ok(())
     }
 
-    /// Names of all pictures, sorted.
+    /// Keys of all pictures, sorted.
     pub fn image_names(&self) -> BTreeSet<String> {
         self.examples
             .iter()
@@ -121,12 +121,14 @@ fn example(
     let pictures = row
         .images
         .iter()
-        .map(|name| images.picture(dataset, name))
+        .map(|name| Ok::<_, TrainError>(Medium::Picture(images.picture(dataset, name)?)))
         .collect::<Result<Vec<_>, _>>()?;
     let message = user_message(&row.prompt, row.images.len());
     let mut prompt = processor.prepare(&[message], &pictures, max_tokens)?;
-    // Patches are large and made again when they are needed; their grids stay.
-    prompt.images.iter_mut().for_each(|image| image.patches = Vec::new());
+    // Pixels are large and made again when they are needed; their layouts stay.
+    prompt.visuals.iter_mut().for_each(|visual| visual.values = Vec::new());
+    let layouts = prompt.visuals.iter().map(|visual| visual.layout);
+    let keys = row.images.iter().zip(layouts).map(|(name, layout)| key(name, layout));
     let mut completion = Vec::new();
     if let Some(response) = &row.response {
         completion = processor.tokenizer().encode(response)?;
@@ -142,8 +144,8 @@ fn example(
     }
     Ok(Example {
         id: row.id.clone(),
+        images: keys.collect(),
         prompt,
-        images: row.images.clone(),
         target: row.target().map(str::to_owned),
         completion,
     })
@@ -172,6 +174,17 @@ fn user_message(text: &str, images: usize) -> Message {
     }
 }
 
+/// Ends the key of a picture that is one of several in its sample, where the family then cuts it otherwise.
+const ONE_OF_SEVERAL: &str = "@square";
+
+/// The key of a picture: pictures of one key have the same features.
+fn key(name: &str, layout: Layout) -> String {
+    match layout {
+        Layout::Square => format!("{name}{ONE_OF_SEVERAL}"),
+        _ => name.to_owned(),
+    }
+}
+
 /// Pictures by name. Names are digests of the encoded bytes, so the same picture of two datasets is one.
 #[derive(Debug, Default)]
 pub struct Images {
@@ -195,9 +208,19 @@ impl Images {
         Ok(Picture::decode(&read(path)?, ImageLimits::default())?)
     }
 
-    /// Patches of a picture.
-    pub fn process(&self, processor: &Processor, name: &str) -> Result<ProcessedImage, TrainError> {
-        Ok(processor.images().process(&self.decode(name)?)?)
+    /// What the vision tower reads of the picture of this key.
+    pub fn visual(&self, processor: &Processor, key: &str) -> Result<Visual, TrainError> {
+        let (name, square) = match key.strip_suffix(ONE_OF_SEVERAL) {
+            Some(name) => (name, true),
+            None => (key, false),
+        };
+        let medium = Medium::Picture(self.decode(name)?);
+        let layout = if square {
+            Layout::Square
+        } else {
+            processor.visuals().plan(&[medium.size()])?.swap_remove(0)
+        };
+        Ok(processor.visuals().make(&medium, &layout)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use candle_core::Tensor;
-use flotilla_model::{Pass, Processor, Qwen25Vl};
+use flotilla_model::{Pass, Processor, Vlm};
 
 use super::{error::TrainError, examples::Images, parallel::map_parts};
 use crate::rollout::IMAGES_PER_PASS;
@@ -23,7 +23,7 @@ pub type Features = HashMap<String, Tensor>;
 /// Features of the named pictures. The pictures of a pass follow from their sorted names alone, so the same names give the
 /// same bytes.
 pub fn encode(
-    model: &Qwen25Vl,
+    model: &Vlm,
     gallery: &Gallery,
     names: &BTreeSet<String>,
     pass: Pass,
@@ -34,9 +34,9 @@ pub fn encode(
     let encoded = map_parts(threads, &parts, |part| {
         let images = part
             .iter()
-            .map(|name| gallery.images.process(&gallery.processor, name))
+            .map(|key| gallery.images.visual(&gallery.processor, key))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok::<_, TrainError>(model.encode_images(&images.iter().collect::<Vec<_>>(), pass)?)
+        Ok::<_, TrainError>(model.encode(&images.iter().collect::<Vec<_>>(), pass)?)
     })?;
     Ok(names.into_iter().cloned().zip(encoded.into_iter().flatten()).collect())
 }
@@ -52,7 +52,7 @@ pub enum FeatureSource<'a> {
 
 impl FeatureSource<'_> {
     /// Features of the pictures of one shard.
-    pub fn of(&self, model: &Qwen25Vl, names: &BTreeSet<String>) -> Result<Features, TrainError> {
+    pub fn of(&self, model: &Vlm, names: &BTreeSet<String>) -> Result<Features, TrainError> {
         match self {
             Self::Known(known) => Ok(names
                 .iter()

@@ -19,7 +19,7 @@ use flotilla_grpo::{
     loss::{PolicyLoss, PolicyStatistics, TokenTargets},
     reward::{Graded, Rule, Term, grade},
 };
-use flotilla_model::{Pass, Qwen25Vl};
+use flotilla_model::{Pass, Vlm};
 
 use super::{
     error::TrainError,
@@ -46,7 +46,7 @@ pub struct GrpoSteps<'a> {
     /// Pictures of the rows.
     pub gallery: &'a Gallery,
     /// The frozen initial model, None where the KL coefficient is 0.
-    pub reference: Option<&'a Qwen25Vl>,
+    pub reference: Option<&'a Vlm>,
     /// Seed of the run.
     pub seed: u64,
     /// Pods that sample; None: this process does.
@@ -260,7 +260,7 @@ impl GrpoSteps<'_> {
 
     fn score_by_reference(
         &self,
-        reference: &Qwen25Vl,
+        reference: &Vlm,
         batch: &Batch<'_>,
         names: &BTreeSet<String>,
         known: Option<&Features>,

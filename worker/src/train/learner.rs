@@ -7,7 +7,7 @@ use flotilla_grpo::{
     gradient::Gradients,
     schedule::{self, Schedule},
 };
-use flotilla_model::{Pass, Qwen25Vl};
+use flotilla_model::{Config, Pass, Vlm};
 
 use super::{
     error::TrainError,
@@ -23,7 +23,7 @@ pub const ROWS_PER_SHARD: usize = 16;
 #[derive(Debug)]
 pub struct Learner {
     /// The model, whose variables change in place.
-    pub model: Qwen25Vl,
+    pub model: Vlm,
     optimizer: AdamW,
     names: Vec<String>,
     schedule: Schedule,
@@ -36,13 +36,14 @@ pub struct Learner {
 impl Learner {
     /// A learner whose optimiser has seen nothing.
     pub fn new(
-        mut model: Qwen25Vl,
+        mut model: Vlm,
         freeze: &[Module],
         optimizer: &Optimizer,
         total_steps: u32,
         threads: usize,
     ) -> Result<Self, TrainError> {
-        let trainable = |name: &str| !freeze.iter().any(|module| belongs(name, *module));
+        let config = model.config().clone();
+        let trainable = |name: &str| !freeze.iter().any(|module| belongs(&config, name, *module));
         model.set_trainable(trainable)?;
         let (names, variables): (Vec<String>, Vec<Var>) = model
             .named_vars()
@@ -135,10 +136,10 @@ impl Learner {
     }
 }
 
-fn belongs(name: &str, module: Module) -> bool {
+fn belongs(config: &Config, name: &str, module: Module) -> bool {
     match module {
-        Module::Vision => name.starts_with("visual."),
-        Module::Embeddings => name.starts_with("model.embed_tokens.") || name.starts_with("lm_head."),
+        Module::Vision => config.is_vision(name),
+        Module::Embeddings => name.ends_with("embed_tokens.weight") || name == config.text.names.head,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flotilla_engine::{Completion, Group, Limits, Prompt, Request, Sampling, generate};
-use flotilla_model::{Qwen25Vl, Tokenizer};
+use flotilla_model::{Layout, Tokenizer, Vlm};
 
 use super::{
     error::TrainError,
@@ -36,7 +36,7 @@ pub struct Draw {
 #[derive(Clone, Copy)]
 pub struct Rollout<'a> {
     /// The model.
-    pub model: &'a Qwen25Vl,
+    pub model: &'a Vlm,
     /// Features of the prompts' pictures.
     pub features: &'a Features,
     /// Its tokenizer.
@@ -128,9 +128,9 @@ impl Rollout<'_> {
         let pieces = pieces.iter().map(|piece| -> Result<Piece, TrainError> {
             let mut images = BTreeMap::new();
             for (example, _) in *piece {
-                for (name, image) in example.images.iter().zip(&example.prompt.images) {
+                for (name, visual) in example.images.iter().zip(&example.prompt.visuals) {
                     if !images.contains_key(name) {
-                        images.insert(name.clone(), self.image(name, image.grid)?);
+                        images.insert(name.clone(), self.image(name, visual.layout)?);
                     }
                 }
             }
@@ -157,13 +157,13 @@ impl Rollout<'_> {
         })
     }
 
-    fn image(&self, name: &str, grid: [usize; 3]) -> Result<PieceImage, TrainError> {
+    fn image(&self, name: &str, layout: Layout) -> Result<PieceImage, TrainError> {
         let features = self.features.get(name);
         let features = features.ok_or_else(|| TrainError::Invalid(format!("no features of image {name}")))?;
         let values = features.flatten_all()?.to_vec1::<f32>()?;
         let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
         Ok(PieceImage::Features(PieceFeatures {
-            grid,
+            layout,
             values: STANDARD.encode(bytes),
         }))
     }

@@ -18,7 +18,7 @@ use flotilla_artifacts::{
     layout::RunDir,
     publish::{remove_leftovers, remove_published},
 };
-use flotilla_model::{Config, LoadOptions, Pass, Processor, Qwen25Vl};
+use flotilla_model::{Config, LoadOptions, Pass, Processor, Vlm};
 
 use super::{
     checkpoint::{self, ModelFiles, Position},
@@ -118,25 +118,22 @@ pub fn train(
 }
 
 /// The model that the run begins with.
-fn load_base(dir: &Path, source: &ModelSource) -> Result<Qwen25Vl, TrainError> {
+fn load_base(dir: &Path, source: &ModelSource) -> Result<Vlm, TrainError> {
     let options = LoadOptions::default();
     if let Some(seed) = source.random_seed {
-        return Ok(Qwen25Vl::random(Config::load(dir)?, seed, &options)?);
+        return Ok(Vlm::random(Config::load(dir)?, seed, &options)?);
     }
     verify(dir, source.digest.as_deref())?;
-    Ok(Qwen25Vl::load(dir, &options)?)
+    Ok(Vlm::load(dir, &options)?)
 }
 
 /// The newest checkpoint of the run, verified; else a copy of the base model.
-fn load_newest(
-    run: &RunDir,
-    base: &Qwen25Vl,
-) -> Result<(Qwen25Vl, Option<(std::path::PathBuf, Position)>), TrainError> {
+fn load_newest(run: &RunDir, base: &Vlm) -> Result<(Vlm, Option<(std::path::PathBuf, Position)>), TrainError> {
     let Some(newest) = newest(&run.checkpoints())? else {
         return Ok((base.deep_copy()?, None));
     };
     verify(&newest.path, Some(&newest.digest))?;
-    let model = Qwen25Vl::load(&newest.path, &LoadOptions::default())?;
+    let model = Vlm::load(&newest.path, &LoadOptions::default())?;
     let position = checkpoint::read_position(&newest.path)?;
     Ok((model, Some((newest.path, position))))
 }
@@ -217,7 +214,7 @@ fn algorithm_parts(spec: &Train) -> Result<(&[flotilla_api::algorithm::Module], 
 fn steps_of<'a>(
     spec: &Train,
     inputs: &'a Inputs,
-    base: &'a Qwen25Vl,
+    base: &'a Vlm,
     fleet: Option<&'a Fleet>,
 ) -> Result<Steps<'a>, TrainError> {
     if let Some(sft) = &spec.algorithm.sft {
@@ -252,7 +249,7 @@ fn known_features(learner: &Learner, inputs: &Inputs, threads: usize) -> Result<
     let longest = sets
         .iter()
         .flat_map(|set| &set.examples)
-        .flat_map(|example| example.prompt.image_spans.iter().map(|(_, tokens)| *tokens))
+        .flat_map(|example| example.prompt.spans.iter().map(|(_, tokens)| *tokens))
         .max()
         .unwrap_or(0);
     let bytes = names.len() * longest * learner.model.config().text.hidden_size * 4;

@@ -2,7 +2,7 @@
 
 use candle_core::{Tensor, Var};
 use flotilla_grpo::logprob::token_log_probs;
-use flotilla_model::{Pass, Qwen25Vl, TextBatch};
+use flotilla_model::{Pass, TextBatch, Vlm};
 
 use super::{error::TrainError, examples::Example, features::FeatureSource};
 
@@ -10,7 +10,7 @@ use super::{error::TrainError, examples::Example, features::FeatureSource};
 #[derive(Clone, Copy, Debug)]
 pub struct Scorer<'a> {
     /// The model.
-    pub model: &'a Qwen25Vl,
+    pub model: &'a Vlm,
     /// Its [`head`].
     pub head: &'a Tensor,
     /// With or without gradient.
@@ -65,15 +65,11 @@ pub fn completion_log_probs(
 }
 
 /// The matrix that gives logits, `[vocabulary, hidden]`; without `trained` no gradient of it is computed.
-pub fn head(model: &Qwen25Vl, trained: bool) -> Result<Tensor, TrainError> {
-    let name = if model.config().tie_word_embeddings {
-        "model.embed_tokens.weight"
-    } else {
-        "lm_head.weight"
-    };
+pub fn head(model: &Vlm, trained: bool) -> Result<Tensor, TrainError> {
+    let name = model.config().text.head_name();
     let variable: &Var = model
         .weights()
-        .get(name)
+        .get(&name)
         .ok_or_else(|| TrainError::Invalid(format!("the model has no parameter {name}")))?;
     Ok(if trained {
         variable.as_tensor().clone()

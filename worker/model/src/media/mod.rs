@@ -4,22 +4,29 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `picture.rs` | encoded bytes to one RGB picture, refused before decoding when too large |
-//! | `resample.rs` | bicubic resizing, bit for bit as Pillow |
+//! | `limits.rs` | what an encoded picture or video may cost |
+//! | `picture.rs` | encoded bytes to one RGB picture, refused before decoding when too expensive |
+//! | `sampling.rs` | which frames of a video are kept |
+//! | `video.rs` | frames, an animation or a file to a video |
+//! | `resample.rs` | bicubic resizing, bit for bit as the reference |
+//! | `levels.rs` | grey levels to what a vision tower reads |
+//! | `preprocessor.rs` | what a checkpoint's preprocessor files say |
 
+mod levels;
+mod limits;
 mod picture;
+mod preprocessor;
 mod resample;
+mod sampling;
+mod video;
 
-pub use picture::{ImageLimits, Picture};
-
-/// Frames in order, and how fast they follow each other.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Video {
-    /// Frames of equal size.
-    pub frames: Vec<Picture>,
-    /// Frames per second of [`Self::frames`] (after sampling, not of the file that they come from).
-    pub fps: f64,
-}
+pub use levels::{Levels, Normalization};
+pub use limits::{ImageLimits, VideoLimits};
+pub use picture::Picture;
+pub use preprocessor::{PreprocessorFile, SizeFields};
+pub use resample::{Canvas, Resampler};
+pub use sampling::Sampling;
+pub use video::Video;
 
 /// What a part of a message shows.
 #[derive(Clone, Debug, PartialEq)]

@@ -14,6 +14,17 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     x.broadcast_mul(&inverse)?.to_dtype(dtype)?.broadcast_mul(weight)
 }
 
+/// See [`super::Kernels::layer_norm`]. Mean and variance are taken in f32 at least.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let x = x.to_dtype(wide)?;
+    let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    let x = x.broadcast_mul(&inverse)?.broadcast_mul(&weight.to_dtype(wide)?)?;
+    x.broadcast_add(&bias.to_dtype(wide)?)?.to_dtype(dtype)
+}
+
 /// See [`super::Kernels::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let y = x.matmul(&weight.t()?)?;
@@ -82,6 +93,9 @@ fn rectangle(segments: &Segments, rows: usize) -> Option<(usize, usize)> {
     (width * count == rows && regular).then_some((count, width))
 }
 
+/// Queries whose scores are held at once: a long segment's scores would not fit in memory.
+const QUERIES: usize = 512;
+
 fn attend(qkv: &Tensor, heads: Heads, count: usize, width: usize, causal: bool) -> Result<Tensor> {
     let Heads {
         heads: query_heads,
@@ -95,18 +109,35 @@ fn attend(qkv: &Tensor, heads: Heads, count: usize, width: usize, causal: bool) 
             .transpose(1, 2)?
             .contiguous()
     };
-    let q = split(0, query_heads)?.reshape((count * kv_heads, group * width, head_dim))?;
+    let q = split(0, query_heads)?.reshape((count * kv_heads, group, width, head_dim))?;
     let k = split(heads.q_size(), kv_heads)?.reshape((count * kv_heads, width, head_dim))?;
     let v = split(heads.q_size() + heads.kv_size(), kv_heads)?.reshape((count * kv_heads, width, head_dim))?;
-    let scores = (q.matmul(&k.t()?)? * (head_dim as f64).sqrt().recip())?;
-    let mut scores = scores.reshape((count * kv_heads, group, width, width))?;
-    if causal {
-        let mask = (0..width).flat_map(|i| (0..width).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 }));
-        let mask = Tensor::from_vec(mask.collect::<Vec<_>>(), (1, 1, width, width), qkv.device())?;
-        scores = scores.broadcast_add(&mask.to_dtype(qkv.dtype())?)?;
+    let mut parts = Vec::with_capacity(width.div_ceil(QUERIES));
+    for first in (0..width).step_by(QUERIES) {
+        let queries = QUERIES.min(width - first);
+        let seen = if causal { first + queries } else { width };
+        let part = q
+            .narrow(2, first, queries)?
+            .reshape((count * kv_heads, group * queries, head_dim))?;
+        let (k, v) = (k.narrow(1, 0, seen)?, v.narrow(1, 0, seen)?);
+        let mut scores = (part.matmul(&k.t()?)? * (head_dim as f64).sqrt().recip())?;
+        if causal {
+            let row = |i: usize| (0..seen).map(move |j| if j > first + i { f32::NEG_INFINITY } else { 0.0 });
+            let mask = (0..queries).flat_map(row).collect::<Vec<_>>();
+            let mask = Tensor::from_vec(mask, (1, 1, queries, seen), qkv.device())?.to_dtype(qkv.dtype())?;
+            scores = scores
+                .reshape((count * kv_heads, group, queries, seen))?
+                .broadcast_add(&mask)?;
+            scores = scores.reshape((count * kv_heads, group * queries, seen))?;
+        }
+        let part = softmax(&scores)?.matmul(&v.contiguous()?)?;
+        parts.push(part.reshape((count, query_heads, queries, head_dim))?);
     }
-    let weights = softmax(&scores)?.reshape((count * kv_heads, group * width, width))?;
-    let out = weights.matmul(&v)?.reshape((count, query_heads, width, head_dim))?;
+    let out = if parts.len() == 1 {
+        parts.remove(0)
+    } else {
+        Tensor::cat(&parts, 2)?
+    };
     out.transpose(1, 2)?.reshape((count * width, query_heads * head_dim))
 }
 

@@ -61,6 +61,11 @@ impl Kernels {
         Ok(composed::rms_norm(x, weight, eps)?)
     }
 
+    /// `(x - mean) / deviation * weight + bias` for each row of `[rows, width]`.
+    pub fn layer_norm(self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+        Ok(composed::layer_norm(x, weight, bias, eps)?)
+    }
+
     /// `x weight^T + bias`: `[rows, in]`, `[out, in]`, `[out]` to `[rows, out]`.
     pub fn linear(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         if self.fuses(x) {

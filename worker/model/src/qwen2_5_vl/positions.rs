@@ -1,9 +1,6 @@
 //! Positions of multimodal rotary embedding: text runs on all axes, an image spreads over height and width.
 
-use crate::{ModelError, Result, rope::Position};
-
-/// Patches of an image or video: time, height, width.
-pub type Grid = [usize; 3];
+use crate::{ModelError, Result, rope::Position, visual::Grid};
 
 /// A run of placeholder tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]

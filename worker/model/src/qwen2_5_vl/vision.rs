@@ -3,31 +3,25 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::{
-    Source,
     config::{VISION_NORM_EPS, VISION_ROPE_THETA, VisionConfig},
-    positions::Grid,
     window::{Windows, patch_coordinates},
 };
 use crate::{
     ModelError, Result,
+    layers::{Linear, Source},
     ops::{Heads, Kernels, Segments},
     rope::{Rotary, frequencies},
+    visual::Grid,
 };
 
 /// The vision tower over one view of the weights (tracked or not).
 #[derive(Clone, Debug)]
-pub(super) struct VisionTower {
+pub(crate) struct VisionTower {
     patch_embed: Tensor,
     blocks: Vec<Block>,
     merger: Merger,
     config: VisionConfig,
     heads: Heads,
-}
-
-#[derive(Clone, Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Tensor,
 }
 
 #[derive(Clone, Debug)]
@@ -49,7 +43,7 @@ struct Merger {
 }
 
 impl VisionTower {
-    pub(super) fn new(config: &VisionConfig, source: Source<'_>) -> Result<Self> {
+    pub(crate) fn new(config: &VisionConfig, source: Source<'_>) -> Result<Self> {
         Ok(Self {
             patch_embed: source.get("visual.patch_embed.proj.weight")?,
             blocks: (0..config.depth)
@@ -57,8 +51,8 @@ impl VisionTower {
                 .collect::<Result<_>>()?,
             merger: Merger {
                 norm: source.get("visual.merger.ln_q.weight")?,
-                first: Linear::new("visual.merger.mlp.0", source)?,
-                second: Linear::new("visual.merger.mlp.2", source)?,
+                first: source.linear("visual.merger.mlp.0", true)?,
+                second: source.linear("visual.merger.mlp.2", true)?,
             },
             config: config.clone(),
             heads: Heads {
@@ -69,9 +63,20 @@ impl VisionTower {
         })
     }
 
+    pub(crate) fn config(&self) -> &VisionConfig {
+        &self.config
+    }
+
     /// Features of all tokens of all images, `[tokens, out_hidden]`, from patch rows
-    /// `[patches, channels * frames * side * side]` in the order of the grids.
-    pub(super) fn forward(&self, patches: &Tensor, grids: &[Grid], kernels: Kernels) -> Result<Tensor> {
+    /// `[patches, channels * frames * side * side]` in the order of the grids; `seen` gets the stream after each block in
+    /// window order, `[patches, hidden]`.
+    pub(crate) fn forward(
+        &self,
+        patches: &Tensor,
+        grids: &[Grid],
+        kernels: Kernels,
+        mut seen: impl FnMut(&Tensor),
+    ) -> Result<Tensor> {
         let merge = self.config.spatial_merge_size;
         let unit = self.config.merge_unit();
         let windows = Windows::new(grids, merge, self.config.window_tokens());
@@ -89,6 +94,7 @@ impl VisionTower {
         for (index, block) in self.blocks.iter().enumerate() {
             let full = self.config.fullatt_block_indexes.contains(&index);
             x = block.forward(&x, self.heads, &rotary, if full { &far } else { &near }, kernels)?;
+            seen(&x);
         }
         let merged = self.merger.forward(&x, unit, kernels)?;
         reorder(&merged, &windows.places(), 1)
@@ -131,23 +137,10 @@ fn reorder(x: &Tensor, order: &[usize], unit: usize) -> Result<Tensor> {
     Ok(x.index_select(&Tensor::from_vec(rows, count, x.device())?, 0)?)
 }
 
-impl Linear {
-    fn new(name: &str, source: Source<'_>) -> Result<Self> {
-        Ok(Self {
-            weight: source.get(&format!("{name}.weight"))?,
-            bias: source.get(&format!("{name}.bias"))?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, kernels: Kernels) -> Result<Tensor> {
-        kernels.linear(x, &self.weight, Some(&self.bias))
-    }
-}
-
 impl Block {
     fn new(index: usize, source: Source<'_>) -> Result<Self> {
         let at = format!("visual.blocks.{index}");
-        let linear = |name: &str| Linear::new(&format!("{at}.{name}"), source);
+        let linear = |name: &str| source.linear(&format!("{at}.{name}"), true);
         Ok(Self {
             norm1: source.get(&format!("{at}.norm1.weight"))?,
             qkv: linear("attn.qkv")?,

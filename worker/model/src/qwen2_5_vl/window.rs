@@ -1,6 +1,6 @@
 //! The order of tokens in which attention windows are runs, and the runs.
 
-use super::positions::Grid;
+use crate::visual::Grid;
 
 /// How the vision tower arranges the tokens of several images.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -37,27 +37,7 @@ pub const SINGLE_FILE: &str = "model.safetensors";
 /// The file that says which shard holds which tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// How a parameter is drawn for training from scratch.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// Normal with this standard deviation.
-    Normal(f64),
-    /// All ones (scales of normalizations).
-    Ones,
-    /// All zeros (biases).
-    Zeros,
-}
-
-/// A parameter that a configuration asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Parameter {
-    /// Name as on the hub, for example `model.layers.0.mlp.up_proj.weight`.
-    pub name: String,
-    /// Shape as on the hub.
-    pub shape: Vec<usize>,
-    /// How to draw it.
-    pub init: Init,
-}
+pub use crate::parameter::{Init, Parameter};
 
 /// Variables by name. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -113,6 +93,11 @@ impl Weights {
             vars.insert(parameter.name.clone(), Var::from_tensor(&tensor)?);
         }
         Ok(Self { vars })
+    }
+
+    /// These variables.
+    pub(crate) fn from_vars(vars: BTreeMap<String, Var>) -> Self {
+        Self { vars }
     }
 
     /// The variable of that name.

@@ -6,11 +6,11 @@ use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::json;
 
-use super::{Config, LoadOptions, Pass, ProcessedImage, Qwen25Vl, positions::VisualSpan, positions::positions};
 use crate::{
-    Message, ModelError, Picture, Processor,
+    Config, Layout, LoadOptions, Medium, Message, ModelError, Pass, Picture, Processor, Vision, Visual, Vlm,
     batch::{Row, TextBatch},
     ops::Kernels,
+    qwen2_5_vl::positions::{VisualSpan, positions},
 };
 
 const IMAGE: u32 = 60;
@@ -27,27 +27,41 @@ fn config() -> Config {
     .unwrap()
 }
 
-fn model() -> Qwen25Vl {
-    Qwen25Vl::random(config(), 5, &LoadOptions::default()).unwrap()
+fn model() -> Vlm {
+    Vlm::random(config(), 5, &LoadOptions::default()).unwrap()
 }
 
-fn image(grid: [usize; 3], seed: usize) -> ProcessedImage {
+fn layout(grid: [usize; 3]) -> Layout {
+    Layout::Patches {
+        grid,
+        time_step: 0.0,
+        video: false,
+    }
+}
+
+fn image(grid: [usize; 3], seed: usize) -> Visual {
     let count = grid.iter().product::<usize>() * 96;
     let patches = (0..count)
         .map(|i| ((i * 37 + seed * 101) % 211) as f32 / 105.0 - 1.0)
         .collect();
-    ProcessedImage { patches, grid }
+    Visual {
+        values: patches,
+        layout: layout(grid),
+    }
 }
 
 /// Two tokens of text, one image, `tail` tokens of text.
-fn row(model: &Qwen25Vl, image: &ProcessedImage, tail: &[u32], pass: Pass) -> Row {
-    let features = model.encode_images(&[image], pass).unwrap().remove(0);
+fn row(model: &Vlm, image: &Visual, tail: &[u32], pass: Pass) -> Row {
+    let features = model.encode(&[image], pass).unwrap().remove(0);
     let tokens = features.dim(0).unwrap();
     let ids = [&[1, 2], vec![IMAGE; tokens].as_slice(), tail].concat();
+    let Layout::Patches { grid, time_step, .. } = image.layout else {
+        panic!("{:?}", image.layout)
+    };
     let span = VisualSpan {
         start: 2,
-        grid: image.grid,
-        time_step: 0.0,
+        grid,
+        time_step,
     };
     Row {
         positions: positions(ids.len(), &[span], 2).unwrap(),
@@ -197,7 +211,7 @@ fn a_full_cache_is_refused() {
     );
 }
 
-fn loss(model: &Qwen25Vl) -> Tensor {
+fn loss(model: &Vlm) -> Tensor {
     let rows = [
         row(model, &image([1, 4, 10], 1), &[5, 6, 7, 8, 9], Pass::Train),
         row(model, &image([1, 4, 4], 2), &[9, 8, 3], Pass::Train),
@@ -269,29 +283,27 @@ fn inference_records_nothing() {
 fn images_do_not_see_each_other() {
     let model = model();
     let images = [image([1, 12, 20], 1), image([1, 4, 4], 2), image([2, 4, 6], 3)];
-    let together = model.encode_images(&images.each_ref(), Pass::Infer).unwrap();
+    let together = model.encode(&images.each_ref(), Pass::Infer).unwrap();
     for (image, features) in images.iter().zip(&together) {
-        assert_near(&model.encode_images(&[image], Pass::Infer).unwrap()[0], features, 1e-5);
+        assert_near(&model.encode(&[image], Pass::Infer).unwrap()[0], features, 1e-5);
     }
 }
 
 #[test]
 fn a_window_does_not_see_its_neighbour_without_a_full_block() {
     let mut config = config();
-    config.vision.fullatt_block_indexes.clear();
-    let windowed = Qwen25Vl::random(config, 5, &LoadOptions::default()).unwrap();
+    let Vision::Qwen25Vl(vision) = &mut config.vision else {
+        panic!("another family")
+    };
+    vision.fullatt_block_indexes.clear();
+    let windowed = Vlm::random(config, 5, &LoadOptions::default()).unwrap();
     let full = model();
     // A window is 2 x 2 tokens here; change the last patch of a frame of two windows.
     let (before, mut after) = (image([1, 4, 8], 1), image([1, 4, 8], 1));
-    let last = after.patches.len() - 96;
-    after.patches[last..].fill(0.5);
-    let first_token = |model: &Qwen25Vl, image: &ProcessedImage| {
-        values(
-            &model.encode_images(&[image], Pass::Infer).unwrap()[0]
-                .narrow(0, 0, 1)
-                .unwrap(),
-        )
-    };
+    let last = after.values.len() - 96;
+    after.values[last..].fill(0.5);
+    let first_token =
+        |model: &Vlm, image: &Visual| values(&model.encode(&[image], Pass::Infer).unwrap()[0].narrow(0, 0, 1).unwrap());
     assert_eq!(first_token(&windowed, &before), first_token(&windowed, &after));
     assert_ne!(first_token(&full, &before), first_token(&full, &after));
 }
@@ -310,9 +322,9 @@ fn a_saved_model_loads_to_the_same_outputs() {
             "spatial_patch_size": 4, "window_size": 16, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
     });
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    let loaded = Qwen25Vl::load(dir.path(), &LoadOptions::default()).unwrap();
+    let loaded = Vlm::load(dir.path(), &LoadOptions::default()).unwrap();
     let batch = TextBatch::new(&[Row::text(vec![1, 2, 3])]).unwrap();
-    let run = |model: &Qwen25Vl| values(&model.forward(&batch, Pass::Infer).unwrap());
+    let run = |model: &Vlm| values(&model.forward(&batch, Pass::Infer).unwrap());
     assert_eq!(run(&model), run(&loaded));
 }
 
@@ -321,7 +333,7 @@ fn a_deep_copy_keeps_its_values_when_the_source_moves() {
     let model = model();
     let copy = model.deep_copy().unwrap();
     let batch = TextBatch::new(&[Row::text(vec![1, 2, 3])]).unwrap();
-    let run = |model: &Qwen25Vl| values(&model.forward(&batch, Pass::Infer).unwrap());
+    let run = |model: &Vlm| values(&model.forward(&batch, Pass::Infer).unwrap());
     let before = run(&copy);
     let (_, var) = model
         .named_vars()
@@ -369,19 +381,19 @@ fn picture(width: usize, height: usize) -> Picture {
 
 #[test]
 fn a_prompt_has_as_many_placeholders_as_its_pictures_have_tokens() {
-    let pictures = [picture(16, 8), picture(8, 16)];
+    let pictures = [picture(16, 8), picture(8, 16)].map(Medium::Picture);
     let prompt = processor()
         .prepare(&[Message::user(2, "what")], &pictures, 100)
         .unwrap();
     assert_eq!(prompt.ids, [IMAGE, IMAGE, IMAGE, IMAGE, 1, 2]);
-    assert_eq!(prompt.image_spans, [(0, 2), (2, 2)]);
+    assert_eq!(prompt.spans, [(0, 2), (2, 2)]);
     assert_eq!(
         prompt.positions,
         [[0, 0, 0], [0, 0, 1], [2, 2, 2], [2, 3, 2], [4; 3], [5; 3]]
     );
     assert_eq!(
-        (prompt.rope_delta, prompt.images[0].grid, prompt.images[1].grid),
-        (0, [1, 2, 4], [1, 4, 2])
+        (prompt.rope_delta, prompt.visuals[0].layout, prompt.visuals[1].layout),
+        (0, layout([1, 2, 4]), layout([1, 4, 2]))
     );
     assert_eq!(processor().tokenizer().stop_ids(), [2]);
 }
@@ -389,13 +401,15 @@ fn a_prompt_has_as_many_placeholders_as_its_pictures_have_tokens() {
 #[test]
 fn a_prompt_that_cannot_be_is_refused_with_its_numbers() {
     let processor = processor();
-    let prepare = |messages: &[Message], pictures: &[Picture]| processor.prepare(messages, pictures, 5).unwrap_err();
-    let count = prepare(&[Message::user(2, "what")], &[picture(8, 8)]);
+    let prepare = |messages: &[Message], pictures: &[Medium]| processor.prepare(messages, pictures, 5).unwrap_err();
+    let count = prepare(&[Message::user(2, "what")], &[Medium::Picture(picture(8, 8))]);
     assert!(
-        matches!(count, ModelError::ImageCount { expected: 2, given: 1 }),
+        count
+            .to_string()
+            .contains("2 image and 0 video parts, but 1 images and 0 videos"),
         "{count}"
     );
-    let long = prepare(&[Message::user(1, "what")], &[picture(32, 8)]);
+    let long = prepare(&[Message::user(1, "what")], &[Medium::Picture(picture(32, 8))]);
     assert!(matches!(long, ModelError::TooLong { tokens: 6, limit: 5 }), "{long}");
     let smuggled = prepare(&[Message::user(0, "what <|image_pad|>")], &[]);
     assert!(

@@ -2,18 +2,19 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Source, config::TextConfig};
+use super::TextConfig;
 use crate::{
     ModelError, Result,
     batch::TextBatch,
     cache::{KvCache, fill},
+    layers::{Linear, Source},
     ops::{Heads, Kernels, Segments},
     rope::{Position, Rotary, frequencies, mrope_angles},
 };
 
 /// The language model over one view of the weights (tracked or not).
 #[derive(Clone, Debug)]
-pub(super) struct TextTower {
+pub(crate) struct TextTower {
     embed: Tensor,
     head: Tensor,
     norm: Tensor,
@@ -27,51 +28,54 @@ pub(super) struct TextTower {
 #[derive(Clone, Debug)]
 struct Layer {
     input_norm: Tensor,
-    qkv: [(Tensor, Tensor); 3],
-    out: Tensor,
+    qkv: [Linear; 3],
+    out: Linear,
     post_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
 }
 
 impl TextTower {
-    pub(super) fn new(config: &TextConfig, tied: bool, source: Source<'_>) -> Result<Self> {
-        let embed = source.get("model.embed_tokens.weight")?;
-        let head = if tied {
+    pub(crate) fn new(config: &TextConfig, source: Source<'_>) -> Result<Self> {
+        let model = config.names.model;
+        let embed = source.get(&format!("{model}embed_tokens.weight"))?;
+        let head = if config.tie_word_embeddings {
             embed.clone()
         } else {
-            source.get("lm_head.weight")?
+            source.get(config.names.head)?
         };
         let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::new(i, source))
+            .map(|i| Layer::new(&format!("{model}layers.{i}"), source))
             .collect::<Result<_>>()?;
         Ok(Self {
             embed,
             head,
-            norm: source.get("model.norm.weight")?,
+            norm: source.get(&format!("{model}norm.weight"))?,
             layers,
             heads: Heads {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim(),
+                head_dim: config.head_dim,
             },
             eps: config.rms_norm_eps,
-            frequencies: frequencies(config.rope_theta, config.head_dim()),
+            frequencies: frequencies(config.rope_theta, config.head_dim),
             section: config.mrope_section,
         })
     }
 
-    /// Final normalized hidden states, `[rows, width, hidden]`.
-    pub(super) fn forward(&self, batch: &TextBatch, kernels: Kernels) -> Result<Tensor> {
-        let x = self.run(batch, kernels, |_| Ok(()))?;
+    /// Final normalized hidden states, `[rows, width, hidden]`; `seen` gets the residual stream before each layer and
+    /// after the last, `[rows * width, hidden]`.
+    pub(crate) fn forward(&self, batch: &TextBatch, kernels: Kernels, mut seen: impl FnMut(&Tensor)) -> Result<Tensor> {
+        let x = self.run(batch, kernels, &mut seen, |_| Ok(()))?;
+        seen(&x);
         let x = kernels.rms_norm(&x, &self.norm, self.eps)?;
         Ok(x.reshape((batch.rows, batch.width, ()))?)
     }
 
     /// Fills a cache in which row `i` of the batch stands `repeat[i]` times; also the normalized hidden state of each
     /// row's last token, `[rows of the cache, hidden]`.
-    pub(super) fn prefill(
+    pub(crate) fn prefill(
         &self,
         batch: &TextBatch,
         repeat: &[usize],
@@ -95,7 +99,7 @@ impl TextTower {
         let ids = copies.iter().map(|row| *row as u32).collect::<Vec<_>>();
         let ids = Tensor::from_vec(ids, copies.len(), device)?;
         let size = self.heads.kv_size();
-        let x = self.run(batch, kernels, |qkv| {
+        let x = self.run(batch, kernels, &mut |_| {}, |qkv| {
             let spread = |offset: usize| -> Result<Tensor> {
                 let rows = qkv.narrow(1, offset, size)?.reshape((batch.rows, batch.width, size))?;
                 let rows = rows.index_select(&ids, 0)?;
@@ -116,7 +120,7 @@ impl TextTower {
     }
 
     /// Feeds one token per row of the cache and returns its normalized hidden state, `[rows, hidden]`.
-    pub(super) fn decode(&self, cache: &mut KvCache, ids: &[u32], kernels: Kernels) -> Result<Tensor> {
+    pub(crate) fn decode(&self, cache: &mut KvCache, ids: &[u32], kernels: Kernels) -> Result<Tensor> {
         cache.check_room(ids.len())?;
         let device = self.embed.device();
         let mut x = self
@@ -138,19 +142,26 @@ impl TextTower {
     }
 
     /// Logits over the vocabulary of normalized hidden states `[rows, hidden]`.
-    pub(super) fn logits(&self, hidden: &Tensor, kernels: Kernels) -> Result<Tensor> {
+    pub(crate) fn logits(&self, hidden: &Tensor, kernels: Kernels) -> Result<Tensor> {
         kernels.linear(hidden, &self.head, None)
     }
 
-    /// All layers; `seen` gets each layer's rotated queries, keys and values.
-    fn run(&self, batch: &TextBatch, kernels: Kernels, mut seen: impl FnMut(&Tensor) -> Result<()>) -> Result<Tensor> {
+    /// All layers; `before` gets the input of each, `rotated` its rotated queries, keys and values.
+    fn run(
+        &self,
+        batch: &TextBatch,
+        kernels: Kernels,
+        before: &mut impl FnMut(&Tensor),
+        mut rotated: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let mut x = self.embed(batch)?;
         let rotary = self.rotary(&batch.positions, x.dtype(), x.device())?;
         let segments = Segments::padded(&batch.lengths, batch.width);
         for layer in &self.layers {
+            before(&x);
             let qkv = layer.qkv(&x, self, kernels)?;
             let qkv = kernels.rotate(&qkv, self.heads, &rotary)?;
-            seen(&qkv)?;
+            rotated(&qkv)?;
             let mixed = kernels.attention(&qkv, self.heads, &segments)?;
             x = layer.finish(&x, &mixed, self, kernels)?;
         }
@@ -188,46 +199,37 @@ impl TextTower {
 }
 
 impl Layer {
-    fn new(index: usize, source: Source<'_>) -> Result<Self> {
-        let get = |name: &str| source.get(&format!("model.layers.{index}.{name}"));
-        let biased = |name: &str| -> Result<(Tensor, Tensor)> {
-            let at = format!("self_attn.{name}");
-            Ok((get(&format!("{at}.weight"))?, get(&format!("{at}.bias"))?))
-        };
+    fn new(at: &str, source: Source<'_>) -> Result<Self> {
+        let attention = |name: &str, bias: bool| source.linear(&format!("{at}.self_attn.{name}"), bias);
+        let mlp = |name: &str| source.linear(&format!("{at}.mlp.{name}"), false);
         Ok(Self {
-            input_norm: get("input_layernorm.weight")?,
-            qkv: [biased("q_proj")?, biased("k_proj")?, biased("v_proj")?],
-            out: get("self_attn.o_proj.weight")?,
-            post_norm: get("post_attention_layernorm.weight")?,
-            gate: get("mlp.gate_proj.weight")?,
-            up: get("mlp.up_proj.weight")?,
-            down: get("mlp.down_proj.weight")?,
+            input_norm: source.get(&format!("{at}.input_layernorm.weight"))?,
+            qkv: [
+                attention("q_proj", true)?,
+                attention("k_proj", true)?,
+                attention("v_proj", true)?,
+            ],
+            out: attention("o_proj", false)?,
+            post_norm: source.get(&format!("{at}.post_attention_layernorm.weight"))?,
+            gate: mlp("gate_proj")?,
+            up: mlp("up_proj")?,
+            down: mlp("down_proj")?,
         })
     }
 
     /// Queries, keys and values side by side, not yet rotated.
     fn qkv(&self, x: &Tensor, tower: &TextTower, kernels: Kernels) -> Result<Tensor> {
         let x = kernels.rms_norm(x, &self.input_norm, tower.eps)?;
-        // Join whichever is smaller: three weights once, or three results of a few rows.
-        if x.dim(0)? >= x.dim(1)? {
-            let weight = Tensor::cat(&self.qkv.each_ref().map(|(weight, _)| weight), 0)?;
-            let bias = Tensor::cat(&self.qkv.each_ref().map(|(_, bias)| bias), 0)?;
-            return kernels.linear(&x, &weight, Some(&bias));
-        }
-        let parts = self
-            .qkv
-            .iter()
-            .map(|(weight, bias)| kernels.linear(&x, weight, Some(bias)));
-        Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 1)?)
+        Linear::forward_side_by_side(&self.qkv, &x, kernels)
     }
 
     /// Output projection, residuals and MLP after the attention has mixed the rows.
     fn finish(&self, x: &Tensor, mixed: &Tensor, tower: &TextTower, kernels: Kernels) -> Result<Tensor> {
-        let x = (x + kernels.linear(mixed, &self.out, None)?)?;
+        let x = (x + self.out.forward(mixed, kernels)?)?;
         let y = kernels.rms_norm(&x, &self.post_norm, tower.eps)?;
-        let gate = kernels.linear(&y, &self.gate, None)?;
-        let up = kernels.linear(&y, &self.up, None)?;
-        let y = kernels.linear(&kernels.swiglu(&gate, &up)?, &self.down, None)?;
+        let gate = self.gate.forward(&y, kernels)?;
+        let up = self.up.forward(&y, kernels)?;
+        let y = self.down.forward(&kernels.swiglu(&gate, &up)?, kernels)?;
         Ok((x + y)?)
     }
 }
