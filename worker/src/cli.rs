@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     command::{
-        self, convert::ConvertArguments, generate::GenerateArguments, inspect::InspectArguments,
-        logits::LogitsArguments, plan::PlanArguments,
+        self, arguments::ModelArguments, bench::BenchArguments, convert::ConvertArguments, generate::GenerateArguments,
+        inspect::InspectArguments, logits::LogitsArguments, plan::PlanArguments,
     },
     context::{Context, Token},
     error::{WorkerError, chain},
@@ -51,7 +51,7 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 the goal was reached; 1 a new attempt may succeed; 78 configuration, data or \
                           weights are wrong; 143 stopped by SIGTERM with its state saved.\n\
-                          RAYON_NUM_THREADS sets the threads of one matrix product (1 if unset).";
+                          RAYON_NUM_THREADS sets the threads of one matrix product (if unset: 1 for run and serve, else all cores).";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -74,9 +74,27 @@ pub enum Command {
     /// Write token ids, positions, pixels and logits of a conversation to a safetensors file.
     #[command(after_help = LOGITS_EXAMPLE)]
     Logits(LogitsArguments),
+    /// Measure prefill, decode and training beside what this machine could do at most.
+    #[command(after_help = BENCH_EXAMPLE)]
+    Bench(BenchArguments),
     /// Write a checkpoint in another precision, or with an adapter merged.
     #[command(after_help = CONVERT_EXAMPLE)]
     Convert(ConvertArguments),
+}
+
+impl Command {
+    /// The model of a command for people; the others have their URI resolved by the role.
+    fn model(&mut self) -> Option<&mut ModelArguments> {
+        match self {
+            Self::Run(_) | Self::Serve(_) => None,
+            Self::Inspect(arguments) => Some(&mut arguments.model),
+            Self::Plan(arguments) => Some(&mut arguments.model),
+            Self::Generate(arguments) => Some(&mut arguments.model),
+            Self::Bench(arguments) => Some(&mut arguments.model),
+            Self::Logits(arguments) => Some(&mut arguments.model),
+            Self::Convert(arguments) => Some(&mut arguments.model),
+        }
+    }
 }
 
 const INSPECT_EXAMPLE: &str = "Example:\n  \
@@ -100,6 +118,9 @@ const LOGITS_EXAMPLE: &str = "Example:\n  \
     flotilla-worker logits --model ./checkpoint --messages messages.json --out logits.safetensors\n\
     The file has input_ids, position_ids, logits, and pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw,\n\
     second_per_grid_ts, image_sizes where the conversation has them.";
+
+const BENCH_EXAMPLE: &str = "Example:\n  \
+    RAYON_NUM_THREADS=2 flotilla-worker bench --model ./checkpoint --prompt-tokens 512 --batch 8";
 
 const CONVERT_EXAMPLE: &str = "Example:\n  \
     flotilla-worker convert --model ./checkpoint --adapter ./lora --dtype bf16 --out ./merged";
@@ -203,7 +224,7 @@ struct Assignment {
 }
 
 /// Runs a command to its end and gives the exit code, one of [`names::exit`].
-pub fn main(command: Command, cache: Option<PathBuf>) -> ExitCode {
+pub fn main(mut command: Command, cache: Option<PathBuf>) -> ExitCode {
     let progress = ProgressCell::default();
     let termination_log = match &command {
         Command::Run(arguments) => arguments.termination_log.clone(),
@@ -216,30 +237,17 @@ pub fn main(command: Command, cache: Option<PathBuf>) -> ExitCode {
         assignment.volumes = assignment.volumes.with_cache(cache.clone());
         carry_out(assignment, &progress)
     };
-    let outcome = match command {
+    let located = command.model().map_or(Ok(()), |model| model.locate(cache.as_deref()));
+    let outcome = located.and_then(|()| match command {
         Command::Run(arguments) => work(in_a_pod(arguments)),
         Command::Serve(arguments) => work(by_hand(arguments)),
-        Command::Inspect(mut arguments) => {
-            let located = arguments.model.locate(cache.as_deref());
-            located.and_then(|()| command::inspect::run(&arguments))
-        }
-        Command::Plan(mut arguments) => {
-            let located = arguments.model.locate(cache.as_deref());
-            located.and_then(|()| command::plan::run(&arguments))
-        }
-        Command::Generate(mut arguments) => {
-            let located = arguments.model.locate(cache.as_deref());
-            located.and_then(|()| command::generate::run(&arguments))
-        }
-        Command::Logits(mut arguments) => {
-            let located = arguments.model.locate(cache.as_deref());
-            located.and_then(|()| command::logits::run(&arguments))
-        }
-        Command::Convert(mut arguments) => {
-            let located = arguments.model.locate(cache.as_deref());
-            located.and_then(|()| command::convert::run(&arguments))
-        }
-    };
+        Command::Inspect(arguments) => command::inspect::run(&arguments),
+        Command::Plan(arguments) => command::plan::run(&arguments),
+        Command::Generate(arguments) => command::generate::run(&arguments),
+        Command::Bench(arguments) => command::bench::run(&arguments),
+        Command::Logits(arguments) => command::logits::run(&arguments),
+        Command::Convert(arguments) => command::convert::run(&arguments),
+    });
     let code = conclude(outcome, &progress);
     if let Some(path) = termination_log
         && let Err(error) = progress.write_termination_log(&path)

@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use flotilla_worker::{cli::Cli, telemetry};
+use flotilla_worker::{
+    cli::{Cli, Command},
+    telemetry,
+};
 
 /// Training allocates and frees large tensors at every step; the system allocator gives them back to the kernel each
 /// time and pays page faults for it.
@@ -12,7 +15,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    single_threaded_kernels();
+    if matches!(cli.command, Command::Run(_) | Command::Serve(_)) {
+        single_threaded_kernels();
+    }
     telemetry::init(cli.log_format);
     flotilla_worker::main(cli.command, cli.cache_dir)
 }

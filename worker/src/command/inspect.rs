@@ -71,7 +71,10 @@ pub fn run(arguments: &InspectArguments) -> Result<(), WorkerError> {
     let problems = report.problems;
     Err(WorkerError::permanent(
         "the checkpoint cannot be loaded",
-        ModelError::Weights { path, problems },
+        ModelError::Weights {
+            path,
+            problems: Box::new(problems),
+        },
     ))
 }
 

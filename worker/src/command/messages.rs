@@ -189,7 +189,7 @@ impl Reader<'_> {
             }
             Some(Value::String(name)) => {
                 let bytes = self.bytes(name, place, limits.bytes as u64)?;
-                decode_file(&bytes, self.sampling, &limits).map_err(medium(place))
+                Video::decode_animation(&bytes, self.sampling, &limits).map_err(medium(place))
             }
             _ => Err(invalid(
                 place,
@@ -216,16 +216,6 @@ impl Reader<'_> {
         let path = self.root.join(url.strip_prefix("file://").unwrap_or(url));
         read_bounded(&path, limit, &format!("{place}: "))
     }
-}
-
-#[cfg(feature = "video-file")]
-fn decode_file(bytes: &[u8], sampling: Sampling, limits: &VideoLimits) -> Result<Video, ModelError> {
-    Video::decode_any(bytes, sampling, limits)
-}
-
-#[cfg(not(feature = "video-file"))]
-fn decode_file(bytes: &[u8], sampling: Sampling, limits: &VideoLimits) -> Result<Video, ModelError> {
-    Video::decode_animation(bytes, sampling, limits)
 }
 
 /// Reads a file of at most `limit` bytes.

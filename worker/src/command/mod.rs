@@ -8,9 +8,11 @@
 //! | [`plan`] | what a request will cost, before anything is computed |
 //! | [`generate`] | answers to a conversation |
 //! | [`logits`] | everything that the model computes for a conversation, as a file |
+//! | [`bench`] | how fast a model runs here, beside what the machine could do at most |
 //! | [`convert`] | a checkpoint in another precision, with an adapter merged, in the hub's layout |
 
 pub mod arguments;
+pub mod bench;
 pub mod convert;
 pub mod generate;
 pub mod inspect;

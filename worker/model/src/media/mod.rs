@@ -8,6 +8,8 @@
 //! | `picture.rs` | encoded bytes to one RGB picture, refused before decoding when too expensive |
 //! | `sampling.rs` | which frames of a video are kept |
 //! | `video.rs` | frames, an animation or a file to a video |
+//! | `webp.rs` | frames of an animated WebP |
+//! | `video_file/` | MP4 files with H.264, behind the feature `video-file` |
 //! | `resample.rs` | bicubic resizing, bit for bit as the reference |
 //! | `levels.rs` | grey levels to what a vision tower reads |
 //! | `preprocessor.rs` | what a checkpoint's preprocessor files say |
@@ -19,6 +21,9 @@ mod preprocessor;
 mod resample;
 mod sampling;
 mod video;
+#[cfg(feature = "video-file")]
+mod video_file;
+mod webp;
 
 pub use levels::{Levels, Normalization};
 pub use limits::{ImageLimits, VideoLimits};

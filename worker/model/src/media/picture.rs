@@ -1,6 +1,6 @@
 //! Encoded bytes to RGB pixels, refused before decoding when too expensive; resizing as the reference does it.
 
-use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageReader, Limits, RgbImage};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 
 use super::{
     limits::{Deadline, ImageLimits, TimedBytes},
@@ -25,7 +25,8 @@ impl Picture {
     /// is **clipped** to 255. An EXIF orientation is not applied ([`Self::decode_upright`]), as the reference processors
     /// do not.
     ///
-    /// JPEG and lossy WebP are decoded by other code than Pillow's, which moves some values by a level or two.
+    /// JPEG is decoded by other code than Pillow's: its grey differs by at most a level, its colour, where that is stored
+    /// at half the resolution, by a few levels at sharp edges. Outside its first frame a GIF is black.
     pub fn decode(bytes: &[u8], limits: ImageLimits) -> Result<Self> {
         decode(bytes, &limits, false)
     }
@@ -85,10 +86,10 @@ fn decode(bytes: &[u8], limits: &ImageLimits, upright: bool) -> Result<Picture> 
         .then(|| decoder.orientation())
         .transpose()
         .map_err(decode_error)?;
-    let (color, original) = (decoder.color_type(), decoder.original_color_type());
+    let color = decoder.color_type();
     let total = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
     if total as u64 > pixels * 8 {
-        return Err(ModelError::Image(format!("{original:?} pixels are not supported")));
+        return Err(ModelError::Image(format!("{color:?} pixels are not supported")));
     }
     let mut raw = vec![0; total];
     decoder.read_image(&mut raw).map_err(decode_error)?;
@@ -96,7 +97,7 @@ fn decode(bytes: &[u8], limits: &ImageLimits, upright: bool) -> Result<Picture> 
     let picture = Picture {
         width: width as usize,
         height: height as usize,
-        rgb: rgb(raw, color, original)?,
+        rgb: rgb(raw, color, is_deep_grey(bytes))?,
     };
     match orientation {
         Some(orientation) => turned(picture, orientation),
@@ -104,12 +105,16 @@ fn decode(bytes: &[u8], limits: &ImageLimits, upright: bool) -> Result<Picture> 
     }
 }
 
+/// Whether it is a PNG of 16-bit grey. With a transparent level it is decoded with alpha, but stays grey to Pillow.
+fn is_deep_grey(bytes: &[u8]) -> bool {
+    // Bit depth and colour type follow width and height in the first chunk.
+    bytes.starts_with(b"\x89PNG") && bytes.get(24..26) == Some(&[16, 0])
+}
+
 /// Decoded samples (native byte order) as Pillow converts them to RGB.
-fn rgb(raw: Vec<u8>, color: ColorType, original: ExtendedColorType) -> Result<Vec<u8>> {
+fn rgb(raw: Vec<u8>, color: ColorType, deep_grey: bool) -> Result<Vec<u8>> {
     let upper = |sample: &[u8]| (u16::from_ne_bytes([sample[0], sample[1]]) >> 8) as u8;
     let clipped = |sample: &[u8]| u16::from_ne_bytes([sample[0], sample[1]]).min(255) as u8;
-    // A grey picture with a transparent level is decoded with alpha, but is grey to Pillow.
-    let deep_grey = original == ExtendedColorType::L16;
     Ok(match color {
         ColorType::Rgb8 => raw,
         ColorType::L8 => raw.iter().flat_map(|level| [*level; 3]).collect(),

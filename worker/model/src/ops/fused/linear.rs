@@ -2,7 +2,12 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, backend::BackendStorage};
 
-use super::{lanes::add_scaled, operand, values, vectorize};
+use rayon::prelude::*;
+
+use super::{
+    lanes::{add_scaled, dot},
+    operand, values, vectorize,
+};
 
 /// See [`crate::ops::Kernels::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -15,11 +20,57 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 
 struct Linear;
 
+/// Rows up to which the weight is read once and each of its rows multiplied with all of them: such a product waits for the
+/// memory, and a blocked one would copy the weight first.
+const FEW_ROWS: usize = 4;
+/// Values of a weight that are worth a second thread.
+const SHARED: usize = 1 << 18;
+
 fn product(s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
     let (rows, input) = l1.shape().dims2()?;
     let (output, _) = l2.shape().dims2()?;
+    if rows <= FEW_ROWS && input > 0 {
+        let values = few_rows(operand(s1, l1)?, operand(s2, l2)?, input, output);
+        return Ok((CpuStorage::F32(values), Shape::from((rows, output))));
+    }
     let product = s1.matmul(s2, (1, rows, output, input), l1, &l2.transpose(0, 1)?)?;
     Ok((product, Shape::from((rows, output))))
+}
+
+/// `x weight^T` for few rows of `x`, `[rows, input]` and `[output, input]` to `[rows, output]`.
+fn few_rows(x: &[f32], weight: &[f32], input: usize, output: usize) -> Vec<f32> {
+    let rows = x.len() / input;
+    let mut by_output = vec![0f32; output * rows];
+    let share = |(weight, sums): (&[f32], &mut [f32])| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (weight, sums) in weight.chunks_exact(input).zip(sums.chunks_exact_mut(rows)) {
+                    for (sum, x) in sums.iter_mut().zip(x.chunks_exact(input)) {
+                        *sum = dot(x, weight);
+                    }
+                }
+            },
+        );
+    };
+    let threads = rayon::current_num_threads();
+    if threads > 1 && weight.len() >= SHARED {
+        let part = output.div_ceil(threads);
+        let weights = weight.par_chunks(part * input);
+        weights.zip(by_output.par_chunks_mut(part * rows)).for_each(share);
+    } else {
+        share((weight, &mut by_output));
+    }
+    if rows == 1 {
+        return by_output;
+    }
+    let mut values = vec![0f32; rows * output];
+    for (column, sums) in by_output.chunks_exact(rows).enumerate() {
+        for (row, sum) in sums.iter().enumerate() {
+            values[row * output + column] = *sum;
+        }
+    }
+    values
 }
 
 /// Gradients of input and weight; each only where something before it is recorded. Candle's own product always

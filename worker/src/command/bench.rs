@@ -1,0 +1,207 @@
+//! How fast a model runs on this machine, beside what the machine could do at most.
+
+use std::{hint::black_box, time::Instant};
+
+use candle_core::{DType, Device, Tensor};
+use clap::Args;
+use flotilla_grpo::logprob::token_log_probs;
+use flotilla_model::{ModelError, Pass, Row, TextBatch, Vlm};
+use serde_json::json;
+
+use super::{arguments::ModelArguments, bytes};
+use crate::error::WorkerError;
+
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArguments {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Tokens of the prompt, and of a training row.
+    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    pub prompt_tokens: usize,
+    /// Tokens that are decoded.
+    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
+    pub new_tokens: usize,
+    /// Rows that are decoded and trained together.
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Repetitions; the fastest counts.
+    #[arg(long, default_value_t = 3)]
+    pub rounds: usize,
+    /// Leave training out: it needs memory for the gradient of every parameter.
+    #[arg(long)]
+    pub no_train: bool,
+    /// Print one JSON document instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Bytes that are read to measure the memory: more than any cache holds.
+const MEMORY_BYTES: usize = 1 << 29;
+/// Side of the matrices that measure arithmetic.
+const MATRIX: usize = 2048;
+
+/// One line of the table.
+#[derive(Debug)]
+struct Line {
+    what: String,
+    tokens_per_second: f64,
+    ceiling: f64,
+    ceiling_is: &'static str,
+}
+
+/// Prints the table.
+pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
+    let fits = arguments.prompt_tokens > 0 && arguments.new_tokens > 0 && arguments.batch > 0 && arguments.rounds > 0;
+    if !fits {
+        return Err(WorkerError::invalid("--prompt-tokens, --new-tokens, --batch and --rounds must be at least 1"));
+    }
+    let model = arguments.model.load()?;
+    let failed = |error: ModelError| WorkerError::permanent("failed to compute", error);
+    let bandwidth = memory_bandwidth(arguments.rounds);
+    let arithmetic = matrix_rate(model.dtype(), arguments.rounds).map_err(failed)?;
+    let lines = measure(arguments, &model, bandwidth, arithmetic).map_err(failed)?;
+    if arguments.json {
+        let measured = lines.iter().map(|line| {
+            json!({
+                "what": line.what, "tokens_per_second": line.tokens_per_second, "ceiling": line.ceiling,
+                "ratio": line.tokens_per_second / line.ceiling,
+            })
+        });
+        let document = json!({
+            "memory_bytes_per_second": bandwidth, "flops": arithmetic, "dtype": arguments.model.dtype.to_string(),
+            "measured": measured.collect::<Vec<_>>(),
+        });
+        println!("{document:#}");
+        return Ok(());
+    }
+    println!(
+        "memory {}/s, matrix products {:.1} GFLOP/s in {}",
+        bytes(bandwidth as u64),
+        arithmetic / 1e9,
+        arguments.model.dtype
+    );
+    println!("{:<34} {:>12} {:>12} {:>7}  AT MOST BY", "WHAT", "TOKENS/S", "AT MOST", "RATIO");
+    for line in lines {
+        let ratio = line.tokens_per_second / line.ceiling;
+        println!(
+            "{:<34} {:>12.1} {:>12.1} {ratio:>7.2}  {}",
+            line.what, line.tokens_per_second, line.ceiling, line.ceiling_is
+        );
+    }
+    Ok(())
+}
+
+fn measure(
+    arguments: &BenchArguments,
+    model: &Vlm,
+    bandwidth: f64,
+    arithmetic: f64,
+) -> Result<Vec<Line>, ModelError> {
+    let (length, batch, new) = (arguments.prompt_tokens, arguments.batch, arguments.new_tokens);
+    let text = &model.config().text;
+    let per_token = matrix_values(model) as f64;
+    let embedding = (text.vocab_size * text.hidden_size) as f64;
+    let ids = |length: usize| (0..length).map(|i| ((i * 7919 + 13) % text.vocab_size) as u32).collect::<Vec<_>>();
+    let one = TextBatch::new(&[Row::text(ids(length))])?;
+    let many = TextBatch::new(&vec![Row::text(ids(length)); batch])?;
+    let mut lines = Vec::new();
+
+    // Only the last position's logits are computed.
+    let seconds = fastest(arguments.rounds, || {
+        let (_, hidden) = model.prefill(&one, &[1], 1)?;
+        model.logits(&hidden, Pass::Infer)
+    })?;
+    lines.push(Line {
+        what: format!("prefill of {length} tokens"),
+        tokens_per_second: length as f64 / seconds,
+        ceiling: arithmetic / (2.0 * per_token),
+        ceiling_is: "matrix products",
+    });
+
+    let (prefilled, _) = model.prefill(&one, &[batch], new)?;
+    let mut decoded = f64::INFINITY;
+    for _ in 0..arguments.rounds {
+        let mut cache = prefilled.clone();
+        cache.reserve(length + new)?;
+        let start = Instant::now();
+        for step in 0..new {
+            let ids = vec![(step * 31 % text.vocab_size) as u32; batch];
+            let hidden = model.decode(&mut cache, &ids)?;
+            black_box(model.logits(&hidden, Pass::Infer)?);
+        }
+        decoded = decoded.min(start.elapsed().as_secs_f64());
+    }
+    let size = model.dtype().size_in_bytes() as f64;
+    let read = (per_token + embedding) * size + (batch * (length + new / 2) * text.kv_values_per_token()) as f64 * size;
+    let by_memory = batch as f64 * bandwidth / read;
+    let by_arithmetic = arithmetic / (2.0 * (per_token + embedding));
+    lines.push(Line {
+        what: format!("decode of {batch} rows after {length}"),
+        tokens_per_second: (batch * new) as f64 / decoded,
+        ceiling: by_memory.min(by_arithmetic),
+        ceiling_is: if by_memory < by_arithmetic { "memory" } else { "matrix products" },
+    });
+
+    if !arguments.no_train {
+        let targets = Tensor::new(vec![5u32; batch * length], model.device())?;
+        let head = model.weights().get(&text.head_name());
+        let head = head.ok_or_else(|| ModelError::Input("the model has no head".to_owned()))?;
+        let seconds = fastest(arguments.rounds, || {
+            let hidden = model.forward(&many, Pass::Train)?.flatten_to(1)?;
+            let loss = token_log_probs(&hidden, head.as_tensor(), &targets, 1.0)?.mean_all()?;
+            Ok(loss.backward()?)
+        })?;
+        lines.push(Line {
+            what: format!("forward and backward, {batch}x{length}"),
+            tokens_per_second: (batch * length) as f64 / seconds,
+            ceiling: arithmetic / (6.0 * (per_token + embedding)),
+            ceiling_is: "matrix products",
+        });
+    }
+    Ok(lines)
+}
+
+/// Values of the language model's matrices that every token is multiplied with, the head left out.
+fn matrix_values(model: &Vlm) -> usize {
+    let text = &model.config().text;
+    let attention = text.hidden_size * (2 * text.q_size() + 2 * text.kv_size());
+    text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
+}
+
+/// Seconds of the fastest of several runs, after one that does not count.
+fn fastest<T>(rounds: usize, mut work: impl FnMut() -> Result<T, ModelError>) -> Result<f64, ModelError> {
+    black_box(work()?);
+    let mut best = f64::INFINITY;
+    for _ in 0..rounds {
+        let start = Instant::now();
+        black_box(work()?);
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+/// Bytes per second that all cores together read.
+fn memory_bandwidth(rounds: usize) -> f64 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let values = vec![1u64; MEMORY_BYTES / 8];
+    let mut best = f64::INFINITY;
+    for _ in 0..=rounds {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in values.chunks(values.len().div_ceil(cores)) {
+                scope.spawn(move || black_box(part.iter().fold(0u64, |sum, value| sum.wrapping_add(*value))));
+            }
+        });
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    MEMORY_BYTES as f64 / best
+}
+
+/// Floating-point operations per second of a large matrix product.
+fn matrix_rate(dtype: DType, rounds: usize) -> Result<f64, ModelError> {
+    let matrix = Tensor::rand(-1f32, 1f32, (MATRIX, MATRIX), &Device::Cpu)?.to_dtype(dtype)?;
+    let seconds = fastest(rounds, || Ok(matrix.matmul(&matrix.t()?)?))?;
+    Ok(2.0 * (MATRIX as f64).powi(3) / seconds)
+}
