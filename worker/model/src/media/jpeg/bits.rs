@@ -189,7 +189,7 @@ mod tests {
         let mut counts = [0; 16];
         (counts[0], counts[1], counts[10]) = (1, 1, 1);
         let table = Huffman::new(&counts, &[7, 8, 9]).unwrap();
-        let mut bits = Bits::new(&[0b0101_1000, 0b0000_0101, 0xFF, 0xD9]);
+        let mut bits = Bits::new(&[0b0101_1000, 0b0000_0001, 0b0111_1111, 0xFF, 0xD9]);
         let symbols = [(); 5].map(|()| table.decode(&mut bits).unwrap());
         assert_eq!(symbols, [7, 8, 9, 7, 8]);
     }

@@ -30,35 +30,52 @@ enum Space {
 }
 
 /// The picture once all scans are decoded.
-pub(super) fn picture(reader: Reader<'_>, deadline: Deadline) -> Result<Picture> {
-    let space = space(&reader)?;
+pub(super) fn picture(reader: &mut Reader<'_>, deadline: Deadline) -> Result<Picture> {
+    let space = space(reader)?;
     let ((width, height), most) = (reader.size(), (reader.h_most, reader.v_most));
-    let planes = reader.components.into_iter();
+    let planes = reader.components.iter_mut();
     let planes = planes
         .map(|component| Plane::new(component, most, deadline))
         .collect::<Result<Vec<_>>>()?;
     let mut rows = vec![vec![0; width]; planes.len()];
     let mut sums = Vec::new();
-    let mut rgb = Vec::with_capacity(width * height * 3);
+    let mut rgb = vec![0; width * height * 3];
     for y in 0..height {
         for (plane, row) in planes.iter().zip(&mut rows) {
             plane.row(y, row, &mut sums);
         }
-        let at = |component: usize, x: usize| rows[component][x];
-        match space {
-            Space::Grey => rgb.extend((0..width).flat_map(|x| [at(0, x); 3])),
-            Space::Rgb => rgb.extend((0..width).flat_map(|x| [at(0, x), at(1, x), at(2, x)])),
-            Space::YCbCr => rgb.extend((0..width).flat_map(|x| ycc(at(0, x), at(1, x), at(2, x)))),
-            Space::Cmyk { inverted } => {
-                rgb.extend((0..width).flat_map(|x| cmyk([at(0, x), at(1, x), at(2, x)], at(3, x), inverted)))
-            }
-            Space::Ycck { inverted } => rgb.extend((0..width).flat_map(|x| {
-                let ink = ycc(at(0, x), at(1, x), at(2, x)).map(|level| 255 - level);
-                cmyk(ink, at(3, x), inverted)
-            })),
-        }
+        fill_row(&mut rgb[y * width * 3..][..width * 3], &rows, space);
     }
     Ok(Picture { width, height, rgb })
+}
+
+/// A row of pixels from a row of each component.
+fn fill_row(rgb: &mut [u8], rows: &[Vec<u8>], space: Space) {
+    match (space, rows) {
+        (Space::Grey, [grey, ..]) => {
+            for (pixel, level) in rgb.chunks_exact_mut(3).zip(grey) {
+                pixel.fill(*level);
+            }
+        }
+        (Space::Rgb, _) => fill(rgb, rows, |levels, _| levels),
+        (Space::YCbCr, _) => fill(rgb, rows, |levels, _| ycc(levels)),
+        (Space::Cmyk { inverted }, _) => fill(rgb, rows, |ink, black| cmyk(ink, black, inverted)),
+        (Space::Ycck { inverted }, _) => fill(rgb, rows, |levels, black| {
+            cmyk(ycc(levels).map(|level| 255 - level), black, inverted)
+        }),
+        (Space::Grey, []) => {}
+    }
+}
+
+fn fill(rgb: &mut [u8], rows: &[Vec<u8>], convert: impl Fn([u8; 3], u8) -> [u8; 3]) {
+    let [first, second, third, rest @ ..] = rows else {
+        return;
+    };
+    let fourth = rest.first().unwrap_or(first);
+    let levels = first.iter().zip(second).zip(third).zip(fourth);
+    for (pixel, (((a, b), c), d)) in rgb.chunks_exact_mut(3).zip(levels) {
+        pixel.copy_from_slice(&convert([*a, *b, *c], *d));
+    }
 }
 
 /// As libjpeg guesses it from markers and component ids.
@@ -81,13 +98,15 @@ fn space(reader: &Reader<'_>) -> Result<Space> {
 }
 
 impl Plane {
-    fn new(component: Component, most: (usize, usize), deadline: Deadline) -> Result<Self> {
+    fn new(component: &mut Component, most: (usize, usize), deadline: Deadline) -> Result<Self> {
         let quantization = component
             .quantization
             .ok_or_else(|| problem("a component without scan or table"))?;
         let stride = component.columns * 8;
+        // They are as large as everything else together, and not needed any more.
+        let coefficients = std::mem::take(&mut component.coefficients);
         let mut samples = vec![0; stride * component.rows * 8];
-        for (row, blocks) in component.coefficients.chunks_exact(component.columns * 64).enumerate() {
+        for (row, blocks) in coefficients.chunks_exact(component.columns * 64).enumerate() {
             deadline.check().map_err(|error| ModelError::Image(error.to_string()))?;
             for (column, block) in blocks.chunks_exact(64).enumerate() {
                 let block = idct::samples(block, &quantization);
@@ -113,7 +132,7 @@ impl Plane {
     /// Row `y` of the picture; `sums` is room to work.
     fn row(&self, y: usize, output: &mut [u8], sums: &mut Vec<i32>) {
         let near = (y / self.down).min(self.height - 1);
-        let far = if y % 2 == 0 {
+        let far = if y.is_multiple_of(2) {
             near.saturating_sub(1)
         } else {
             (near + 1).min(self.height - 1)
@@ -123,7 +142,7 @@ impl Plane {
         match (self.across, self.down) {
             (1, 1) => output.copy_from_slice(&near[..output.len()]),
             (1, 2) => {
-                let bias = if y % 2 == 0 { 1 } else { 2 };
+                let bias = if y.is_multiple_of(2) { 1 } else { 2 };
                 for (output, (near, far)) in output.iter_mut().zip(near.iter().zip(far)) {
                     *output = ((vertical(near, far) + bias) >> 2) as u8;
                 }
@@ -151,14 +170,18 @@ impl Plane {
 /// differ, so that roundings do not add up.
 fn spread(values: &[i32], output: &mut [u8], (left, right): (i32, i32), shift: u32) {
     for (x, output) in output.iter_mut().enumerate() {
-        let (at, bias) = (x / 2, if x % 2 == 0 { left } else { right });
-        let neighbour = if x % 2 == 0 { at.checked_sub(1) } else { Some(at + 1) };
+        let (at, bias) = (x / 2, if x.is_multiple_of(2) { left } else { right });
+        let neighbour = if x.is_multiple_of(2) {
+            at.checked_sub(1)
+        } else {
+            Some(at + 1)
+        };
         let neighbour = neighbour.and_then(|at| values.get(at)).unwrap_or(&values[at]);
         *output = ((3 * values[at] + neighbour + bias) >> shift) as u8;
     }
 }
 
-fn ycc(y: u8, cb: u8, cr: u8) -> [u8; 3] {
+fn ycc([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
     let half = 1 << 15;
     let red = y + ((91_881 * cr + half) >> 16);
@@ -190,6 +213,6 @@ mod tests {
 
     #[test]
     fn grey_stays_grey() {
-        assert!((0..=255).all(|level| ycc(level, 128, 128) == [level; 3]));
+        assert!((0..=255).all(|level| ycc([level, 128, 128]) == [level; 3]));
     }
 }

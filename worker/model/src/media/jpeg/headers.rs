@@ -201,7 +201,7 @@ impl<'a> Reader<'a> {
         if self
             .components
             .iter()
-            .any(|c| self.h_most % c.h != 0 || self.v_most % c.v != 0)
+            .any(|c| !self.h_most.is_multiple_of(c.h) || !self.v_most.is_multiple_of(c.v))
         {
             return Err(problem("components whose factors do not divide each other"));
         }

@@ -53,7 +53,7 @@ pub(super) fn decode(bytes: &[u8], limits: &ImageLimits, deadline: Deadline) -> 
         }
     }
     let exif = reader.exif.take();
-    let picture = colour::picture(reader, deadline)?;
+    let picture = colour::picture(&mut reader, deadline)?;
     Ok(Some(Decoded { picture, exif }))
 }
 
