@@ -1,8 +1,8 @@
 //! Pictures and videos against `transformers`, torchvision and Pillow: tests/parity/fixtures/processors/ holds what
 //! `make_processor_fixtures.py` made there.
 //!
-//! Pictures come from a formula that both sides repeat, or from the tiny files. Whatever both sides compute by the same
-//! arithmetic is compared to the last bit; only JPEG and lossy WebP, which other code decodes, have bounds.
+//! Pictures come from a formula that both sides repeat, or from the tiny files. All is compared to the last bit, but for
+//! frames of MP4 files, whose colours FFmpeg converts otherwise.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
@@ -308,7 +308,6 @@ fn sampled_frames_are_those_of_the_reference() {
 
 #[test]
 fn files_of_every_kind_are_decoded_as_pillow_decodes_them() {
-    let lossy = tensors("lossy.safetensors");
     let mut problems = Vec::new();
     for case in cases(&document(), "files") {
         let name = case["name"].as_str().unwrap();
@@ -322,28 +321,10 @@ fn files_of_every_kind_are_decoded_as_pillow_decodes_them() {
         };
         let size = (number(&case["width"]), number(&case["height"]));
         assert_eq!((picture.width, picture.height), size, "{name}");
-        match lossy.get(name) {
-            Some(expected) => {
-                let expected = expected.flatten_all().unwrap().to_vec1::<u8>().unwrap();
-                let off = picture
-                    .rgb
-                    .iter()
-                    .zip(&expected)
-                    .map(|(a, b)| a.abs_diff(*b))
-                    .collect::<Vec<_>>();
-                let worst = off.iter().max().unwrap();
-                let mean = off.iter().map(|n| f64::from(*n)).sum::<f64>() / off.len() as f64;
-                println!("{name} ({}): worst {worst}, mean {mean:.3}", case["mode"]);
-                if *worst > 10 || mean > 0.4 {
-                    problems.push(format!("{name}: {worst} levels off, {mean} in the mean"));
-                }
-            }
-            None if digest(&picture.rgb) != case["digest"] => {
-                problems.push(format!("{name} {}: other pixels", case["mode"]));
-            }
-            None => {}
+        if digest(&picture.rgb) != case["digest"] {
+            problems.push(format!("{name} {}: other pixels", case["mode"]));
         }
-        if let Some(expected) = case.get("upright").filter(|_| !lossy.contains_key(name)) {
+        if let Some(expected) = case.get("upright") {
             let upright = Picture::decode_upright(&bytes, ImageLimits::DEFAULT).unwrap();
             assert_eq!((upright.width, upright.height), (size.1, size.0), "{name}");
             assert_eq!(digest(&upright.rgb), *expected, "{name}");

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `limits.rs` | what an encoded picture or video may cost |
 //! | `picture.rs` | encoded bytes to one RGB picture, refused before decoding when too expensive |
+//! | `jpeg/` | JPEG, bit for bit as libjpeg-turbo |
 //! | `sampling.rs` | which frames of a video are kept |
 //! | `video.rs` | frames, an animation or a file to a video |
 //! | `webp.rs` | frames of an animated WebP |
@@ -14,6 +15,7 @@
 //! | `levels.rs` | grey levels to what a vision tower reads |
 //! | `preprocessor.rs` | what a checkpoint's preprocessor files say |
 
+mod jpeg;
 mod levels;
 mod limits;
 mod picture;

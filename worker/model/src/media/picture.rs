@@ -1,8 +1,9 @@
 //! Encoded bytes to RGB pixels, refused before decoding when too expensive; resizing as the reference does it.
 
-use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage, metadata::Orientation};
 
 use super::{
+    jpeg,
     limits::{Deadline, ImageLimits, TimedBytes},
     resample::{Canvas, Resampler},
 };
@@ -25,8 +26,8 @@ impl Picture {
     /// is **clipped** to 255. An EXIF orientation is not applied ([`Self::decode_upright`]), as the reference processors
     /// do not.
     ///
-    /// JPEG is decoded by other code than Pillow's: its grey differs by at most a level, its colour, where that is stored
-    /// at half the resolution, by a few levels at sharp edges. Outside its first frame a GIF is black.
+    /// The bytes are Pillow's, with two exceptions: arithmetically coded, lossless and 12-bit JPEGs are refused, and outside its
+    /// first frame a GIF is black.
     pub fn decode(bytes: &[u8], limits: ImageLimits) -> Result<Self> {
         decode(bytes, &limits, false)
     }
@@ -68,6 +69,15 @@ fn decode(bytes: &[u8], limits: &ImageLimits, upright: bool) -> Result<Picture> 
         return Err(ModelError::Image(problem));
     }
     let deadline = Deadline::after(limits.time);
+    if bytes.starts_with(&[0xFF, 0xD8])
+        && let Some(decoded) = jpeg::decode(bytes, limits, deadline)?
+    {
+        let exif = decoded.exif.filter(|_| upright);
+        return match exif.and_then(|exif| Orientation::from_exif_chunk(&exif)) {
+            Some(orientation) => turned(decoded.picture, orientation),
+            None => Ok(decoded.picture),
+        };
+    }
     let reader = ImageReader::new(TimedBytes::new(bytes, deadline)).with_guessed_format();
     let mut decoder = reader
         .map_err(|e| ModelError::Image(e.to_string()))?
@@ -135,7 +145,7 @@ fn rgb(raw: Vec<u8>, color: ColorType, deep_grey: bool) -> Result<Vec<u8>> {
     })
 }
 
-fn turned(picture: Picture, orientation: image::metadata::Orientation) -> Result<Picture> {
+fn turned(picture: Picture, orientation: Orientation) -> Result<Picture> {
     let (width, height) = (picture.width as u32, picture.height as u32);
     let Some(buffer) = RgbImage::from_raw(width, height, picture.rgb) else {
         return Err(ModelError::Image("fewer pixels than the header says".to_owned()));

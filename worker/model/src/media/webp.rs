@@ -195,7 +195,7 @@ mod tests {
         blend(&[9, 9, 9, 0], &mut under);
         assert_eq!(under, [100, 0, 200, 255]);
         blend(&[200, 0, 200, 128], &mut under);
-        assert_eq!(under, [149, 0, 199, 255]);
+        assert_eq!(under, [150, 0, 199, 255]);
     }
 
     #[test]
