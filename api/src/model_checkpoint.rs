@@ -34,8 +34,12 @@ use crate::pod::PodSettings;
     .message("producedBy is immutable: make a new ModelCheckpoint"))]
 #[serde(rename_all = "camelCase")]
 pub struct ModelCheckpointSpec {
-    /// Directory in Hugging Face layout: `pvc://claim/path` or `file:///path`.
-    #[schemars(length(max = 2048), regex(pattern = r"^(pvc|file)://.+"))]
+    /// Directory in Hugging Face layout: `pvc://claim/path`, `file:///path`, `hf://org/name[@revision]`,
+    /// `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
+    #[schemars(
+        length(max = 2048),
+        regex(pattern = r"^((pvc|file|s3|gs|az)://.+|hf://[^/@]+/[^/@]+(@.+)?)$")
+    )]
     #[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("uri is immutable: make a new ModelCheckpoint"))]
     pub uri: String,
     /// `sha256:<hex>` of its manifest; loading refuses any other.

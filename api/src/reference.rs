@@ -28,9 +28,13 @@ pub struct ModelReference {
     /// The result of a TrainingJob: waits until that job is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training_job_ref: Option<LocalObjectReference>,
-    /// A directory in Hugging Face layout: `pvc://claim/path` or `file:///path`.
+    /// A directory in Hugging Face layout: `pvc://claim/path`, `file:///path`, `hf://org/name[@revision]`,
+    /// `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 2048), regex(pattern = r"^(pvc|file)://.+"))]
+    #[schemars(
+        length(max = 2048),
+        regex(pattern = r"^((pvc|file|s3|gs|az)://.+|hf://[^/@]+/[^/@]+(@.+)?)$")
+    )]
     pub uri: Option<String>,
     /// Draw the weights from this seed in place of reading them (the directory holds config and tokenizer only).
     #[serde(default, skip_serializing_if = "Option::is_none")]

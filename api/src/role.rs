@@ -75,7 +75,8 @@ impl Role {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ModelSource {
-    /// Directory in Hugging Face layout: `pvc://claim/path` or `file:///path`.
+    /// Directory in Hugging Face layout: `pvc://claim/path`, `file:///path`, `hf://org/name[@revision]`,
+    /// `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
     pub uri: String,
     /// `sha256:<hex>` of its manifest; loading refuses any other. None for directories that Flotilla did not write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,6 +84,14 @@ pub struct ModelSource {
     /// Draw the weights from this seed in place of reading them (config and tokenizer only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub random_seed: Option<u64>,
+}
+
+impl ModelSource {
+    /// Whether the worker fetches the model from the Hugging Face hub or a bucket: no claim holds it then.
+    pub fn is_remote(&self) -> bool {
+        let scheme = self.uri.split_once("://").map(|(scheme, _)| scheme);
+        matches!(scheme, Some("hf" | "s3" | "gs" | "az"))
+    }
 }
 
 /// Role `prepare`.

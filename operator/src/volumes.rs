@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_api::{conversion::Template, role::Role};
+use flotilla_api::{
+    conversion::Template,
+    role::{ModelSource, Role},
+};
 
 /// A URI that names no place.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -80,18 +83,23 @@ fn uris(role: &Role) -> Vec<(&str, Access)> {
         Role::Train(train) => {
             let sets = train.datasets.iter().chain(&train.evaluation_sets);
             let mut uris: Vec<_> = sets.map(|set| (set.uri.as_str(), Access::Read)).collect();
-            uris.push((train.model.uri.as_str(), Access::Read));
+            uris.extend(model_uri(&train.model));
             uris.push((train.output_uri.as_str(), Access::Write));
             uris
         }
-        Role::Rollout(rollout) => vec![(rollout.model.uri.as_str(), Access::Read)],
+        Role::Rollout(rollout) => model_uri(&rollout.model).into_iter().collect(),
         Role::Serve(serve) => {
-            let mut uris = vec![(serve.model.uri.as_str(), Access::Read)];
+            let mut uris = Vec::from_iter(model_uri(&serve.model));
             uris.extend(template_uri(serve.critic_template.as_ref()));
             uris
         }
-        Role::Verify(verify) => vec![(verify.model.uri.as_str(), Access::Read)],
+        Role::Verify(verify) => model_uri(&verify.model).into_iter().collect(),
     }
+}
+
+/// The URI of a model that lies on a volume or in the image; others are fetched by the worker.
+fn model_uri(model: &ModelSource) -> Option<(&str, Access)> {
+    (!model.is_remote()).then_some((model.uri.as_str(), Access::Read))
 }
 
 fn template_uri(template: Option<&Template>) -> Option<(&str, Access)> {
@@ -104,7 +112,7 @@ fn template_uri(template: Option<&Template>) -> Option<(&str, Access)> {
 mod tests {
     use flotilla_api::{
         conversion::Conversion,
-        role::{ModelSource, Prepare, Verify},
+        role::{Prepare, Verify},
     };
 
     use super::*;
@@ -130,13 +138,29 @@ mod tests {
     }
 
     #[test]
-    fn a_file_needs_no_claim() {
-        let model = ModelSource {
-            uri: "file:///models/a".into(),
-            digest: None,
-            random_seed: None,
+    fn a_file_and_a_model_that_is_fetched_need_no_claim() {
+        let verify = |uri: &str| {
+            let model = ModelSource {
+                uri: uri.into(),
+                digest: None,
+                random_seed: None,
+            };
+            claims(&Role::Verify(Verify { model }))
         };
-        assert!(claims(&Role::Verify(Verify { model })).expect("valid").is_empty());
+        for uri in ["file:///models/a", "hf://org/name", "s3://b/p", "gs://b/p", "az://c/p"] {
+            assert!(verify(uri).expect("valid").is_empty(), "{uri}");
+        }
+        assert!(verify("https://host/model").is_err());
+    }
+
+    #[test]
+    fn data_are_not_fetched() {
+        let role = Role::Prepare(Prepare {
+            source_uri: "s3://bucket/rows".into(),
+            output_uri: "pvc://digits/datasets/a".into(),
+            conversion: Conversion::default(),
+        });
+        assert!(matches!(claims(&role), Err(UriError::Scheme { .. })));
     }
 
     #[test]

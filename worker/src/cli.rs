@@ -17,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     command::{
-        self, bench::BenchArguments, convert::ConvertArguments, generate::GenerateArguments, inspect::InspectArguments,
-        logits::LogitsArguments, plan::PlanArguments,
+        self, arguments::ModelArguments, bench::BenchArguments, convert::ConvertArguments, generate::GenerateArguments,
+        inspect::InspectArguments, logits::LogitsArguments, plan::PlanArguments,
     },
     context::{Context, Token},
     error::{WorkerError, chain},
+    models,
     progress::ProgressCell,
     role,
     telemetry::LogFormat,
@@ -39,6 +40,10 @@ pub struct Cli {
     /// How log lines are written to standard error; RUST_LOG filters them.
     #[arg(long, global = true, value_enum, default_value_t)]
     pub log_format: LogFormat,
+    /// Where fetched models are kept; by default $XDG_CACHE_HOME/flotilla, else /var/cache/flotilla, else a temporary
+    /// directory.
+    #[arg(long, global = true, env = "FLOTILLA_CACHE", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -77,6 +82,21 @@ pub enum Command {
     Convert(ConvertArguments),
 }
 
+impl Command {
+    /// The model of a command for people; the others have their URI resolved by the role.
+    fn model(&mut self) -> Option<&mut ModelArguments> {
+        match self {
+            Self::Run(_) | Self::Serve(_) => None,
+            Self::Inspect(arguments) => Some(&mut arguments.model),
+            Self::Plan(arguments) => Some(&mut arguments.model),
+            Self::Generate(arguments) => Some(&mut arguments.model),
+            Self::Bench(arguments) => Some(&mut arguments.model),
+            Self::Logits(arguments) => Some(&mut arguments.model),
+            Self::Convert(arguments) => Some(&mut arguments.model),
+        }
+    }
+}
+
 const INSPECT_EXAMPLE: &str = "Example:\n  \
     flotilla-worker inspect --model ./Qwen2.5-VL-7B-Instruct --dtype bf16\n\
     A directory with config.json alone is enough for sizes.";
@@ -107,9 +127,11 @@ const CONVERT_EXAMPLE: &str = "Example:\n  \
 
 const RUN_EXAMPLE: &str = "Example, without Kubernetes:\n  \
     flotilla-worker run --config role.json --volume data=./data --listen 127.0.0.1:0\n\
-    Data are named in the role config as pvc://data/path or file:///path.";
+    Data are named in the role config as pvc://data/path or file:///path, models also as hf://org/name, s3://bucket/prefix,\n\
+    gs://bucket/prefix or az://container/prefix.";
 
-const SERVE_EXAMPLE: &str = "Example:\n  \
+const SERVE_EXAMPLE: &str = "Examples:\n  \
+    flotilla-worker serve --model hf://Qwen/Qwen2.5-VL-3B-Instruct\n  \
     flotilla-worker serve --model ./checkpoint --listen 127.0.0.1:8000\n  \
     curl 127.0.0.1:8000/v1/critic/compare -H 'content-type: application/json' \\\n    \
     -d '{\"question\": \"What digit is this?\", \"responses\": [\"7\", \"3\"], \"image\": \"data:image/png;base64,...\"}'";
@@ -140,8 +162,9 @@ pub struct RunArguments {
 /// Arguments of `serve`.
 #[derive(Args, Debug)]
 pub struct ServeArguments {
-    /// Directory with config.json, safetensors and tokenizer.json.
-    #[arg(long, value_name = "DIR")]
+    /// Directory with config.json, safetensors and tokenizer.json; or hf://org/name[@revision], s3://bucket/prefix,
+    /// gs://bucket/prefix, az://container/prefix, which is fetched into the cache.
+    #[arg(long, value_name = "DIR|URI")]
     pub model: PathBuf,
     /// Digest that the checkpoint must have (sha256:<hex>); only for directories that Flotilla wrote.
     #[arg(long)]
@@ -149,7 +172,7 @@ pub struct ServeArguments {
     /// Address of the HTTP server. Port 0 takes a free one and prints it.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
-    /// Name under which /v1/models lists the model; by default that of the directory.
+    /// Name under which /v1/models lists the model; by default that of the directory or repository.
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Option<String>,
     /// Which endpoints are offered.
@@ -201,14 +224,21 @@ struct Assignment {
 }
 
 /// Runs a command to its end and gives the exit code, one of [`names::exit`].
-pub fn main(command: Command) -> ExitCode {
+pub fn main(mut command: Command, cache: Option<PathBuf>) -> ExitCode {
     let progress = ProgressCell::default();
     let termination_log = match &command {
         Command::Run(arguments) => arguments.termination_log.clone(),
         _ => None,
     };
-    let work = |assignment: Result<Assignment, WorkerError>| carry_out(assignment?, &progress);
-    let outcome = match command {
+    // An empty variable is none.
+    let cache = cache.filter(|cache| !cache.as_os_str().is_empty());
+    let work = |assignment: Result<Assignment, WorkerError>| {
+        let mut assignment = assignment?;
+        assignment.volumes = assignment.volumes.with_cache(cache.clone());
+        carry_out(assignment, &progress)
+    };
+    let located = command.model().map_or(Ok(()), |model| model.locate(cache.as_deref()));
+    let outcome = located.and_then(|()| match command {
         Command::Run(arguments) => work(in_a_pod(arguments)),
         Command::Serve(arguments) => work(by_hand(arguments)),
         Command::Inspect(arguments) => command::inspect::run(&arguments),
@@ -217,7 +247,7 @@ pub fn main(command: Command) -> ExitCode {
         Command::Bench(arguments) => command::bench::run(&arguments),
         Command::Logits(arguments) => command::logits::run(&arguments),
         Command::Convert(arguments) => command::convert::run(&arguments),
-    };
+    });
     let code = conclude(outcome, &progress);
     if let Some(path) = termination_log
         && let Err(error) = progress.write_termination_log(&path)
@@ -301,19 +331,14 @@ fn read_token(path: Option<&Path>) -> Result<Option<Token>, WorkerError> {
 
 /// The role config that `serve` stands for.
 fn by_hand(arguments: ServeArguments) -> Result<Assignment, WorkerError> {
-    let directory = arguments.model.canonicalize().map_err(|source| WorkerError::ReadFile {
-        what: "model directory",
-        path: arguments.model.clone(),
-        source,
-    })?;
-    let name = arguments.served_model_name.unwrap_or_else(|| {
-        directory
-            .file_name()
-            .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
-    });
+    let (uri, known_as) = match models::uri_argument(&arguments.model) {
+        Some(uri) => (uri.to_owned(), models::name_of(uri)),
+        None => directory_uri(&arguments.model)?,
+    };
+    let name = arguments.served_model_name.unwrap_or(known_as);
     let serve = Serve {
         model: ModelSource {
-            uri: format!("file://{}", directory.display()),
+            uri,
             digest: arguments.digest,
             random_seed: None,
         },
@@ -339,6 +364,18 @@ fn by_hand(arguments: ServeArguments) -> Result<Assignment, WorkerError> {
         token: read_token(arguments.token_file.as_deref())?,
         listen: arguments.listen,
     })
+}
+
+/// The URI of a directory, and its name.
+fn directory_uri(directory: &Path) -> Result<(String, String), WorkerError> {
+    let directory = directory.canonicalize().map_err(|source| WorkerError::ReadFile {
+        what: "model directory",
+        path: directory.to_owned(),
+        source,
+    })?;
+    let name = directory.file_name();
+    let name = name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+    Ok((format!("file://{}", directory.display()), name))
 }
 
 fn carry_out(assignment: Assignment, progress: &ProgressCell) -> Result<(), WorkerError> {

@@ -11,6 +11,7 @@
 //! | [`context`] | what every role is given |
 //! | [`progress`] | the one cell that a role writes and HTTP and the termination log read |
 //! | [`uri`] | `pvc://claim/path` and `file:///path` to paths |
+//! | [`models`] | the directory of a model, fetched from the hub or a bucket where it lies there |
 //! | [`http`] | one endpoint per file |
 //! | [`service`] | what role `serve` offers: prompts, generation, verdicts |
 //! | [`rollout`] | what rollout pods and a learner say to each other |
@@ -24,6 +25,7 @@ pub mod command;
 pub mod context;
 pub mod error;
 pub mod http;
+pub mod models;
 pub mod progress;
 pub mod prompt;
 pub mod role;

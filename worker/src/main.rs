@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         single_threaded_kernels();
     }
     telemetry::init(cli.log_format);
-    flotilla_worker::main(cli.command)
+    flotilla_worker::main(cli.command, cli.cache_dir)
 }
 
 /// Gives each matrix product one thread unless the user says otherwise. The products of a small model are too short to

@@ -12,7 +12,9 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub enum UriError {
     /// Neither `pvc://` nor `file:///`.
-    #[error("{uri:?} has an unsupported scheme: use pvc://claim/path or file:///path")]
+    #[error(
+        "{uri:?} has an unsupported scheme: use pvc://claim/path or file:///path (models also hf://org/name, s3://, gs://, az://)"
+    )]
     Scheme {
         /// The URI.
         uri: String,
@@ -45,6 +47,7 @@ pub enum UriError {
 #[derive(Clone, Debug, Default)]
 pub struct Volumes {
     by_claim: BTreeMap<String, PathBuf>,
+    cache: Option<PathBuf>,
 }
 
 impl Volumes {
@@ -59,7 +62,17 @@ impl Volumes {
                 _ => Err(UriError::Volume { text: text.clone() }),
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { by_claim })
+        Ok(Self { by_claim, cache: None })
+    }
+
+    /// The same, with a directory to keep fetched models in.
+    pub fn with_cache(self, cache: Option<PathBuf>) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// Where fetched models are kept, if it was said.
+    pub fn cache(&self) -> Option<&Path> {
+        self.cache.as_deref()
     }
 
     /// The path that a URI means here. It need not exist; where it does, it lies inside its volume.

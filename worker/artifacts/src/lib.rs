@@ -17,6 +17,7 @@
 //! | [`convert`] | one source row to canonical rows, or the reason why not |
 //! | [`picture`] | what an encoded image is, checked before and by decoding |
 //! | [`dataset`] | canonical rows on disk |
+//! | [`remote`] | models of the Hugging Face hub and of buckets, fetched into a cache |
 
 pub mod checkpoint;
 pub mod convert;
@@ -27,6 +28,7 @@ pub mod layout;
 pub mod manifest;
 pub mod picture;
 pub mod publish;
+pub mod remote;
 pub mod source;
 
 pub use error::ArtifactError;

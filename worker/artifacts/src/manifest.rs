@@ -141,7 +141,7 @@ impl Manifest {
 }
 
 /// True for `a/b`, false for `/a`, `../a` and the like.
-fn is_plain_relative(path: &str) -> bool {
+pub(crate) fn is_plain_relative(path: &str) -> bool {
     !path.is_empty()
         && Path::new(path)
             .components()

@@ -368,3 +368,153 @@ fn parse_error(path: &Path, reason: impl ToString) -> ModelError {
         reason: reason.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LoadOptions, Pass, Row, TextBatch, Vlm};
+
+    fn config() -> Config {
+        Config::from_json(&json!({
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64,
+            "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+            "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4,
+                "window_size": 16, "out_hidden_size": 32, "fullatt_block_indexes": [0]}
+        }))
+        .unwrap()
+    }
+
+    fn targets(names: &[&str]) -> Targets {
+        Targets::Names(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    fn adapter(targets: Targets) -> Lora {
+        let lora = LoraConfig {
+            r: 3,
+            lora_alpha: 6.0,
+            target_modules: targets,
+            ..LoraConfig::default()
+        };
+        Lora::new(lora, &config(), 1, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    /// An adapter that changes something: its second factors are not zero.
+    fn trained(targets: Targets) -> Lora {
+        let lora = adapter(targets);
+        for (index, (name, var)) in lora.named_vars().into_iter().enumerate() {
+            if name.contains("lora_B") {
+                let values = (0..var.elem_count()).map(|i| ((i * 7 + index) % 11) as f32 / 40.0 - 0.1);
+                let values = Tensor::from_vec(values.collect::<Vec<_>>(), var.shape(), &Device::Cpu);
+                var.set(&values.unwrap()).unwrap();
+            }
+        }
+        lora
+    }
+
+    fn logits(model: &Vlm, pass: Pass) -> Tensor {
+        let batch = TextBatch::new(&[Row::text(vec![1, 9, 7, 5])]).unwrap();
+        model.logits(&model.forward(&batch, pass).unwrap(), pass).unwrap()
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn distance(a: &Tensor, b: &Tensor) -> f32 {
+        let pairs = values(a).into_iter().zip(values(b));
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    fn modules(lora: &Lora) -> Vec<String> {
+        lora.module_names(&config())
+    }
+
+    #[test]
+    fn modules_are_chosen_by_the_end_of_their_name_or_by_a_pattern() {
+        let layers = |name: &str| [0, 1].map(|layer| format!("model.language_model.layers.{layer}.{name}"));
+        assert_eq!(modules(&adapter(targets(&["q_proj"]))), layers("self_attn.q_proj"));
+        assert_eq!(modules(&adapter(targets(&["mlp.up_proj"]))).len(), 3, "text and vision");
+        let pattern = r"model\.language_model\..*\.(gate|up)_proj".to_owned();
+        assert_eq!(modules(&adapter(Targets::Pattern(pattern))).len(), 4);
+        let all = modules(&adapter(LoraConfig::default().target_modules));
+        assert_eq!(all.len(), 2 * 7 + 5 + 2, "layers, vision block, merger");
+        assert!(!all.contains(&"lm_head".to_owned()));
+    }
+
+    #[test]
+    fn a_name_that_no_module_has_is_refused() {
+        let lora = LoraConfig {
+            target_modules: targets(&["proj_q"]),
+            ..LoraConfig::default()
+        };
+        let error = Lora::new(lora, &config(), 1, DType::F32, &Device::Cpu).unwrap_err();
+        assert!(error.to_string().contains("[\"proj_q\"] names no linear map"), "{error}");
+    }
+
+    #[test]
+    fn a_new_adapter_changes_nothing_and_a_merged_one_computes_the_same() {
+        let base = Vlm::random(config(), 5, &LoadOptions::default()).unwrap();
+        let before = logits(&base, Pass::Infer);
+        let mut model = base.deep_copy().unwrap();
+        model.attach(adapter(targets(&["q_proj", "down_proj"]))).unwrap();
+        assert!(distance(&logits(&model, Pass::Infer), &before) == 0.0);
+        model.attach(trained(targets(&["q_proj", "down_proj"]))).unwrap();
+        let adapted = logits(&model, Pass::Infer);
+        assert!(distance(&adapted, &before) > 1e-2);
+        assert!(distance(&logits(&model, Pass::Train), &adapted) < 1e-5);
+        model.merge_adapter().unwrap();
+        assert!(model.adapter().is_none());
+        assert!(distance(&logits(&model, Pass::Infer), &adapted) < 1e-5);
+    }
+
+    #[test]
+    fn training_reaches_the_adapter_and_nothing_else() {
+        let mut model = Vlm::random(config(), 5, &LoadOptions::default()).unwrap();
+        model.attach(trained(targets(&["v_proj"]))).unwrap();
+        let gradients = logits(&model, Pass::Train).sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        for (name, var) in model.adapter().unwrap().named_vars() {
+            let gradient = gradients.get(&var).unwrap_or_else(|| panic!("{name} has no gradient"));
+            assert!(values(gradient).iter().any(|value| *value != 0.0), "{name}");
+        }
+        for (name, var) in model.named_vars() {
+            assert!(gradients.get(&var).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_saved_loads_to_the_same_values() {
+        let dir = tempfile::tempdir().unwrap();
+        let saved = trained(LoraConfig::default().target_modules);
+        saved.save(dir.path(), &config(), Some("base")).unwrap();
+        let loaded = Lora::load(dir.path(), &config(), DType::F32, &Device::Cpu).unwrap();
+        let pairs = saved.named_vars().into_iter().zip(loaded.named_vars());
+        for ((name, a), (other, b)) in pairs {
+            assert_eq!(name, other);
+            assert_eq!(values(&a), values(&b), "{name}");
+        }
+        assert_eq!(saved.named_vars().len(), loaded.named_vars().len());
+    }
+
+    #[test]
+    fn kinds_that_are_not_supported_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        adapter(targets(&["q_proj"])).save(dir.path(), &config(), None).unwrap();
+        let path = dir.path().join(CONFIG_FILE);
+        let document: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for (key, value, says) in [
+            ("peft_type", json!("IA3"), "peft_type \"IA3\""),
+            ("use_dora", json!(true), "use_dora true"),
+            ("bias", json!("all"), "bias \"all\""),
+            ("rank_pattern", json!({"q_proj": 8}), "rank_pattern"),
+            ("target_modules", json!(["k_proj"]), "adapts no module that is targeted"),
+            ("r", json!(4), "is [3, 32], expected [4, 32]"),
+        ] {
+            let mut changed = document.clone();
+            changed[key] = value;
+            std::fs::write(&path, changed.to_string()).unwrap();
+            let error = Lora::load(dir.path(), &config(), DType::F32, &Device::Cpu).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+}

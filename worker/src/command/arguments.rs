@@ -10,16 +10,17 @@ use flotilla_model::{
     qwen2_5_vl::{FrameBudget, TimeStep},
 };
 
-use crate::error::WorkerError;
+use crate::{error::WorkerError, models::locate_argument};
 
 /// Which model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArguments {
-    /// Directory with config.json, safetensors and tokenizer.json.
-    #[arg(long, value_name = "DIR")]
+    /// Directory with config.json, safetensors and tokenizer.json; or hf://org/name[@revision], s3://bucket/prefix,
+    /// gs://bucket/prefix, az://container/prefix, which is fetched into the cache.
+    #[arg(long, value_name = "DIR|URI")]
     pub model: PathBuf,
-    /// Directory of a LoRA adapter (PEFT's layout) to add.
-    #[arg(long, value_name = "DIR")]
+    /// Directory of a LoRA adapter (PEFT's layout) to add, or such a URI.
+    #[arg(long, value_name = "DIR|URI")]
     pub adapter: Option<PathBuf>,
     /// Precision of weights and activations.
     #[arg(long, value_enum, default_value_t)]
@@ -84,6 +85,15 @@ impl VideoArguments {
 }
 
 impl ModelArguments {
+    /// Fetches what lies elsewhere: from here on, model and adapter are directories.
+    pub fn locate(&mut self, cache: Option<&Path>) -> Result<(), WorkerError> {
+        self.model = locate_argument(&self.model, cache)?;
+        if let Some(adapter) = &mut self.adapter {
+            *adapter = locate_argument(adapter, cache)?;
+        }
+        Ok(())
+    }
+
     /// The model with its adapter.
     pub fn load(&self) -> Result<Vlm, WorkerError> {
         let options = LoadOptions {

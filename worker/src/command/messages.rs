@@ -189,7 +189,7 @@ impl Reader<'_> {
             }
             Some(Value::String(name)) => {
                 let bytes = self.bytes(name, place, limits.bytes as u64)?;
-                Video::decode_animation(&bytes, self.sampling, &limits).map_err(medium(place))
+                Video::decode(&bytes, self.sampling, &limits).map_err(medium(place))
             }
             _ => Err(invalid(
                 place,

@@ -11,6 +11,7 @@ use crate::{
     context::Context,
     error::WorkerError,
     http::{self, rollouts, weights, weights::RolloutApi},
+    models::locate,
     rollout::sampler::Sampler,
 };
 
@@ -48,7 +49,10 @@ async fn serve(
     api: &RolloutApi,
     shutdown: &CancellationToken,
 ) -> Result<(), WorkerError> {
-    let directory = context.volumes.resolve(&spec.model.uri)?;
+    let directory = tokio::select! {
+        directory = locate(context, &spec.model.uri) => directory?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     context
         .progress
         .enter(Stage::Loading, format!("loading {}", spec.model.uri));

@@ -18,6 +18,7 @@ use crate::{
         self,
         api::{self, Api},
     },
+    models::locate,
     prompt::PromptTemplate,
     service::{Service, Slot, metrics::Metrics},
 };
@@ -70,7 +71,6 @@ async fn serve(
     slot: Slot,
     shutdown: &CancellationToken,
 ) -> Result<(), WorkerError> {
-    let directory = context.volumes.resolve(&spec.model.uri)?;
     let template = match &spec.critic_template {
         Some(template) => template.clone(),
         None => Template {
@@ -79,6 +79,10 @@ async fn serve(
         },
     };
     let template = PromptTemplate::load(&template, &context.volumes)?;
+    let directory = tokio::select! {
+        directory = locate(context, &spec.model.uri) => directory?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     context
         .progress
         .enter(Stage::Loading, format!("loading {}", spec.model.uri));

@@ -6,11 +6,14 @@ use flotilla_api::{progress::Stage, role::Verify};
 use flotilla_artifacts::checkpoint::{Verified, verify};
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, error::WorkerError};
+use crate::{context::Context, error::WorkerError, models::locate};
 
 /// Checks every file of the checkpoint against its manifest, and the manifest against the digest.
 pub async fn run(context: Context, spec: Verify, shutdown: CancellationToken) -> Result<(), WorkerError> {
-    let directory = context.volumes.resolve(&spec.model.uri)?;
+    let directory = tokio::select! {
+        directory = locate(&context, &spec.model.uri) => directory?,
+        () = shutdown.cancelled() => return Err(WorkerError::Suspended { step: 0 }),
+    };
     context
         .progress
         .enter(Stage::Running, format!("verifying {}", spec.model.uri));

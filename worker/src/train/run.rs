@@ -34,7 +34,7 @@ use super::{
     rollout::{Remote, Rollout},
     sft::SftSteps,
 };
-use crate::{context::Context, error::WorkerError};
+use crate::{context::Context, error::WorkerError, models::locate_blocking};
 
 /// Features of a frozen vision tower are kept for the whole run up to this size.
 const MAX_KEPT_FEATURE_BYTES: usize = 1 << 30;
@@ -78,7 +78,7 @@ pub fn train(
     if !removed.is_empty() {
         tracing::info!(?removed, "removed what an interrupted process left");
     }
-    let base_dir = context.volumes.resolve(&spec.model.uri)?;
+    let base_dir = locate_blocking(context, &spec.model.uri, cancelled)?;
     let base = load_base(&base_dir, &spec.model)?;
     let inputs = read_inputs(context, spec, &base_dir, base.config())?;
     let (model, resumed) = load_newest(&run, &base)?;

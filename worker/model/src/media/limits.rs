@@ -16,8 +16,8 @@ pub struct ImageLimits {
     pub aspect: u32,
     /// Largest ratio of RGB bytes to encoded bytes, for pictures of more than [`Self::FREE_PIXELS`] pixels.
     pub expansion: u64,
-    /// Longest time to decode it. PNG, GIF and BMP are read as they are decoded and stop when it is over; JPEG and WebP
-    /// are read whole before, so that for them it is the number of pixels that bounds the time.
+    /// Longest time to decode it. PNG, GIF and BMP are read as they are decoded and stop when it is over, JPEG stops
+    /// after any row of blocks; WebP is decoded in one go, so that for it the number of pixels bounds the time.
     pub time: Duration,
 }
 

@@ -6,12 +6,16 @@
 //! |---|---|
 //! | `limits.rs` | what an encoded picture or video may cost |
 //! | `picture.rs` | encoded bytes to one RGB picture, refused before decoding when too expensive |
+//! | `jpeg/` | JPEG, bit for bit as libjpeg-turbo |
 //! | `sampling.rs` | which frames of a video are kept |
 //! | `video.rs` | frames, an animation or a file to a video |
+//! | `webp.rs` | frames of an animated WebP |
+//! | `video_file/` | MP4 files with H.264, behind the feature `video-file` |
 //! | `resample.rs` | bicubic resizing, bit for bit as the reference |
 //! | `levels.rs` | grey levels to what a vision tower reads |
 //! | `preprocessor.rs` | what a checkpoint's preprocessor files say |
 
+mod jpeg;
 mod levels;
 mod limits;
 mod picture;
@@ -19,6 +23,9 @@ mod preprocessor;
 mod resample;
 mod sampling;
 mod video;
+#[cfg(feature = "video-file")]
+mod video_file;
+mod webp;
 
 pub use levels::{Levels, Normalization};
 pub use limits::{ImageLimits, VideoLimits};

@@ -1,8 +1,9 @@
 //! Encoded bytes to RGB pixels, refused before decoding when too expensive; resizing as the reference does it.
 
-use image::{ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageReader, Limits, RgbImage};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage, metadata::Orientation};
 
 use super::{
+    jpeg,
     limits::{Deadline, ImageLimits, TimedBytes},
     resample::{Canvas, Resampler},
 };
@@ -25,7 +26,8 @@ impl Picture {
     /// is **clipped** to 255. An EXIF orientation is not applied ([`Self::decode_upright`]), as the reference processors
     /// do not.
     ///
-    /// JPEG and lossy WebP are decoded by other code than Pillow's, which moves some values by a level or two.
+    /// The bytes are Pillow's, with two exceptions: arithmetically coded, lossless and 12-bit JPEGs are refused, and outside its
+    /// first frame a GIF is black.
     pub fn decode(bytes: &[u8], limits: ImageLimits) -> Result<Self> {
         decode(bytes, &limits, false)
     }
@@ -67,6 +69,15 @@ fn decode(bytes: &[u8], limits: &ImageLimits, upright: bool) -> Result<Picture> 
         return Err(ModelError::Image(problem));
     }
     let deadline = Deadline::after(limits.time);
+    if bytes.starts_with(&[0xFF, 0xD8])
+        && let Some(decoded) = jpeg::decode(bytes, limits, deadline)?
+    {
+        let exif = decoded.exif.filter(|_| upright);
+        return match exif.and_then(|exif| Orientation::from_exif_chunk(&exif)) {
+            Some(orientation) => turned(decoded.picture, orientation),
+            None => Ok(decoded.picture),
+        };
+    }
     let reader = ImageReader::new(TimedBytes::new(bytes, deadline)).with_guessed_format();
     let mut decoder = reader
         .map_err(|e| ModelError::Image(e.to_string()))?
@@ -85,10 +96,10 @@ fn decode(bytes: &[u8], limits: &ImageLimits, upright: bool) -> Result<Picture> 
         .then(|| decoder.orientation())
         .transpose()
         .map_err(decode_error)?;
-    let (color, original) = (decoder.color_type(), decoder.original_color_type());
+    let color = decoder.color_type();
     let total = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
     if total as u64 > pixels * 8 {
-        return Err(ModelError::Image(format!("{original:?} pixels are not supported")));
+        return Err(ModelError::Image(format!("{color:?} pixels are not supported")));
     }
     let mut raw = vec![0; total];
     decoder.read_image(&mut raw).map_err(decode_error)?;
@@ -96,7 +107,7 @@ fn decode(bytes: &[u8], limits: &ImageLimits, upright: bool) -> Result<Picture> 
     let picture = Picture {
         width: width as usize,
         height: height as usize,
-        rgb: rgb(raw, color, original)?,
+        rgb: rgb(raw, color, is_deep_grey(bytes))?,
     };
     match orientation {
         Some(orientation) => turned(picture, orientation),
@@ -104,12 +115,16 @@ fn decode(bytes: &[u8], limits: &ImageLimits, upright: bool) -> Result<Picture> 
     }
 }
 
+/// Whether it is a PNG of 16-bit grey. With a transparent level it is decoded with alpha, but stays grey to Pillow.
+fn is_deep_grey(bytes: &[u8]) -> bool {
+    // Bit depth and colour type follow width and height in the first chunk.
+    bytes.starts_with(b"\x89PNG") && bytes.get(24..26) == Some(&[16, 0])
+}
+
 /// Decoded samples (native byte order) as Pillow converts them to RGB.
-fn rgb(raw: Vec<u8>, color: ColorType, original: ExtendedColorType) -> Result<Vec<u8>> {
+fn rgb(raw: Vec<u8>, color: ColorType, deep_grey: bool) -> Result<Vec<u8>> {
     let upper = |sample: &[u8]| (u16::from_ne_bytes([sample[0], sample[1]]) >> 8) as u8;
     let clipped = |sample: &[u8]| u16::from_ne_bytes([sample[0], sample[1]]).min(255) as u8;
-    // A grey picture with a transparent level is decoded with alpha, but is grey to Pillow.
-    let deep_grey = original == ExtendedColorType::L16;
     Ok(match color {
         ColorType::Rgb8 => raw,
         ColorType::L8 => raw.iter().flat_map(|level| [*level; 3]).collect(),
@@ -130,7 +145,7 @@ fn rgb(raw: Vec<u8>, color: ColorType, original: ExtendedColorType) -> Result<Ve
     })
 }
 
-fn turned(picture: Picture, orientation: image::metadata::Orientation) -> Result<Picture> {
+fn turned(picture: Picture, orientation: Orientation) -> Result<Picture> {
     let (width, height) = (picture.width as u32, picture.height as u32);
     let Some(buffer) = RgbImage::from_raw(width, height, picture.rgb) else {
         return Err(ModelError::Image("fewer pixels than the header says".to_owned()));

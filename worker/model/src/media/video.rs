@@ -2,13 +2,14 @@
 
 use image::{
     AnimationDecoder, Frames, ImageDecoder, ImageFormat, ImageReader, Limits,
-    codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder},
+    codecs::{gif::GifDecoder, png::PngDecoder},
 };
 
 use super::{
     limits::{Deadline, ImageLimits, TimedBytes, VideoLimits},
     picture::{Picture, decode_error},
     sampling::Sampling,
+    webp::WebPFrames,
 };
 use crate::{ModelError, Result};
 
@@ -74,6 +75,15 @@ impl Video {
         Self::new(frames, fps)
     }
 
+    /// Decodes an animation ([`Self::decode_animation`]) or, with the feature `video-file`, an MP4 with H.264.
+    pub fn decode(bytes: &[u8], sampling: Sampling, limits: &VideoLimits) -> Result<Self> {
+        if bytes.get(4..8) != Some(b"ftyp") {
+            return Self::decode_animation(bytes, sampling, limits);
+        }
+        check_bytes(bytes.len(), limits)?;
+        decode_file(bytes, sampling, limits)
+    }
+
     /// Decodes an animated GIF, WebP or PNG. Frames are composed as a viewer shows them (alpha is dropped, as for
     /// pictures); the rate is their number over the sum of their delays.
     ///
@@ -85,8 +95,7 @@ impl Video {
         let (mut total, mut milliseconds) = (0, 0.0);
         for_each_frame(bytes, deadline, limits, |_, frame| {
             total += 1;
-            let (numerator, denominator) = frame.delay().numer_denom_ms();
-            let delay = f64::from(numerator) / f64::from(denominator);
+            let delay = frame.milliseconds;
             milliseconds += if delay > 0.0 { delay } else { DEFAULT_DELAY };
             match limits.length_problem(total, milliseconds / 1000.0) {
                 Some(reason) => Err(problem(reason)),
@@ -98,19 +107,10 @@ impl Video {
         let mut frames = Vec::<Picture>::new();
         for_each_frame(bytes, deadline, limits, |number, frame| {
             if indices.get(frames.len()) == Some(&number) {
-                let buffer = frame.into_buffer();
-                let (width, height) = buffer.dimensions();
-                if let Some(reason) = limits.problem(width.into(), height.into(), indices.len()) {
+                if let Some(reason) = limits.problem(frame.width as u64, frame.height as u64, indices.len()) {
                     return Err(problem(reason));
                 }
-                frames.push(Picture {
-                    width: width as usize,
-                    height: height as usize,
-                    rgb: buffer
-                        .pixels()
-                        .flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]])
-                        .collect(),
-                });
+                frames.push(frame.into_picture());
             }
             Ok(frames.len() < indices.len())
         })?;
@@ -123,18 +123,55 @@ fn for_each_frame(
     bytes: &[u8],
     deadline: Deadline,
     limits: &VideoLimits,
-    mut visit: impl FnMut(usize, image::Frame) -> Result<bool>,
+    mut visit: impl FnMut(usize, Composed) -> Result<bool>,
 ) -> Result<()> {
     for (number, frame) in animation(bytes, deadline, limits)?.enumerate() {
         deadline.check().map_err(problem)?;
-        if !visit(number, frame.map_err(decode_error)?)? {
+        if !visit(number, frame?)? {
             break;
         }
     }
     Ok(())
 }
 
-fn animation<'a>(bytes: &'a [u8], deadline: Deadline, limits: &VideoLimits) -> Result<Frames<'a>> {
+/// What a viewer of an animation shows at one time.
+pub(super) struct Composed {
+    pub width: usize,
+    pub height: usize,
+    pub rgba: Vec<u8>,
+    /// How long it is shown.
+    pub milliseconds: f64,
+}
+
+impl Composed {
+    fn new(frame: image::Frame) -> Self {
+        let (numerator, denominator) = frame.delay().numer_denom_ms();
+        let buffer = frame.into_buffer();
+        Self {
+            width: buffer.width() as usize,
+            height: buffer.height() as usize,
+            rgba: buffer.into_raw(),
+            milliseconds: f64::from(numerator) / f64::from(denominator),
+        }
+    }
+
+    /// Without alpha, as pictures.
+    fn into_picture(self) -> Picture {
+        Picture {
+            width: self.width,
+            height: self.height,
+            rgb: self
+                .rgba
+                .chunks_exact(4)
+                .flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])
+                .collect(),
+        }
+    }
+}
+
+type ComposedFrames<'a> = Box<dyn Iterator<Item = Result<Composed>> + 'a>;
+
+fn animation<'a>(bytes: &'a [u8], deadline: Deadline, limits: &VideoLimits) -> Result<ComposedFrames<'a>> {
     let reader = ImageReader::new(TimedBytes::new(bytes, deadline)).with_guessed_format();
     let reader = reader.map_err(problem)?;
     let format = reader.format();
@@ -150,28 +187,38 @@ fn animation<'a>(bytes: &'a [u8], deadline: Deadline, limits: &VideoLimits) -> R
             let mut decoder = GifDecoder::new(source).map_err(decode_error)?;
             checked(decoder.dimensions())?;
             decoder.set_limits(allocation).map_err(decode_error)?;
-            Ok(decoder.into_frames())
+            Ok(composed(decoder.into_frames()))
         }
-        Some(ImageFormat::WebP) => {
-            let decoder = WebPDecoder::new(source).map_err(decode_error)?;
-            checked(decoder.dimensions())?;
-            if !decoder.has_animation() {
-                return Err(problem("the WebP is a picture, not an animation"));
-            }
-            Ok(decoder.into_frames())
-        }
+        Some(ImageFormat::WebP) => Ok(Box::new(WebPFrames::new(bytes, limits)?)),
         Some(ImageFormat::Png) => {
             let decoder = PngDecoder::with_limits(source, allocation).map_err(decode_error)?;
             checked(decoder.dimensions())?;
             if !decoder.is_apng().map_err(decode_error)? {
                 return Err(problem("the PNG is a picture, not an animation"));
             }
-            Ok(decoder.apng().map_err(decode_error)?.into_frames())
+            Ok(composed(decoder.apng().map_err(decode_error)?.into_frames()))
         }
         _ => Err(problem(
             "it is no GIF, WebP or PNG animation; pass its frames as a list of pictures",
         )),
     }
+}
+
+fn composed(frames: Frames<'_>) -> ComposedFrames<'_> {
+    Box::new(frames.map(|frame| frame.map(Composed::new).map_err(decode_error)))
+}
+
+#[cfg(feature = "video-file")]
+fn decode_file(bytes: &[u8], sampling: Sampling, limits: &VideoLimits) -> Result<Video> {
+    super::video_file::decode(bytes, sampling, limits, Deadline::after(limits.time))
+}
+
+#[cfg(not(feature = "video-file"))]
+fn decode_file(_: &[u8], _: Sampling, _: &VideoLimits) -> Result<Video> {
+    Err(problem(
+        "MP4 files need a build with the feature video-file; without it pass frames as a list of pictures, or a GIF, WebP \
+         or PNG animation",
+    ))
 }
 
 fn check_bytes(bytes: usize, limits: &VideoLimits) -> Result<()> {

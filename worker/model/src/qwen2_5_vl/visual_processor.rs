@@ -336,6 +336,7 @@ fn resized(height: usize, width: usize, factor: usize, bounds: Bounds) -> Result
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -498,10 +499,8 @@ mod tests {
                 _ => [0; 3],
             }
         };
-        assert_eq!(
-            grid(FrameBudget::Checkpoint, 768),
-            grid(FrameBudget::Checkpoint, 8).map(|n| if n == 4 { 384 } else { n })
-        );
+        let [_, rows, columns] = grid(FrameBudget::Checkpoint, 768);
+        assert_eq!(grid(FrameBudget::Checkpoint, 8), [4, rows, columns]);
         let [_, rows, columns] = grid(FrameBudget::Context(128_000), 768);
         assert!(rows * columns / 4 <= 300, "{rows}x{columns}");
         assert_eq!(grid(FrameBudget::Context(128_000), 8), grid(FrameBudget::Checkpoint, 8));
@@ -515,5 +514,23 @@ mod tests {
         let mut uneven = video(2, 2.0);
         uneven.frames.push(picture(8, 8));
         assert!(refusal(uneven).contains("frame 2 has 8x8 pixels"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_planned_is_made(width in 1usize..400, height in 1usize..400, frames in 0usize..4, fps in 0.1f64..9.0) {
+            let medium = match frames {
+                0 => Medium::Picture(picture(width, height)),
+                _ => Medium::Video(Video { frames: vec![picture(width, height); frames], fps }),
+            };
+            let processor = processor();
+            match (processor.plan(&[medium.size()]), processor.process(&[medium])) {
+                (Ok(layouts), Ok(visuals)) => {
+                    prop_assert_eq!(layouts[0], visuals[0].layout);
+                    prop_assert_eq!(processor.tokens(&layouts[0]) * 4 * 1176, visuals[0].values.len());
+                }
+                (plan, made) => prop_assert!(plan.is_err() && made.is_err()),
+            }
+        }
     }
 }
