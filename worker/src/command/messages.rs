@@ -71,7 +71,7 @@ pub struct Conversation {
     pub media: Vec<Medium>,
 }
 
-/// Reads a conversation; files are named relative to its own. `sampling` picks the frames of video files.
+/// Reads a conversation; files are named relative to its own, or to the working directory. `sampling` picks the frames of video files.
 pub fn read(path: &Path, sampling: Sampling) -> Result<Conversation, MessagesError> {
     let bytes = read_bounded(path, MAX_BYTES, "")?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|source| MessagesError::Json {
@@ -213,8 +213,11 @@ impl Reader<'_> {
                 format!("{scheme}:// is not fetched here: save the file and name its path"),
             ));
         }
-        let path = self.root.join(url.strip_prefix("file://").unwrap_or(url));
-        read_bounded(&path, limit, &format!("{place}: "))
+        let name = Path::new(url.strip_prefix("file://").unwrap_or(url));
+        let beside = self.root.join(name);
+        // Beside the messages first, as links in a document; then as the shell that runs the command means it.
+        let path = if beside.exists() || !name.exists() { &beside } else { name };
+        read_bounded(path, limit, &format!("{place}: "))
     }
 }
 
