@@ -103,8 +103,22 @@ fn worker(arguments: &[&str]) -> String {
 fn logits(model: &Path, messages: &Path, more: &[&str]) -> Tensors {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("logits.safetensors");
-    let (model, messages, path) = (model.to_str().unwrap(), messages.to_str().unwrap(), out.to_str().unwrap());
-    let mut arguments = vec!["logits", "--model", model, "--messages", messages, "--out", path, "--dtype", "f32"];
+    let (model, messages, path) = (
+        model.to_str().unwrap(),
+        messages.to_str().unwrap(),
+        out.to_str().unwrap(),
+    );
+    let mut arguments = vec![
+        "logits",
+        "--model",
+        model,
+        "--messages",
+        messages,
+        "--out",
+        path,
+        "--dtype",
+        "f32",
+    ];
     arguments.extend(more);
     worker(&arguments);
     load(&out)
@@ -120,11 +134,23 @@ fn logits_and_inputs_of_every_conversation_are_those_of_the_reference() {
         for case in family.document()["cases"].as_array().unwrap() {
             let (stored, name) = (family.stored(case), format!("{} {}", family.name, case["name"]));
             let found = logits(family.prepared(case).path(), &messages(case), &[]);
-            for key in ["input_ids", "position_ids", "image_grid_thw", "video_grid_thw", "image_sizes"] {
-                let of = |tensors: &Tensors| tensors.get(key).map(|tensor| (tensor.dims().to_vec(), integers(tensor)));
+            for key in [
+                "input_ids",
+                "position_ids",
+                "image_grid_thw",
+                "video_grid_thw",
+                "image_sizes",
+            ] {
+                let of = |tensors: &Tensors| {
+                    tensors
+                        .get(key)
+                        .map(|tensor| (tensor.dims().to_vec(), integers(tensor)))
+                };
                 assert_eq!(of(&found), of(&stored), "{name}: {key}");
             }
-            let seconds = found.get("second_per_grid_ts").map(|tensor| tensor.to_vec1::<f32>().unwrap());
+            let seconds = found
+                .get("second_per_grid_ts")
+                .map(|tensor| tensor.to_vec1::<f32>().unwrap());
             let expected = case["second_per_grid_ts"].as_array();
             let expected = expected.map(|list| list.iter().map(|v| v.as_f64().unwrap() as f32).collect());
             assert_eq!(seconds, expected, "{name}");
@@ -158,9 +184,17 @@ fn compare_pixels(family: &Family, case: &Value, stored: &Tensors, found: &Tenso
         let own = &all[*start..*start + expected.len()];
         *start += stride;
         let device = &Device::Cpu;
-        let difference = worst(&Tensor::new(own, device).unwrap(), &Tensor::new(expected, device).unwrap());
+        let difference = worst(
+            &Tensor::new(own, device).unwrap(),
+            &Tensor::new(expected, device).unwrap(),
+        );
         let allowed = if case["name"] == "jpeg" { 2.1 * LEVEL } else { PIXEL };
-        assert!(difference <= allowed, "{} {}: visual {number}: {difference}", family.name, case["name"]);
+        assert!(
+            difference <= allowed,
+            "{} {}: visual {number}: {difference}",
+            family.name,
+            case["name"]
+        );
     }
     for (key, end) in parts {
         let size = found.get(key).map_or(0, Tensor::elem_count);
@@ -178,7 +212,12 @@ fn times_cut_to_whole_seconds_are_those_of_the_release_that_cuts_them() {
             continue;
         };
         let found = logits(&family.checkpoint(), &messages(case), &["--integer-seconds"]);
-        assert_eq!(integers(&found["position_ids"]), integers(positions), "{}", case["name"]);
+        assert_eq!(
+            integers(&found["position_ids"]),
+            integers(positions),
+            "{}",
+            case["name"]
+        );
         check(&stored, "logits.integer", &found["logits"], "whole seconds");
         compared += 1;
     }
@@ -195,12 +234,27 @@ fn greedy_continuations_of_every_conversation_are_those_of_the_reference() {
             let (dir, messages) = (family.prepared(case), messages(case));
             let (model, messages) = (dir.path().to_str().unwrap(), messages.to_str().unwrap());
             let printed = worker(&[
-                "generate", "--model", model, "--messages", messages, "--temperature", "0", "--max-tokens", "24",
-                "--ignore-eos", "--json",
+                "generate",
+                "--model",
+                model,
+                "--messages",
+                messages,
+                "--temperature",
+                "0",
+                "--max-tokens",
+                "24",
+                "--ignore-eos",
+                "--json",
             ]);
             let printed: Value = serde_json::from_str(&printed).unwrap();
             let ids: Vec<i64> = serde_json::from_value(printed["completions"][0]["token_ids"].clone()).unwrap();
-            assert_eq!(ids, integers(&family.stored(case)["greedy"]), "{} {}", family.name, case["name"]);
+            assert_eq!(
+                ids,
+                integers(&family.stored(case)["greedy"]),
+                "{} {}",
+                family.name,
+                case["name"]
+            );
         }
     }
 }
@@ -212,7 +266,14 @@ fn sizes_are_counted_from_the_configuration() {
         let printed: Value = serde_json::from_str(&printed).unwrap();
         let document = family.document();
         let parameters = document["parameters"].as_object().unwrap();
-        let count = |shape: &Value| shape.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product::<u64>();
+        let count = |shape: &Value| {
+            shape
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|n| n.as_u64().unwrap())
+                .product::<u64>()
+        };
         assert_eq!(printed["parameters"], parameters.values().map(count).sum::<u64>());
         assert_eq!(printed["tensors_on_disk"], parameters.len());
         assert_eq!(printed["fits"], true);
@@ -229,12 +290,27 @@ fn an_adapter_by_peft_leads_to_its_logits_whether_added_or_merged() {
     let merged = dir.path().join("merged");
     let (model, adapter) = (family.checkpoint(), adapter.to_str().unwrap());
     let (from, to) = (model.to_str().unwrap(), merged.to_str().unwrap());
-    worker(&["convert", "--model", from, "--adapter", adapter, "--dtype", "f32", "--out", to]);
+    worker(&[
+        "convert",
+        "--model",
+        from,
+        "--adapter",
+        adapter,
+        "--dtype",
+        "f32",
+        "--out",
+        to,
+    ]);
     for name in ["text", "two_images"] {
         let messages = fixtures().join(format!("cases/{}.{name}.messages.json", family.name));
         let added = logits(&model, &messages, &["--adapter", adapter]);
         check(&expected, &format!("{name}.adapted"), &added["logits"], "added");
-        check(&expected, &format!("{name}.merged"), &logits(&merged, &messages, &[])["logits"], "merged");
+        check(
+            &expected,
+            &format!("{name}.merged"),
+            &logits(&merged, &messages, &[])["logits"],
+            "merged",
+        );
     }
 }
 
@@ -245,9 +321,21 @@ fn a_checkpoint_written_in_any_precision_has_the_logits_of_its_source() {
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("out");
             let model = family.checkpoint();
-            worker(&["convert", "--model", model.to_str().unwrap(), "--dtype", dtype, "--out", out.to_str().unwrap()]);
+            worker(&[
+                "convert",
+                "--model",
+                model.to_str().unwrap(),
+                "--dtype",
+                dtype,
+                "--out",
+                out.to_str().unwrap(),
+            ]);
             let document = family.document();
-            let case = document["cases"].as_array().unwrap().iter().find(|case| case["name"] == "interleaved");
+            let case = document["cases"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|case| case["name"] == "interleaved");
             let found = logits(&out, &messages(case.unwrap()), &[]);
             check(&family.stored(case.unwrap()), "logits", &found["logits"], dtype);
         }

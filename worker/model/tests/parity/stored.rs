@@ -78,7 +78,13 @@ pub fn draw(name: &str, count: usize) -> Vec<f32> {
 /// Largest absolute value; infinite if one is no number.
 pub fn largest(tensor: &Tensor) -> f32 {
     let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
-    let larger = |largest: f32, value: f32| if value.is_nan() { f32::INFINITY } else { largest.max(value.abs()) };
+    let larger = |largest: f32, value: f32| {
+        if value.is_nan() {
+            f32::INFINITY
+        } else {
+            largest.max(value.abs())
+        }
+    };
     values.into_iter().fold(0.0, larger)
 }
 
