@@ -113,7 +113,7 @@ def qwen_pictures():
     cases = []
     for name, file, sizes in [
         ("default", {}, [(70, 50), (37, 53)]),
-        ("hub", {"min_pixels": 3136, "max_pixels": 12845056}, [(640, 480), (29, 200), (3000, 100)]),
+        ("hub", {"min_pixels": 3136, "max_pixels": 12845056}, [(640, 480), (29, 200), (3000, 100), (1920, 1080)]),
         ("bounds", {"min_pixels": 50176, "max_pixels": 100352}, [(28, 28), (500, 411)]),
         ("strip", {}, [(2, 400), (300, 2)]),
         ("levels", {"do_rescale": False, "do_normalize": False}, [(84, 56)]),
@@ -159,6 +159,8 @@ def one_vision():
     for file, sizes in [
         ({**HALF, "image_grid_pinpoints": RELEASED}, [(70, 50)]),
         ({**HALF, "image_grid_pinpoints": RELEASED}, [(500, 333)]),
+        ({**HALF, "image_grid_pinpoints": RELEASED}, [(1920, 1080)]),
+        ({**HALF, "image_grid_pinpoints": RELEASED}, [(200, 3000)]),
         ({**HALF, "image_grid_pinpoints": RELEASED}, [(70, 50), (200, 301)]),
         ({**tiny, **HALF}, [(60, 171)]), ({**tiny, **HALF}, [(9, 100)]), (tiny, [(101, 58)]),
         ({**tiny, **HALF}, [(60, 171), (56, 56), (33, 8)]), (tiny, [(101, 58), (58, 101)]),

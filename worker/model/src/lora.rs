@@ -449,7 +449,10 @@ mod tests {
             ..LoraConfig::default()
         };
         let error = Lora::new(lora, &config(), 1, DType::F32, &Device::Cpu).unwrap_err();
-        assert!(error.to_string().contains("[\"proj_q\"] names no linear map"), "{error}");
+        assert!(
+            error.to_string().contains("[\"proj_q\"] names no linear map"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -472,7 +475,13 @@ mod tests {
     fn training_reaches_the_adapter_and_nothing_else() {
         let mut model = Vlm::random(config(), 5, &LoadOptions::default()).unwrap();
         model.attach(trained(targets(&["v_proj"]))).unwrap();
-        let gradients = logits(&model, Pass::Train).sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        let gradients = logits(&model, Pass::Train)
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward()
+            .unwrap();
         for (name, var) in model.adapter().unwrap().named_vars() {
             let gradient = gradients.get(&var).unwrap_or_else(|| panic!("{name} has no gradient"));
             assert!(values(gradient).iter().any(|value| *value != 0.0), "{name}");

@@ -10,7 +10,7 @@ use crate::{
     chat::{ChatTemplate, Message, Part},
     config::{Config, Vision},
     llava_onevision,
-    media::{Medium, MediumSize, Sampling},
+    media::{Medium, MediumSize, Resampler, Sampling},
     qwen2_5_vl::{
         self, FrameBudget, TimeStep,
         positions::{VisualSpan, positions},
@@ -75,6 +75,8 @@ pub struct ProcessorOptions {
     pub time_step: TimeStep,
     /// How large frames of a video become (Qwen2.5-VL).
     pub frame_budget: FrameBudget,
+    /// How pictures are resized (Qwen2.5-VL).
+    pub resampler: Resampler,
 }
 
 /// How the positions of a family's tokens run.
@@ -111,6 +113,7 @@ impl Processor {
                 let mut visuals = qwen2_5_vl::QwenVisualProcessor::load(dir, vision)?;
                 visuals.time_step = options.time_step;
                 visuals.frame_budget = options.frame_budget;
+                visuals.resample_pictures(dir, options.resampler)?;
                 let merge = vision.spatial_merge_size;
                 let positions = Positions::Multimodal { merge };
                 (Box::new(visuals), positions, qwen2_5_vl::CHAT_TEMPLATE)

@@ -353,6 +353,16 @@ fn animations_are_composed_as_pillow_composes_them() {
     assert!(problems.is_empty(), "{problems:#?}");
 }
 
+#[test]
+fn a_frame_of_another_size_than_its_header_says_is_refused() {
+    let mut bytes = std::fs::read(fixtures().join("lossy_alpha.webp")).unwrap();
+    // Width of the first frame in its VP8 header, behind the start code.
+    let width = bytes.windows(3).position(|code| code == [0x9D, 0x01, 0x2A]).unwrap() + 3;
+    bytes[width] = 2;
+    assert!(Picture::decode(&bytes, ImageLimits::DEFAULT).is_err());
+    assert!(Video::decode(&bytes, Sampling::All, &VideoLimits::DEFAULT).is_err());
+}
+
 proptest! {
     #[test]
     fn a_damaged_file_of_any_kind_gives_a_picture_or_an_error(

@@ -6,6 +6,7 @@ use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use flotilla_model::{
     Config, LoadOptions, Lora, Processor, Vlm,
+    media::Resampler,
     processor::ProcessorOptions,
     qwen2_5_vl::{FrameBudget, TimeStep},
 };
@@ -59,9 +60,15 @@ impl std::fmt::Display for Precision {
     }
 }
 
-/// How videos become tokens (Qwen2.5-VL).
+/// How pictures and videos are read, where checkpoints leave it open.
 #[derive(Args, Clone, Debug, Default)]
-pub struct VideoArguments {
+pub struct MediaArguments {
+    /// Turn pictures upright by their EXIF orientation; the reference's processors do not.
+    #[arg(long)]
+    pub upright: bool,
+    /// How pictures are resized: the reference has a slow and a fast processor (Qwen2.5-VL).
+    #[arg(long, value_enum, default_value_t)]
+    pub resampler: ResamplerArgument,
     /// Cut the seconds between two slices of a video to a whole number, as transformers 4.57 does (Qwen2.5-VL).
     #[arg(long)]
     pub integer_seconds: bool,
@@ -71,7 +78,17 @@ pub struct VideoArguments {
     pub frame_budget: Option<usize>,
 }
 
-impl VideoArguments {
+/// [`Resampler`] on the command line.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum ResamplerArgument {
+    /// As Pillow: the slow processors, and what the models were trained with.
+    #[default]
+    Pillow,
+    /// As torchvision: the fast processors.
+    Torchvision,
+}
+
+impl MediaArguments {
     fn options(&self) -> ProcessorOptions {
         ProcessorOptions {
             time_step: if self.integer_seconds {
@@ -80,6 +97,10 @@ impl VideoArguments {
                 TimeStep::Float
             },
             frame_budget: self.frame_budget.map_or(FrameBudget::Checkpoint, FrameBudget::Context),
+            resampler: match self.resampler {
+                ResamplerArgument::Pillow => Resampler::Pillow,
+                ResamplerArgument::Torchvision => Resampler::Torchvision,
+            },
         }
     }
 }
@@ -115,8 +136,8 @@ impl ModelArguments {
     }
 
     /// The processor files.
-    pub fn processor(&self, videos: &VideoArguments) -> Result<Processor, WorkerError> {
-        Processor::load_with(&self.model, &videos.options()).map_err(failed("load the processor", &self.model))
+    pub fn processor(&self, media: &MediaArguments) -> Result<Processor, WorkerError> {
+        Processor::load_with(&self.model, &media.options()).map_err(failed("load the processor", &self.model))
     }
 }
 

@@ -55,7 +55,9 @@ struct Line {
 pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
     let fits = arguments.prompt_tokens > 0 && arguments.new_tokens > 0 && arguments.batch > 0 && arguments.rounds > 0;
     if !fits {
-        return Err(WorkerError::invalid("--prompt-tokens, --new-tokens, --batch and --rounds must be at least 1"));
+        return Err(WorkerError::invalid(
+            "--prompt-tokens, --new-tokens, --batch and --rounds must be at least 1",
+        ));
     }
     let model = arguments.model.load()?;
     let failed = |error: ModelError| WorkerError::permanent("failed to compute", error);
@@ -82,7 +84,10 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
         arithmetic / 1e9,
         arguments.model.dtype
     );
-    println!("{:<34} {:>12} {:>12} {:>7}  AT MOST BY", "WHAT", "TOKENS/S", "AT MOST", "RATIO");
+    println!(
+        "{:<34} {:>12} {:>12} {:>7}  AT MOST BY",
+        "WHAT", "TOKENS/S", "AT MOST", "RATIO"
+    );
     for line in lines {
         let ratio = line.tokens_per_second / line.ceiling;
         println!(
@@ -93,17 +98,16 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
     Ok(())
 }
 
-fn measure(
-    arguments: &BenchArguments,
-    model: &Vlm,
-    bandwidth: f64,
-    arithmetic: f64,
-) -> Result<Vec<Line>, ModelError> {
+fn measure(arguments: &BenchArguments, model: &Vlm, bandwidth: f64, arithmetic: f64) -> Result<Vec<Line>, ModelError> {
     let (length, batch, new) = (arguments.prompt_tokens, arguments.batch, arguments.new_tokens);
     let text = &model.config().text;
     let per_token = matrix_values(model) as f64;
     let embedding = (text.vocab_size * text.hidden_size) as f64;
-    let ids = |length: usize| (0..length).map(|i| ((i * 7919 + 13) % text.vocab_size) as u32).collect::<Vec<_>>();
+    let ids = |length: usize| {
+        (0..length)
+            .map(|i| ((i * 7919 + 13) % text.vocab_size) as u32)
+            .collect::<Vec<_>>()
+    };
     let one = TextBatch::new(&[Row::text(ids(length))])?;
     let many = TextBatch::new(&vec![Row::text(ids(length)); batch])?;
     let mut lines = Vec::new();
@@ -141,7 +145,11 @@ fn measure(
         what: format!("decode of {batch} rows after {length}"),
         tokens_per_second: (batch * new) as f64 / decoded,
         ceiling: by_memory.min(by_arithmetic),
-        ceiling_is: if by_memory < by_arithmetic { "memory" } else { "matrix products" },
+        ceiling_is: if by_memory < by_arithmetic {
+            "memory"
+        } else {
+            "matrix products"
+        },
     });
 
     if !arguments.no_train {

@@ -13,7 +13,7 @@ use flotilla_model::Tokenizer;
 use serde_json::{Value, json};
 
 use super::{
-    arguments::{ModelArguments, VideoArguments},
+    arguments::{MediaArguments, ModelArguments},
     messages,
 };
 use crate::{error::WorkerError, service::text::Detokenizer};
@@ -24,9 +24,9 @@ pub struct GenerateArguments {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArguments,
-    /// How videos become tokens.
+    /// How pictures and videos are read.
     #[command(flatten)]
-    pub videos: VideoArguments,
+    pub media: MediaArguments,
     /// File of messages (JSON, OpenAI content parts).
     #[arg(long, value_name = "FILE")]
     pub messages: PathBuf,
@@ -68,8 +68,8 @@ pub fn run(arguments: &GenerateArguments) -> Result<(), WorkerError> {
     if arguments.n == 0 {
         return Err(WorkerError::invalid("--n is 0: at least one completion is drawn"));
     }
-    let processor = arguments.model.processor(&arguments.videos)?;
-    let conversation = messages::read(&arguments.messages, processor.sampling())
+    let processor = arguments.model.processor(&arguments.media)?;
+    let conversation = messages::read(&arguments.messages, processor.sampling(), arguments.media.upright)
         .map_err(|error| WorkerError::permanent("failed to read the messages", error))?;
     let begin = Instant::now();
     let model = arguments.model.load()?;

@@ -7,7 +7,7 @@ use clap::Args;
 use flotilla_model::{Layout, Pass, Prompt, TextBatch, Vision, Visual, Vlm};
 
 use super::{
-    arguments::{ModelArguments, VideoArguments},
+    arguments::{MediaArguments, ModelArguments},
     messages,
 };
 use crate::error::WorkerError;
@@ -18,9 +18,9 @@ pub struct LogitsArguments {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArguments,
-    /// How videos become tokens.
+    /// How pictures and videos are read.
     #[command(flatten)]
-    pub videos: VideoArguments,
+    pub media: MediaArguments,
     /// File of messages (JSON, OpenAI content parts).
     #[arg(long, value_name = "FILE")]
     pub messages: PathBuf,
@@ -34,8 +34,8 @@ type Tensors = BTreeMap<String, Tensor>;
 
 /// Writes the file.
 pub fn run(arguments: &LogitsArguments) -> Result<(), WorkerError> {
-    let processor = arguments.model.processor(&arguments.videos)?;
-    let conversation = messages::read(&arguments.messages, processor.sampling())
+    let processor = arguments.model.processor(&arguments.media)?;
+    let conversation = messages::read(&arguments.messages, processor.sampling(), arguments.media.upright)
         .map_err(|error| WorkerError::permanent("failed to read the messages", error))?;
     let model = arguments.model.load()?;
     let prompt = processor

@@ -71,21 +71,27 @@ pub struct Conversation {
     pub media: Vec<Medium>,
 }
 
-/// Reads a conversation; files are named relative to its own. `sampling` picks the frames of video files.
-pub fn read(path: &Path, sampling: Sampling) -> Result<Conversation, MessagesError> {
+/// Reads a conversation; files are named relative to its own, or to the working directory. `sampling` picks the frames of video
+/// files; `upright` turns pictures by their EXIF orientation.
+pub fn read(path: &Path, sampling: Sampling, upright: bool) -> Result<Conversation, MessagesError> {
     let bytes = read_bounded(path, MAX_BYTES, "")?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|source| MessagesError::Json {
         path: path.to_owned(),
         source,
     })?;
     let root = path.parent().unwrap_or_else(|| Path::new("."));
-    let reader = Reader { root, sampling };
+    let reader = Reader {
+        root,
+        sampling,
+        upright,
+    };
     reader.conversation(&value)
 }
 
 struct Reader<'a> {
     root: &'a Path,
     sampling: Sampling,
+    upright: bool,
 }
 
 impl Reader<'_> {
@@ -143,7 +149,12 @@ impl Reader<'_> {
             }),
             "image_url" | "image" => {
                 let bytes = self.bytes(text_of(kind)?, place, LIMITS.bytes as u64)?;
-                let picture = Picture::decode(&bytes, LIMITS).map_err(medium(place))?;
+                let decode = if self.upright {
+                    Picture::decode_upright
+                } else {
+                    Picture::decode
+                };
+                let picture = decode(&bytes, LIMITS).map_err(medium(place))?;
                 media.push(Medium::Picture(picture));
                 Ok(Part::Image)
             }
@@ -213,8 +224,15 @@ impl Reader<'_> {
                 format!("{scheme}:// is not fetched here: save the file and name its path"),
             ));
         }
-        let path = self.root.join(url.strip_prefix("file://").unwrap_or(url));
-        read_bounded(&path, limit, &format!("{place}: "))
+        let name = Path::new(url.strip_prefix("file://").unwrap_or(url));
+        let beside = self.root.join(name);
+        // Beside the messages first, as links in a document; then as the shell that runs the command means it.
+        let path = if beside.exists() || !name.exists() {
+            &beside
+        } else {
+            name
+        };
+        read_bounded(path, limit, &format!("{place}: "))
     }
 }
 
@@ -261,7 +279,7 @@ mod tests {
             .save(directory.path().join("a.png"))
             .expect("a picture");
         std::fs::write(&path, value.to_string()).expect("writes");
-        read(&path, Sampling::All)
+        read(&path, Sampling::All, false)
     }
 
     fn refusal(value: &Value) -> String {

@@ -7,7 +7,7 @@ use flotilla_model::{Content, Layout, Medium, MediumSize, Message, ModelError, P
 use serde_json::{Value, json};
 
 use super::{
-    arguments::{ModelArguments, VideoArguments},
+    arguments::{MediaArguments, ModelArguments},
     bytes, grouped, messages,
 };
 use crate::error::WorkerError;
@@ -18,9 +18,9 @@ pub struct PlanArguments {
     /// Which model; its weights are not read. `--dtype` is the precision that the cache is computed for.
     #[command(flatten)]
     pub model: ModelArguments,
-    /// How videos become tokens.
+    /// How pictures and videos are read.
     #[command(flatten)]
-    pub videos: VideoArguments,
+    pub media: MediaArguments,
     /// File of messages (JSON, OpenAI content parts). Without it, a user's turn of the sizes and text given here.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["images", "video_sizes", "text"])]
     pub messages: Option<PathBuf>,
@@ -46,11 +46,11 @@ pub struct PlanArguments {
 
 /// Prints the plan.
 pub fn run(arguments: &PlanArguments) -> Result<(), WorkerError> {
-    let processor = arguments.model.processor(&arguments.videos)?;
+    let processor = arguments.model.processor(&arguments.media)?;
     let config = arguments.model.config()?;
     let (messages, sizes) = match &arguments.messages {
         Some(path) => {
-            let conversation = messages::read(path, processor.sampling())
+            let conversation = messages::read(path, processor.sampling(), arguments.media.upright)
                 .map_err(|error| WorkerError::permanent("failed to read the messages", error))?;
             let sizes = conversation.media.iter().map(Medium::size).collect();
             (conversation.messages, sizes)

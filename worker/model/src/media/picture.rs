@@ -6,6 +6,7 @@ use super::{
     jpeg,
     limits::{Deadline, ImageLimits, TimedBytes},
     resample::{Canvas, Resampler},
+    webp,
 };
 use crate::{ModelError, Result};
 
@@ -72,11 +73,10 @@ fn decode(bytes: &[u8], limits: &ImageLimits, upright: bool) -> Result<Picture> 
     if bytes.starts_with(&[0xFF, 0xD8])
         && let Some(decoded) = jpeg::decode(bytes, limits, deadline)?
     {
-        let exif = decoded.exif.filter(|_| upright);
-        return match exif.and_then(|exif| Orientation::from_exif_chunk(&exif)) {
-            Some(orientation) => turned(decoded.picture, orientation),
-            None => Ok(decoded.picture),
-        };
+        return oriented(decoded.picture, decoded.exif.filter(|_| upright));
+    }
+    if let Some((picture, exif)) = webp::first_frame(bytes, limits)? {
+        return oriented(picture, exif.filter(|_| upright));
     }
     let reader = ImageReader::new(TimedBytes::new(bytes, deadline)).with_guessed_format();
     let mut decoder = reader
@@ -143,6 +143,13 @@ fn rgb(raw: Vec<u8>, color: ColorType, deep_grey: bool) -> Result<Vec<u8>> {
             .collect(),
         other => return Err(ModelError::Image(format!("{other:?} pixels are not supported"))),
     })
+}
+
+fn oriented(picture: Picture, exif: Option<Vec<u8>>) -> Result<Picture> {
+    match exif.and_then(|exif| Orientation::from_exif_chunk(&exif)) {
+        Some(orientation) => turned(picture, orientation),
+        None => Ok(picture),
+    }
 }
 
 fn turned(picture: Picture, orientation: Orientation) -> Result<Picture> {

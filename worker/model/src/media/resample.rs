@@ -10,9 +10,10 @@
 use super::picture::Picture;
 
 /// Which implementation of the reference is followed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Resampler {
     /// Pictures: Pillow, weights of 22 fractional bits.
+    #[default]
     Pillow,
     /// Frames of videos: torchvision on bytes, weights of as many fractional bits as 16-bit integers hold.
     Torchvision,

@@ -156,7 +156,7 @@ impl Composed {
     }
 
     /// Without alpha, as pictures.
-    fn into_picture(self) -> Picture {
+    pub(super) fn into_picture(self) -> Picture {
         Picture {
             width: self.width,
             height: self.height,

@@ -10,14 +10,47 @@ use std::io::Cursor;
 use image::{ImageDecoder, codecs::webp::WebPDecoder};
 
 use super::{
-    limits::VideoLimits,
-    picture::decode_error,
+    limits::{ImageLimits, VideoLimits},
+    picture::{Picture, decode_error},
     video::{Composed, problem},
 };
-use crate::Result;
+use crate::{ModelError, Result};
 
 /// Bytes of a frame's position, size, delay and flags.
 const FRAME_HEADER: usize = 16;
+
+/// The first frame of an animation, and the EXIF chunk; none if the WebP is a picture.
+///
+/// `image` must not be asked for it: image-webp 0.2.4 panics where a frame with alpha has another size than its header says.
+pub(super) fn first_frame(file: &[u8], limits: &ImageLimits) -> Result<Option<(Picture, Option<Vec<u8>>)>> {
+    let Some((width, height)) = animation_size(file) else {
+        return Ok(None);
+    };
+    if let Some(reason) = limits.problem(width as u64, height as u64, file.len()) {
+        return Err(ModelError::Image(reason));
+    }
+    let mut frames = WebPFrames::new(
+        file,
+        &VideoLimits {
+            frame: *limits,
+            ..VideoLimits::DEFAULT
+        },
+    )?;
+    let first = frames.next().ok_or_else(|| problem("the WebP has no frame"))??;
+    let exif = Chunks(file.get(12..).unwrap_or_default()).find(|(kind, _)| *kind == b"EXIF");
+    Ok(Some((first.into_picture(), exif.map(|(_, exif)| exif.to_vec()))))
+}
+
+/// Width and height of an animation's canvas; none if the file is none.
+fn animation_size(file: &[u8]) -> Option<(usize, usize)> {
+    let is_webp = file.starts_with(b"RIFF") && file.get(8..12) == Some(b"WEBP");
+    match Chunks(file.get(12..)?).next()? {
+        (b"VP8X", header) if is_webp && header.len() >= 10 && header[0] & 2 != 0 => {
+            Some((u24(&header[4..]) + 1, u24(&header[7..]) + 1))
+        }
+        _ => None,
+    }
+}
 
 /// The frames of one file, in order.
 pub(super) struct WebPFrames<'a> {
@@ -43,19 +76,13 @@ struct FrameHeader {
 impl<'a> WebPFrames<'a> {
     /// Reads the header; nothing is decoded.
     pub(super) fn new(file: &'a [u8], limits: &VideoLimits) -> Result<Self> {
-        let mut chunks = Chunks(file.get(12..).unwrap_or_default());
-        let Some((b"VP8X", header)) = chunks.next() else {
-            return Err(problem("the WebP is a picture, not an animation"));
-        };
-        if header.len() < 10 || header[0] & 2 == 0 {
-            return Err(problem("the WebP is a picture, not an animation"));
-        }
-        let (width, height) = (u24(&header[4..]) + 1, u24(&header[7..]) + 1);
+        let size = animation_size(file);
+        let (width, height) = size.ok_or_else(|| problem("the WebP is a picture, not an animation"))?;
         if let Some(reason) = limits.problem(width as u64, height as u64, 1) {
             return Err(problem(reason));
         }
         Ok(Self {
-            chunks,
+            chunks: Chunks(file.get(12..).unwrap_or_default()),
             width,
             height,
             canvas: vec![0; width * height * 4],
