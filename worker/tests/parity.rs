@@ -19,8 +19,6 @@ use stored::{check, copy_of, fixtures, read_json, worst};
 
 /// Largest difference of a normalized pixel that was made of the byte that the reference has.
 const PIXEL: f32 = 2e-6;
-/// By how much one grey level moves a normalized pixel at most; decoders of JPEG differ by up to two.
-const LEVEL: f32 = 1.0 / 255.0 / 0.26;
 
 type Tensors = HashMap<String, Tensor>;
 
@@ -155,10 +153,7 @@ fn logits_and_inputs_of_every_conversation_are_those_of_the_reference() {
             let expected = expected.map(|list| list.iter().map(|v| v.as_f64().unwrap() as f32).collect());
             assert_eq!(seconds, expected, "{name}");
             compare_pixels(family, case, &stored, &found);
-            let jpeg = case["name"] == "jpeg";
-            if !jpeg {
-                check(&stored, "logits", &found["logits"], &name);
-            }
+            check(&stored, "logits", &found["logits"], &name);
         }
     }
 }
@@ -188,9 +183,8 @@ fn compare_pixels(family: &Family, case: &Value, stored: &Tensors, found: &Tenso
             &Tensor::new(own, device).unwrap(),
             &Tensor::new(expected, device).unwrap(),
         );
-        let allowed = if case["name"] == "jpeg" { 2.1 * LEVEL } else { PIXEL };
         assert!(
-            difference <= allowed,
+            difference <= PIXEL,
             "{} {}: visual {number}: {difference}",
             family.name,
             case["name"]
@@ -228,9 +222,6 @@ fn times_cut_to_whole_seconds_are_those_of_the_release_that_cuts_them() {
 fn greedy_continuations_of_every_conversation_are_those_of_the_reference() {
     for family in &FAMILIES {
         for case in family.document()["cases"].as_array().unwrap() {
-            if case["name"] == "jpeg" {
-                continue;
-            }
             let (dir, messages) = (family.prepared(case), messages(case));
             let (model, messages) = (dir.path().to_str().unwrap(), messages.to_str().unwrap());
             let printed = worker(&[

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
-use flotilla_model::{Layout, Pass, Prompt, TextBatch, Vision, Visual, Vlm};
+use flotilla_model::{Layout, Medium, MediumSize, Pass, Prompt, TextBatch, Vision, Visual, Vlm};
 
 use super::{
     arguments::{MediaArguments, ModelArguments},
@@ -45,7 +45,8 @@ pub fn run(arguments: &LogitsArguments) -> Result<(), WorkerError> {
             model.config().text.max_position_embeddings,
         )
         .map_err(|error| WorkerError::permanent("failed to prepare the prompt", error))?;
-    let tensors = compute(&model, &prompt).map_err(|error| WorkerError::permanent("failed to compute", error))?;
+    let tensors = compute(&model, &prompt, &conversation.media)
+        .map_err(|error| WorkerError::permanent("failed to compute", error))?;
     let written = tensors
         .iter()
         .map(|(name, tensor)| format!("{name} {:?}", tensor.dims()));
@@ -56,20 +57,20 @@ pub fn run(arguments: &LogitsArguments) -> Result<(), WorkerError> {
     Ok(())
 }
 
-fn compute(model: &Vlm, prompt: &Prompt) -> Result<Tensors, flotilla_model::ModelError> {
+fn compute(model: &Vlm, prompt: &Prompt, media: &[Medium]) -> Result<Tensors, flotilla_model::ModelError> {
     let visuals = prompt.visuals.iter().collect::<Vec<_>>();
     let features = model.encode(&visuals, Pass::Infer)?;
     let row = prompt.row(&features)?;
     let batch = TextBatch::new(std::slice::from_ref(&row))?;
     let hidden = model.forward(&batch, Pass::Infer)?.squeeze(0)?;
     let logits = model.logits(&hidden, Pass::Infer)?.to_dtype(DType::F32)?;
-    let mut tensors = inputs(model, prompt)?;
+    let mut tensors = inputs(model, prompt, media)?;
     tensors.insert("logits".to_owned(), logits);
     Ok(tensors)
 }
 
 /// What the processor made, under the names of the reference.
-fn inputs(model: &Vlm, prompt: &Prompt) -> Result<Tensors, flotilla_model::ModelError> {
+fn inputs(model: &Vlm, prompt: &Prompt, media: &[Medium]) -> Result<Tensors, flotilla_model::ModelError> {
     let mut tensors = Tensors::new();
     let ids = prompt.ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>();
     let length = ids.len();
@@ -102,6 +103,9 @@ fn inputs(model: &Vlm, prompt: &Prompt) -> Result<Tensors, flotilla_model::Model
             Vision::LlavaOneVision(vision) => squares(&mut tensors, &own, vision.tower.image_size, values)?,
         }
     }
+    if let (Vision::LlavaOneVision(_), Some(sizes)) = (&model.config().vision, picture_sizes(media)?) {
+        tensors.insert("image_sizes".to_owned(), sizes);
+    }
     Ok(tensors)
 }
 
@@ -129,7 +133,7 @@ fn patches(
     Ok(())
 }
 
-/// Squares of each visual, `[visuals, most squares, 3, side, side]`, zero where a visual has fewer; sizes of pictures.
+/// Squares of each visual, `[visuals, most squares, 3, side, side]`, zero where a visual has fewer.
 fn squares(
     tensors: &mut Tensors,
     visuals: &[&Visual],
@@ -149,17 +153,19 @@ fn squares(
     }
     let shape = (visuals.len(), most, 3, side, side);
     tensors.insert(name.to_owned(), Tensor::from_vec(values, shape, &Device::Cpu)?);
-    let sizes = visuals.iter().filter_map(|visual| match visual.layout {
-        Layout::Anyres { height, width, .. } => Some([height as i64, width as i64]),
-        _ => None,
+    Ok(())
+}
+
+/// Height and width of each picture as it came.
+fn picture_sizes(media: &[Medium]) -> Result<Option<Tensor>, flotilla_model::ModelError> {
+    let sizes = media.iter().filter_map(|medium| match medium.size() {
+        MediumSize::Picture { width, height } => Some([height as i64, width as i64]),
+        MediumSize::Video { .. } => None,
     });
     let sizes = sizes.flatten().collect::<Vec<_>>();
-    if !sizes.is_empty() {
-        let count = sizes.len() / 2;
-        tensors.insert(
-            "image_sizes".to_owned(),
-            Tensor::from_vec(sizes, (count, 2), &Device::Cpu)?,
-        );
+    let count = sizes.len() / 2;
+    if count == 0 {
+        return Ok(None);
     }
-    Ok(())
+    Ok(Some(Tensor::from_vec(sizes, (count, 2), &Device::Cpu)?))
 }

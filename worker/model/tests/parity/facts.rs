@@ -16,8 +16,6 @@ use crate::{
 
 /// Largest difference of a normalized pixel that was made of the byte that the reference has.
 const PIXEL: f32 = 2e-6;
-/// Grey levels by which our decoder of JPEG may differ from the reference's.
-const JPEG_LEVELS: f32 = 3.0;
 /// Largest relative difference of a gradient in f32.
 const GRADIENT: f64 = 1e-3;
 /// A gradient so much smaller than the largest is made of roundings.
@@ -69,17 +67,12 @@ pub fn messages_become_the_pixels_of_the_reference(suite: &Suite) {
             "{}",
             case.name
         );
-        let deviation = if suite.family == Family::Qwen25Vl { 0.26 } else { 0.5 };
-        let allowed = match case.name.as_str() {
-            "jpeg" => JPEG_LEVELS / 255.0 / deviation,
-            _ => PIXEL,
-        };
         for (number, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
             assert_eq!(ours.values.len(), expected.values.len(), "{} {number}", case.name);
             let pairs = ours.values.iter().zip(&expected.values);
             let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(
-                difference <= allowed,
+                difference <= PIXEL,
                 "{}: visual {number} differs by {difference}",
                 case.name
             );
