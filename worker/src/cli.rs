@@ -230,10 +230,7 @@ pub fn main(mut command: Command, cache: Option<PathBuf>) -> ExitCode {
     let located = command.model().map_or(Ok(()), |model| model.locate(cache.as_deref()));
     let for_people = |run: &dyn Fn() -> Result<(), WorkerError>| tell(located.and_then(|()| run()));
     let code = match command {
-        Command::Run(arguments) => {
-            let termination_log = arguments.termination_log.clone();
-            work(in_a_pod(arguments), cache, termination_log.as_deref())
-        }
+        Command::Run(arguments) => work(in_a_pod(&arguments), cache, arguments.termination_log.as_deref()),
         Command::Serve(arguments) => work(by_hand(arguments), cache, None),
         Command::Inspect(arguments) => for_people(&|| command::inspect::run(&arguments)),
         Command::Plan(arguments) => for_people(&|| command::plan::run(&arguments)),
@@ -297,7 +294,7 @@ fn conclude(outcome: Result<(), WorkerError>, progress: &ProgressCell) -> i32 {
     }
 }
 
-fn in_a_pod(arguments: RunArguments) -> Result<Assignment, WorkerError> {
+fn in_a_pod(arguments: &RunArguments) -> Result<Assignment, WorkerError> {
     Ok(Assignment {
         config: read_config(&arguments.config)?,
         volumes: Volumes::parse(&arguments.volumes)?,
