@@ -284,7 +284,10 @@ mod tests {
         let started = start(&launch).unwrap();
         started.process.wait(|_| ()).await.unwrap();
         kill_marked(&mark);
-        assert_eq!(marked(&mark), []);
+        // The signal is sent; the kernel ends the process in its own time.
+        while !marked(&mark).is_empty() {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]

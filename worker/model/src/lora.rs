@@ -365,6 +365,7 @@ fn read_config(path: &Path) -> Result<LoraConfig> {
     })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "passed to map_err")]
 fn parse_error(path: &Path, reason: impl ToString) -> ModelError {
     ModelError::Parse {
         path: path.to_owned(),
