@@ -211,3 +211,46 @@ fn every_definition_fits_the_annotation_of_a_plain_apply() {
         );
     }
 }
+
+#[test]
+fn models_may_lie_elsewhere_and_data_may_not() {
+    let patterns = flotilla_api::crd::all().into_iter().filter_map(|(_, crd)| {
+        let crd = serde_json::to_value(&crd).unwrap();
+        let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+        let kind = crd["spec"]["names"]["kind"].as_str()?.to_owned();
+        let place = match kind.as_str() {
+            "ModelCheckpoint" => "uri",
+            "Dataset" => "source/properties/uri",
+            _ => "model/properties/uri",
+        };
+        let pattern = crd.pointer(&format!("{spec}/{place}/pattern"))?.as_str()?.to_owned();
+        Some((kind, regex::Regex::new(&pattern).unwrap()))
+    });
+    let patterns = patterns.collect::<Vec<_>>();
+    assert_eq!(patterns.len(), 4);
+    for (kind, pattern) in patterns {
+        let is_model = kind != "Dataset";
+        for uri in ["pvc://claim/path", "file:///path"] {
+            assert!(pattern.is_match(uri), "{kind} {uri}");
+        }
+        for uri in [
+            "hf://org/name",
+            "hf://org/name@refs/pr/1",
+            "s3://b/p",
+            "gs://b/p",
+            "az://c/p",
+        ] {
+            assert_eq!(pattern.is_match(uri), is_model, "{kind} {uri}");
+        }
+        for uri in [
+            "https://host/x",
+            "hf://name",
+            "hf://org/name/file",
+            "s3://",
+            "pvc://",
+            "model",
+        ] {
+            assert!(!pattern.is_match(uri), "{kind} {uri}");
+        }
+    }
+}

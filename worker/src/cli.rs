@@ -225,36 +225,48 @@ struct Assignment {
 
 /// Runs a command to its end and gives the exit code, one of [`names::exit`].
 pub fn main(mut command: Command, cache: Option<PathBuf>) -> ExitCode {
-    let progress = ProgressCell::default();
-    let termination_log = match &command {
-        Command::Run(arguments) => arguments.termination_log.clone(),
-        _ => None,
-    };
     // An empty variable is none.
     let cache = cache.filter(|cache| !cache.as_os_str().is_empty());
-    let work = |assignment: Result<Assignment, WorkerError>| {
-        let mut assignment = assignment?;
-        assignment.volumes = assignment.volumes.with_cache(cache.clone());
-        carry_out(assignment, &progress)
-    };
     let located = command.model().map_or(Ok(()), |model| model.locate(cache.as_deref()));
-    let outcome = located.and_then(|()| match command {
-        Command::Run(arguments) => work(in_a_pod(arguments)),
-        Command::Serve(arguments) => work(by_hand(arguments)),
-        Command::Inspect(arguments) => command::inspect::run(&arguments),
-        Command::Plan(arguments) => command::plan::run(&arguments),
-        Command::Generate(arguments) => command::generate::run(&arguments),
-        Command::Bench(arguments) => command::bench::run(&arguments),
-        Command::Logits(arguments) => command::logits::run(&arguments),
-        Command::Convert(arguments) => command::convert::run(&arguments),
+    let for_people = |run: &dyn Fn() -> Result<(), WorkerError>| tell(located.and_then(|()| run()));
+    let code = match command {
+        Command::Run(arguments) => work(in_a_pod(&arguments), cache, arguments.termination_log.as_deref()),
+        Command::Serve(arguments) => work(by_hand(arguments), cache, None),
+        Command::Inspect(arguments) => for_people(&|| command::inspect::run(&arguments)),
+        Command::Plan(arguments) => for_people(&|| command::plan::run(&arguments)),
+        Command::Generate(arguments) => for_people(&|| command::generate::run(&arguments)),
+        Command::Bench(arguments) => for_people(&|| command::bench::run(&arguments)),
+        Command::Logits(arguments) => for_people(&|| command::logits::run(&arguments)),
+        Command::Convert(arguments) => for_people(&|| command::convert::run(&arguments)),
+    };
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// Does what a process is to do, and leaves its end in the termination log.
+fn work(assignment: Result<Assignment, WorkerError>, cache: Option<PathBuf>, termination_log: Option<&Path>) -> i32 {
+    let progress = ProgressCell::default();
+    let outcome = assignment.and_then(|mut assignment| {
+        assignment.volumes = assignment.volumes.with_cache(cache);
+        carry_out(assignment, &progress)
     });
     let code = conclude(outcome, &progress);
     if let Some(path) = termination_log
-        && let Err(error) = progress.write_termination_log(&path)
+        && let Err(error) = progress.write_termination_log(path)
     {
         tracing::warn!(%error, path = %path.display(), "the termination log cannot be written");
     }
-    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+    code
+}
+
+/// Tells a person why a command failed.
+fn tell(outcome: Result<(), WorkerError>) -> i32 {
+    match outcome {
+        Ok(()) => names::exit::OK,
+        Err(error) => {
+            eprintln!("error: {}", chain(&error));
+            error.exit_code()
+        }
+    }
 }
 
 /// Writes the last stage into the progress and gives the exit code.
@@ -282,7 +294,7 @@ fn conclude(outcome: Result<(), WorkerError>, progress: &ProgressCell) -> i32 {
     }
 }
 
-fn in_a_pod(arguments: RunArguments) -> Result<Assignment, WorkerError> {
+fn in_a_pod(arguments: &RunArguments) -> Result<Assignment, WorkerError> {
     Ok(Assignment {
         config: read_config(&arguments.config)?,
         volumes: Volumes::parse(&arguments.volumes)?,

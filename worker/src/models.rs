@@ -7,6 +7,7 @@ use std::{
 
 use flotilla_api::progress::Stage;
 use flotilla_artifacts::remote::{self, Address, RemoteError, Settings, Transfer};
+use futures::future::BoxFuture;
 
 use crate::{context::Context, error::WorkerError, uri::Volumes};
 
@@ -14,16 +15,18 @@ use crate::{context::Context, error::WorkerError, uri::Volumes};
 const ASKED_EVERY: Duration = Duration::from_millis(100);
 
 /// The directory of a role's model. What is not here is fetched; the progress tells how far that is.
-pub async fn locate(context: &Context, uri: &str) -> Result<PathBuf, WorkerError> {
-    if !Address::is_remote(uri) {
-        return Ok(context.volumes.resolve(uri)?);
-    }
-    context.progress.enter(Stage::Loading, format!("fetching {uri}"));
-    let report = |transfer: &Transfer| {
-        let message = format!("fetching {uri}: {transfer}");
-        context.progress.update(|progress| progress.message = message);
-    };
-    fetch(uri, context.volumes.cache(), &report).await
+pub fn locate<'a>(context: &'a Context, uri: &'a str) -> BoxFuture<'a, Result<PathBuf, WorkerError>> {
+    Box::pin(async move {
+        if !Address::is_remote(uri) {
+            return Ok(context.volumes.resolve(uri)?);
+        }
+        context.progress.enter(Stage::Loading, format!("fetching {uri}"));
+        let report = |transfer: &Transfer| {
+            let message = format!("fetching {uri}: {transfer}");
+            context.progress.update(|progress| progress.message = message);
+        };
+        fetch(uri, context.volumes.cache(), &report).await
+    })
 }
 
 /// [`locate`] for a thread that may block; ends as suspended once `cancelled` says yes.

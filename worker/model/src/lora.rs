@@ -84,6 +84,9 @@ impl Factors {
     }
 }
 
+/// Whether a module is adapted, by its name in memory and its name on the hub.
+type Matcher = Box<dyn Fn(&str, &str, &Config) -> bool>;
+
 impl LoraConfig {
     fn scale(&self) -> f64 {
         let rank = self.r as f64;
@@ -123,7 +126,7 @@ impl LoraConfig {
         Ok(list)
     }
 
-    fn matcher(&self) -> Result<Box<dyn Fn(&str, &str, &Config) -> bool>> {
+    fn matcher(&self) -> Result<Matcher> {
         match &self.target_modules {
             Targets::Names(names) => {
                 let names = names.clone();

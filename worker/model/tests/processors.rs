@@ -10,10 +10,10 @@ use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use flotilla_model::{
-    Config, ImageLimits, Layout, Medium, MediumSize, Picture, Sampling, Video, VideoLimits, VisualProcessor,
-    llava_onevision::{anyres::Anyres, visual_processor::OneVisionVisualProcessor},
+    Config, ImageLimits, Layout, Medium, MediumSize, Picture, Sampling, Video, VideoLimits, Vision, VisualProcessor,
+    llava_onevision::{OneVisionVisualProcessor, anyres::Anyres},
     media::Resampler,
-    qwen2_5_vl::visual_processor::{QwenVisualProcessor, TimeStep, smart_resize},
+    qwen2_5_vl::{QwenVisualProcessor, TimeStep, VisionConfig, smart_resize},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -106,13 +106,16 @@ fn directory(files: &[(&str, &Value)]) -> tempfile::TempDir {
     dir
 }
 
-fn qwen_config() -> Config {
-    Config::from_json(&json!({
+fn qwen_vision() -> VisionConfig {
+    let config = Config::from_json(&json!({
         "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 96, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
         "vision_config": {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64, "tokens_per_second": 2}
-    }))
-    .unwrap()
+    }));
+    match config.unwrap().vision {
+        Vision::Qwen25Vl(vision) => vision,
+        Vision::LlavaOneVision(_) => panic!("another family"),
+    }
 }
 
 fn one_vision(file: &Value, name: &str) -> OneVisionVisualProcessor {
@@ -197,7 +200,7 @@ fn patches_of_pictures_are_those_of_the_reference_to_the_last_bit() {
     for case in cases(&document(), "qwen_pictures") {
         let dir = directory(&[("preprocessor_config.json", &case["file"])]);
         let (width, height) = (number(&case["width"]), number(&case["height"]));
-        let mut processor = QwenVisualProcessor::load(dir.path(), &qwen_config()).unwrap();
+        let mut processor = QwenVisualProcessor::load(dir.path(), &qwen_vision()).unwrap();
         let name = format!("{} {width}x{height}", case["name"]);
         let grid = numbers(&case["grid"]).try_into().unwrap();
         let layout = Layout::Patches {
@@ -223,7 +226,7 @@ fn patches_of_pictures_are_those_of_the_reference_to_the_last_bit() {
 fn patches_of_videos_are_those_of_the_reference_to_the_last_bit() {
     for case in cases(&document(), "qwen_videos") {
         let dir = directory(&[("video_preprocessor_config.json", &case["file"])]);
-        let mut processor = QwenVisualProcessor::load(dir.path(), &qwen_config()).unwrap();
+        let mut processor = QwenVisualProcessor::load(dir.path(), &qwen_vision()).unwrap();
         let made = processor.process(&[Medium::Video(video(&case))]).unwrap();
         let (seconds, grid) = (
             case["seconds"].as_f64().unwrap(),

@@ -129,10 +129,8 @@ impl Report {
         })
     }
 
-    fn text(&self, arguments: &InspectArguments) -> String {
-        let text = &self.config.text;
-        let dtype = arguments.model.dtype;
-        let vision = match &self.config.vision {
+    fn vision_text(&self) -> String {
+        match &self.config.vision {
             Vision::Qwen25Vl(vision) => format!(
                 "{} blocks of {}, {} heads, patches of {}x{} pixels, {}x{} of them a token",
                 vision.depth,
@@ -151,7 +149,12 @@ impl Report {
                 vision.tower.image_size,
                 vision.tower.tokens()
             ),
-        };
+        }
+    }
+
+    fn text(&self, arguments: &InspectArguments) -> String {
+        let text = &self.config.text;
+        let dtype = arguments.model.dtype;
         let tied = if text.tie_word_embeddings { ", tied head" } else { "" };
         let mut lines = vec![
             ("architecture", self.config.model_type().to_owned()),
@@ -169,7 +172,7 @@ impl Report {
                     text.max_position_embeddings
                 ),
             ),
-            ("vision", vision),
+            ("vision", self.vision_text()),
             (
                 "parameters",
                 format!(

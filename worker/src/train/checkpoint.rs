@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use super::{error::TrainError, learner::Learner};
 use crate::uri::join;
 
-/// Weights.
-const WEIGHTS: &str = "model.safetensors";
+/// Largest file of weights, as transformers writes them.
+const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// What only a trainer needs.
 const TRAINER: &str = "trainer";
 /// Moments of the optimiser, by variable.
@@ -119,7 +119,7 @@ pub fn write(
     for (name, bytes) in &files.files {
         put(&dir.join(name), bytes)?;
     }
-    learner.model.save_weights(&dir.join(WEIGHTS))?;
+    learner.model.weights().save_sharded(dir, MAX_SHARD_BYTES, None)?;
     let trainer = dir.join(TRAINER);
     fs::create_dir(&trainer).map_err(|error| failed(&trainer, &error))?;
     let (moments, updates) = learner.optimizer_state();

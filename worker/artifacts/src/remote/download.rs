@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::io::{AsyncWriteExt, BufWriter};
 
 use super::{
@@ -70,8 +70,9 @@ impl Download<'_> {
         self.counters.total.store(size, Ordering::Relaxed);
         self.counters.done.store(present, Ordering::Relaxed);
         self.counters.before.store(present, Ordering::Relaxed);
-        stream::iter(&files)
-            .map(|file| self.fetch(file))
+        // Boxed one by one: a closure over references would keep the whole future from moving between threads.
+        let fetches = files.iter().map(|file| self.fetch(file).boxed()).collect::<Vec<_>>();
+        stream::iter(fetches)
             .buffer_unordered(FILES_AT_ONCE)
             .try_collect::<Vec<()>>()
             .await?;

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use futures::{StreamExt, TryStreamExt};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::Deserialize;
 
@@ -144,7 +144,11 @@ impl Hub {
         let body = Limited::new(response.into_body(), MAX_LIST_BYTES as usize)
             .collect()
             .await;
-        let body = body.map_err(|error| self.unreachable(&error.to_string()))?.to_bytes();
+        let body = body.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
+            Some(_) => self.invalid(format!("its list of files has more than {MAX_LIST_BYTES} bytes")),
+            None => self.unreachable(&error.to_string()),
+        });
+        let body = body?.to_bytes();
         let answer: Answer = serde_json::from_slice(&body)
             .map_err(|error| self.invalid(format!("its list of files is none: {error}")))?;
         let is_plain = answer.sha.len() <= 64 && answer.sha.bytes().all(|byte| byte.is_ascii_alphanumeric());

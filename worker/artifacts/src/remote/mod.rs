@@ -129,7 +129,9 @@ pub async fn fetch(
 
 fn origin(address: &Address, settings: &Settings) -> Result<Origin, RemoteError> {
     match address {
-        Address::Hub { repo, revision } => Hub::new(settings.hub.clone(), repo, revision).map(Origin::Hub),
+        Address::Hub { repo, revision } => {
+            Hub::new(settings.hub.clone(), repo, revision).map(|hub| Origin::Hub(Box::new(hub)))
+        }
         Address::Bucket {
             service,
             bucket,

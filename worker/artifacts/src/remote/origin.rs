@@ -15,7 +15,7 @@ use crate::manifest::MANIFEST;
 #[derive(Debug)]
 pub(super) enum Origin {
     /// A revision of a repository.
-    Hub(Hub),
+    Hub(Box<Hub>),
     /// Objects below a prefix.
     Bucket(Bucket),
 }

@@ -5,7 +5,6 @@ use std::{
     error::Error,
     future::Future,
     io,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -157,6 +156,9 @@ fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
     )
 }
 
+/// Why there is no connection.
+type Cause = Box<dyn Error + Send + Sync>;
+
 /// Connects to a host, through a tunnel of the proxy that the environment names for it.
 #[derive(Clone, Debug)]
 struct Dial {
@@ -166,7 +168,7 @@ struct Dial {
 
 impl Service<Uri> for Dial {
     type Response = TokioIo<TcpStream>;
-    type Error = Box<dyn Error + Send + Sync>;
+    type Error = Cause;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -187,12 +189,9 @@ impl Service<Uri> for Dial {
     }
 }
 
-fn boxed<T, E>(
+fn boxed<T, E: Into<Cause>>(
     future: impl Future<Output = Result<T, E>> + Send + 'static,
-) -> Pin<Box<dyn Future<Output = Result<T, Box<dyn Error + Send + Sync>>> + Send>>
-where
-    E: Into<Box<dyn Error + Send + Sync>>,
-{
+) -> BoxFuture<'static, Result<T, Cause>> {
     Box::pin(async move { future.await.map_err(Into::into) })
 }
 
