@@ -10,7 +10,7 @@ use flotilla_model::{
 };
 
 use crate::{
-    fixture::{Case, Family, KERNELS, Suite},
+    fixture::{Case, KERNELS, Suite},
     stored::{TOLERANCE, draw, largest, worst},
 };
 
