@@ -176,9 +176,10 @@ impl Reader<'_> {
         };
         let fps = match part.get("fps") {
             None => DEFAULT_FPS,
-            Some(fps) => fps
-                .as_f64()
-                .ok_or_else(|| invalid(place, format!("fps {fps} is not a number")))?,
+            Some(fps) => {
+                let rate = fps.as_f64().filter(|rate| *rate > 0.0 && rate.is_finite());
+                rate.ok_or_else(|| invalid(place, format!("fps {fps} is not a positive number")))?
+            }
         };
         let source = part.get(kind).map(|value| value.get("url").unwrap_or(value));
         match source {
@@ -325,7 +326,7 @@ mod tests {
         );
         assert!(of(json!({"type": "image_url", "image_url": {"url": "messages.json"}})).contains("content[0]: image:"));
         assert!(of(json!({"type": "video", "video": []})).contains("no frame"));
-        assert!(of(json!({"type": "video", "video": ["a.png"], "fps": 0})).contains("0 frames a second"));
+        assert!(of(json!({"type": "video", "video": ["a.png"], "fps": 0})).contains("fps 0 is not a positive number"));
     }
 
     proptest! {
