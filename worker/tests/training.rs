@@ -344,6 +344,29 @@ fn grpo_trains_the_vision_tower_unless_it_is_frozen() {
 }
 
 #[test]
+fn a_onevision_base_is_trained_whole_and_its_checkpoint_is_one_of_its_family() {
+    let fixture = Fixture::new();
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/parity/fixtures/tiny-llava-onevision");
+    fs::remove_dir_all(fixture.path("base")).expect("remove");
+    fs::create_dir(fixture.path("base")).expect("create");
+    for entry in fs::read_dir(base).expect("the fixture") {
+        let entry = entry.expect("entry");
+        fs::copy(entry.path(), fixture.path("base").join(entry.file_name())).expect("copy");
+    }
+    let mut spec = fixture.sft("a");
+    spec.model.random_seed = None;
+    fixture.complete(&spec);
+    let load = |path: &str| flotilla_model::Vlm::load(&fixture.path(path), &Default::default()).expect("a model");
+    let (before, after) = (load("base"), load("jobs/a/checkpoints/step-00000005"));
+    for ((name, before), (_, after)) in before.named_vars().iter().zip(after.named_vars()) {
+        let values = |var: &candle_core::Var| var.flatten_all().expect("flat").to_vec1::<f32>().expect("f32");
+        // The feature is taken before it, so that no gradient reaches it.
+        let unused = name.contains("post_layernorm");
+        assert_eq!(values(before) == values(&after), unused, "{name}");
+    }
+}
+
+#[test]
 fn a_suspended_run_saves_what_is_done_and_goes_on_to_the_same_bytes() {
     let fixture = Fixture::new();
     let straight = fixture.complete(&fixture.grpo("straight", vec![Module::Vision]));
