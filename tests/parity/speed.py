@@ -82,12 +82,17 @@ def peer(model, length, new, batch, rounds):
 
 
 def ours(worker, directory, threads, length, new, batch, rounds):
-    command = [worker, "bench", "--model", directory, "--prompt-tokens", str(length), "--new-tokens", str(new), "--batch",
-               str(batch), "--rounds", str(rounds), "--json"]
-    environment = dict(os.environ, RAYON_NUM_THREADS=str(threads), RUST_LOG="warn")
-    document = json.loads(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)
-    names = ["prefill", "decode", "train"]
-    return {name: line for name, line in zip(names, document["measured"])}
+    """One product on all threads where one row waits for it; whole rows on one thread each where rows are trained."""
+
+    def bench(what, rayon, parts):
+        command = [worker, "bench", "--model", directory, "--prompt-tokens", str(length), "--new-tokens", str(new),
+                   "--batch", str(batch), "--rounds", str(rounds), "--json", "--what", what, "--threads", str(parts)]
+        environment = dict(os.environ, RAYON_NUM_THREADS=str(rayon), RUST_LOG="warn")
+        output = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+        return {line["name"]: line for line in json.loads(output)["measured"]}
+
+    by_rows = batch >= threads
+    return bench("prefill,decode", threads, 1) | bench("train", 1 if by_rows else threads, threads if by_rows else 1)
 
 
 def main():

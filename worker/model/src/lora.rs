@@ -188,6 +188,8 @@ impl Lora {
         let config = read_config(&dir.join(CONFIG_FILE))?;
         let path = dir.join(WEIGHTS_FILE);
         let found = candle_core::safetensors::load(&path, device).map_err(|error| parse_error(&path, error))?;
+        // In the order of their names, so that the same file is always refused for the same tensor.
+        let found = found.into_iter().collect::<BTreeMap<_, _>>();
         let mut wanted = BTreeMap::new();
         for parameter in config.parameters(model)? {
             wanted.insert(parameter.name, parameter.shape);

@@ -3,13 +3,13 @@
 use std::{hint::black_box, time::Instant};
 
 use candle_core::{DType, Device, Tensor};
-use clap::Args;
-use flotilla_grpo::logprob::token_log_probs;
+use clap::{Args, ValueEnum};
+use flotilla_grpo::{gradient::Gradients, logprob::token_log_probs};
 use flotilla_model::{ModelError, Pass, Row, TextBatch, Vlm};
 use serde_json::json;
 
 use super::{arguments::ModelArguments, bytes};
-use crate::error::WorkerError;
+use crate::{error::WorkerError, train::parallel::map_parts};
 
 /// Arguments of `bench`.
 #[derive(Args, Debug)]
@@ -29,9 +29,13 @@ pub struct BenchArguments {
     /// Repetitions; the fastest counts.
     #[arg(long, default_value_t = 3)]
     pub rounds: usize,
-    /// Leave training out: it needs memory for the gradient of every parameter.
-    #[arg(long)]
-    pub no_train: bool,
+    /// What is measured. Training needs memory for the gradient of every parameter.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [What::Prefill, What::Decode, What::Train])]
+    pub what: Vec<What>,
+    /// Threads that share the rows of a training batch, as those of a learner do; give each one core
+    /// (RAYON_NUM_THREADS=1).
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
     /// Print one JSON document instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -42,9 +46,21 @@ const MEMORY_BYTES: usize = 1 << 29;
 /// Side of the matrices that measure arithmetic.
 const MATRIX: usize = 2048;
 
+/// What is measured.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum What {
+    /// A prompt.
+    Prefill,
+    /// One token after another.
+    Decode,
+    /// Log-probabilities of every token, and the gradient of their mean.
+    Train,
+}
+
 /// One line of the table.
 #[derive(Debug)]
 struct Line {
+    kind: What,
     what: String,
     tokens_per_second: f64,
     ceiling: f64,
@@ -67,7 +83,7 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
     if arguments.json {
         let measured = lines.iter().map(|line| {
             json!({
-                "what": line.what, "tokens_per_second": line.tokens_per_second, "ceiling": line.ceiling,
+                "name": name(line.kind), "what": line.what, "tokens_per_second": line.tokens_per_second, "ceiling": line.ceiling,
                 "ratio": line.tokens_per_second / line.ceiling,
             })
         });
@@ -99,33 +115,77 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
 }
 
 fn measure(arguments: &BenchArguments, model: &Vlm, bandwidth: f64, arithmetic: f64) -> Result<Vec<Line>, ModelError> {
-    let (length, batch, new) = (arguments.prompt_tokens, arguments.batch, arguments.new_tokens);
-    let text = &model.config().text;
-    let per_token = matrix_values(model) as f64;
-    let embedding = (text.vocab_size * text.hidden_size) as f64;
-    let ids = |length: usize| {
-        (0..length)
-            .map(|i| ((i * 7919 + 13) % text.vocab_size) as u32)
-            .collect::<Vec<_>>()
-    };
-    let one = TextBatch::new(&[Row::text(ids(length))])?;
-    let many = TextBatch::new(&vec![Row::text(ids(length)); batch])?;
-    let mut lines = Vec::new();
+    let costs = Costs::of(model, bandwidth, arithmetic);
+    let measured = arguments.what.iter().map(|what| match what {
+        What::Prefill => prefill(arguments, model, &costs),
+        What::Decode => decode(arguments, model, &costs),
+        What::Train => train(arguments, model, &costs),
+    });
+    measured.collect()
+}
 
-    // Only the last position's logits are computed.
+fn name(what: What) -> String {
+    what.to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+/// What a token costs, and what the machine can do.
+#[derive(Debug)]
+struct Costs {
+    /// Values of the layers' matrices.
+    layers: f64,
+    /// Values of the output head.
+    head: f64,
+    /// Bytes of a value.
+    size: f64,
+    /// Bytes per second.
+    bandwidth: f64,
+    /// Floating-point operations per second.
+    arithmetic: f64,
+}
+
+impl Costs {
+    fn of(model: &Vlm, bandwidth: f64, arithmetic: f64) -> Self {
+        let text = &model.config().text;
+        Self {
+            layers: matrix_values(model) as f64,
+            head: (text.vocab_size * text.hidden_size) as f64,
+            size: model.dtype().size_in_bytes() as f64,
+            bandwidth,
+            arithmetic,
+        }
+    }
+}
+
+/// Token ids of a prompt.
+fn ids(model: &Vlm, length: usize) -> Vec<u32> {
+    let vocabulary = model.config().text.vocab_size;
+    (0..length).map(|i| ((i * 7919 + 13) % vocabulary) as u32).collect()
+}
+
+/// Only the last position's logits are computed.
+fn prefill(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Line, ModelError> {
+    let length = arguments.prompt_tokens;
+    let batch = TextBatch::new(&[Row::text(ids(model, length))])?;
     let seconds = fastest(arguments.rounds, || {
-        let (_, hidden) = model.prefill(&one, &[1], 1)?;
+        let (_, hidden) = model.prefill(&batch, &[1], 1)?;
         model.logits(&hidden, Pass::Infer)
     })?;
-    lines.push(Line {
+    Ok(Line {
+        kind: What::Prefill,
         what: format!("prefill of {length} tokens"),
         tokens_per_second: length as f64 / seconds,
-        ceiling: arithmetic / (2.0 * per_token),
+        ceiling: costs.arithmetic / (2.0 * costs.layers),
         ceiling_is: "matrix products",
-    });
+    })
+}
 
-    let (prefilled, _) = model.prefill(&one, &[batch], new)?;
-    let mut decoded = f64::INFINITY;
+fn decode(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Line, ModelError> {
+    let (length, batch, new) = (arguments.prompt_tokens, arguments.batch, arguments.new_tokens);
+    let text = &model.config().text;
+    let prompt = TextBatch::new(&[Row::text(ids(model, length))])?;
+    let (prefilled, _) = model.prefill(&prompt, &[batch], new)?;
+    let mut best = f64::INFINITY;
     for _ in 0..arguments.rounds {
         let mut cache = prefilled.clone();
         cache.reserve(length + new)?;
@@ -135,40 +195,51 @@ fn measure(arguments: &BenchArguments, model: &Vlm, bandwidth: f64, arithmetic: 
             let hidden = model.decode(&mut cache, &ids)?;
             black_box(model.logits(&hidden, Pass::Infer)?);
         }
-        decoded = decoded.min(start.elapsed().as_secs_f64());
+        best = best.min(start.elapsed().as_secs_f64());
     }
-    let size = model.dtype().size_in_bytes() as f64;
-    let read = (per_token + embedding) * size + (batch * (length + new / 2) * text.kv_values_per_token()) as f64 * size;
-    let by_memory = batch as f64 * bandwidth / read;
-    let by_arithmetic = arithmetic / (2.0 * (per_token + embedding));
-    lines.push(Line {
+    let cached = (batch * (length + new / 2) * text.kv_values_per_token()) as f64;
+    let by_memory = batch as f64 * costs.bandwidth / ((costs.layers + costs.head + cached) * costs.size);
+    let by_arithmetic = costs.arithmetic / (2.0 * (costs.layers + costs.head));
+    Ok(Line {
+        kind: What::Decode,
         what: format!("decode of {batch} rows after {length}"),
-        tokens_per_second: (batch * new) as f64 / decoded,
+        tokens_per_second: (batch * new) as f64 / best,
         ceiling: by_memory.min(by_arithmetic),
         ceiling_is: if by_memory < by_arithmetic {
             "memory"
         } else {
             "matrix products"
         },
-    });
+    })
+}
 
-    if !arguments.no_train {
-        let targets = Tensor::new(vec![5u32; batch * length], model.device())?;
-        let head = model.weights().get(&text.head_name());
-        let head = head.ok_or_else(|| ModelError::Input("the model has no head".to_owned()))?;
-        let seconds = fastest(arguments.rounds, || {
-            let hidden = model.forward(&many, Pass::Train)?.flatten_to(1)?;
+/// As a learner does it: the rows in one part for each thread, the parts' gradients added.
+fn train(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Line, ModelError> {
+    let (length, batch) = (arguments.prompt_tokens, arguments.batch);
+    let head = model.weights().get(&model.config().text.head_name());
+    let head = head.ok_or_else(|| ModelError::Input("the model has no head".to_owned()))?;
+    let variables = model.named_vars().into_iter().map(|(_, var)| var).collect::<Vec<_>>();
+    let row = Row::text(ids(model, length));
+    let rows = vec![row; batch];
+    let parts = rows
+        .chunks(batch.div_ceil(arguments.threads.max(1)))
+        .collect::<Vec<_>>();
+    let seconds = fastest(arguments.rounds, || {
+        let gradients = map_parts(arguments.threads, &parts, |rows| {
+            let targets = Tensor::new(vec![5u32; rows.len() * length], model.device())?;
+            let hidden = model.forward(&TextBatch::new(rows)?, Pass::Train)?.flatten_to(1)?;
             let loss = token_log_probs(&hidden, head.as_tensor(), &targets, 1.0)?.mean_all()?;
-            Ok(loss.backward()?)
+            Ok::<_, ModelError>(Gradients::collect(&loss.backward()?, &variables))
         })?;
-        lines.push(Line {
-            what: format!("forward and backward, {batch}x{length}"),
-            tokens_per_second: (batch * length) as f64 / seconds,
-            ceiling: arithmetic / (6.0 * (per_token + embedding)),
-            ceiling_is: "matrix products",
-        });
-    }
-    Ok(lines)
+        Ok(Gradients::sum(&gradients)?)
+    })?;
+    Ok(Line {
+        kind: What::Train,
+        what: format!("forward and backward, {batch}x{length}"),
+        tokens_per_second: (batch * length) as f64 / seconds,
+        ceiling: costs.arithmetic / (6.0 * (costs.layers + costs.head)),
+        ceiling_is: "matrix products",
+    })
 }
 
 /// Values of the language model's matrices that every token is multiplied with, the head left out.
