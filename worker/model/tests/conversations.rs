@@ -92,6 +92,19 @@ fn planned_is_made(family: &str, messages: &[Message], media: &[Medium]) -> Resu
     Ok(())
 }
 
+#[test]
+fn a_picture_too_narrow_for_a_column_of_tokens_still_has_its_lines() {
+    for (width, height) in [(1, 150), (150, 1)] {
+        let picture = Picture {
+            width,
+            height,
+            rgb: vec![9; width * height * 3],
+        };
+        let media = [Medium::Picture(picture)];
+        planned_is_made("tiny-llava-onevision", &[Message::user(1, "?")], &media).unwrap();
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 

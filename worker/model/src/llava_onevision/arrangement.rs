@@ -100,9 +100,10 @@ impl Arrangement {
                     .collect()
             }
         };
-        let map_width = plan.rows_and_columns().1;
-        for line in map.chunks(map_width.max(1)) {
-            cells.extend_from_slice(line);
+        // A very narrow picture may leave no column: its lines are newlines alone, as in the reference.
+        let (lines, width) = plan.rows_and_columns();
+        for line in 0..lines {
+            cells.extend_from_slice(&map[line * width..(line + 1) * width]);
             cells.push(Cell::Newline);
         }
         Ok(Self { cells, squares: tiles })
