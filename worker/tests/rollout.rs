@@ -160,17 +160,16 @@ fn colocated(model: &Vlm, piece: &Piece, prompts: Vec<Prompt>) -> Vec<Group> {
     let requests: Vec<_> = prompts
         .into_iter()
         .zip(&piece.prompts)
-        .map(|(prompt, asked)| Request {
-            prompt: Arc::new(prompt),
-            n: piece.n,
-            sampling: Sampling {
+        .map(|(prompt, asked)| {
+            let sampling = Sampling {
                 temperature: piece.temperature as f32,
                 top_p: piece.top_p as f32,
                 max_tokens: piece.max_tokens,
                 seed: asked.seed,
                 stop_ids: processor.tokenizer().stop_ids().to_vec(),
                 ..Sampling::default()
-            },
+            };
+            Request::new(prompt, piece.n, sampling)
         })
         .collect();
     let limits = Limits {

@@ -65,7 +65,9 @@ impl<R: Runner> Engine<R> {
 
     /// Takes a request; its tokens come out of [`Self::step`] under the number returned.
     pub fn submit(&mut self, request: &RequestFor<R>) -> Result<RequestId, EngineError> {
-        let Request { prompt, n, sampling } = request;
+        let Request {
+            prompt, n, sampling, ..
+        } = request;
         sampling.validate()?;
         let prompt_tokens = self.runner.prompt_tokens(prompt);
         if *n == 0 || prompt_tokens == 0 {
@@ -93,6 +95,18 @@ impl<R: Runner> Engine<R> {
         match self.requests.get_mut(&request) {
             Some(active) if running => active.cancelled = true,
             _ => drop(self.requests.remove(&request)),
+        }
+    }
+
+    /// Ends a sample that runs, without another event of it. False if it does not run (any more).
+    pub fn end(&mut self, request: RequestId, sample: usize) -> bool {
+        let of_it = |row: &Sequence| row.request == request && row.sample == sample;
+        match self.rows.iter_mut().find(|row| of_it(row)) {
+            Some(row) if !row.ended => {
+                row.ended = true;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -132,22 +146,20 @@ impl<R: Runner> Engine<R> {
         Ok(events)
     }
 
-    /// Frees the rows of cancelled requests.
+    /// Frees the rows of cancelled requests and ended samples.
     fn drop_cancelled(&mut self) -> Result<(), EngineError> {
-        if !self.requests.values().any(|active| active.cancelled) {
-            return Ok(());
-        }
-        let cancelled = |requests: &HashMap<_, Active<_>>, row: &Sequence| {
-            requests
-                .get(&row.request)
-                .is_none_or(|active: &Active<R::Prompt>| active.cancelled)
-        };
-        let kept: Vec<usize> = (0..self.rows.len())
-            .filter(|row| !cancelled(&self.requests, &self.rows[*row]))
-            .collect();
-        for row in self.rows.iter().filter(|row| cancelled(&self.requests, row)) {
-            if let Some(active) = self.requests.get(&row.request) {
-                self.scheduler.release(active.row_tokens);
+        let mut kept = Vec::with_capacity(self.rows.len());
+        for index in 0..self.rows.len() {
+            let row = &self.rows[index];
+            let (request, ended) = (row.request, row.ended);
+            if ended {
+                self.finish(request);
+            } else if self.requests.get(&request).is_none_or(|active| active.cancelled) {
+                if let Some(active) = self.requests.get(&request) {
+                    self.scheduler.release(active.row_tokens);
+                }
+            } else {
+                kept.push(index);
             }
         }
         self.requests.retain(|_, active| !active.cancelled);

@@ -27,6 +27,12 @@ pub enum EngineError {
     /// A step in which the request took part failed.
     #[error("{0}")]
     Step(String),
+    /// The request's deadline passed.
+    #[error("the deadline of the request passed")]
+    Deadline,
+    /// New weights were loaded, and requests that ran were to end.
+    #[error("aborted: weights {0:?} were loaded")]
+    Aborted(String),
     /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,

@@ -10,15 +10,18 @@
 //! | file | what |
 //! |---|---|
 //! | [`request`] | what is asked for and what comes back |
+//! | [`constraint`] | what a completion may be |
 //! | [`sampler`] | from logits to a token and its log-probability |
 //! | [`sequence`] | one sample on its way |
 //! | [`scheduler`] | who may start: rows and tokens, first come first served |
 //! | [`runner`] | what a model must offer |
 //! | [`vlm`] | the runner of the vision-language models |
 //! | [`engine`] | the loop |
+//! | [`stats`] | what it holds and has done |
 //! | [`rollout`] | the loop on the caller's thread |
 //! | [`thread`] | the loop on its own thread, for async callers |
 
+pub mod constraint;
 pub mod engine;
 pub mod error;
 pub mod request;
@@ -27,14 +30,17 @@ pub mod runner;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+pub mod stats;
 pub mod thread;
 pub mod vlm;
 
+pub use constraint::Constraint;
 pub use engine::{Engine, Event};
 pub use error::EngineError;
 pub use request::{Completion, FinishReason, Group, Request, Sampling, Token};
 pub use rollout::{generate, generate_each};
 pub use runner::Runner;
 pub use scheduler::Limits;
-pub use thread::{EngineHandle, EngineThread, Overloaded};
+pub use stats::Stats;
+pub use thread::{EngineHandle, EngineThread, Overloaded, Tokens};
 pub use vlm::Prompt;

@@ -1,12 +1,13 @@
 //! What is asked for and what comes back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::EngineError;
+use crate::{constraint::Constraint, error::EngineError};
 
-/// How tokens are drawn.
+/// How tokens are drawn. The order of its steps, each on what the one before left: bias, penalties, constraint, temperature,
+/// `top_k`, `top_p`, `min_p`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
@@ -16,8 +17,20 @@ pub struct Sampling {
     pub top_p: f32,
     /// Draw from so many most likely tokens (0: from all).
     pub top_k: usize,
+    /// Draw from tokens at least this share as likely as the most likely one (0: from all).
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens of the prompt and of the completion (1: none).
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens of the completion (0: none).
+    pub presence_penalty: f32,
+    /// Subtracted from the logits of tokens of the completion for each time that they were drawn (0: none).
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Tokens after which a sample ends as [`FinishReason::Length`].
     pub max_tokens: usize,
+    /// Tokens before which no stop token is drawn.
+    pub min_tokens: usize,
     /// Seed of every draw; sample `i` uses stream `i` of it.
     pub seed: u64,
     /// Tokens that end a sample. The token that ended it is the last of its tokens.
@@ -25,6 +38,8 @@ pub struct Sampling {
     /// Tokens whose log-probability (of the untempered distribution) is recorded at each position, drawn or not: the
     /// log-odds of two verdicts are read from them.
     pub watched_ids: Vec<u32>,
+    /// Most likely tokens that are recorded at each position.
+    pub top_log_probabilities: usize,
 }
 
 impl Default for Sampling {
@@ -33,10 +48,17 @@ impl Default for Sampling {
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             max_tokens: 16,
+            min_tokens: 0,
             seed: 0,
             stop_ids: Vec::new(),
             watched_ids: Vec::new(),
+            top_log_probabilities: 0,
         }
     }
 }
@@ -66,28 +88,49 @@ pub struct Request<P> {
     pub n: usize,
     /// How their tokens are drawn.
     pub sampling: Sampling,
+    /// What a completion may be.
+    pub constraint: Option<Constraint>,
+    /// When the request fails with [`EngineError::Deadline`], finished or not.
+    pub deadline: Option<Instant>,
+}
+
+impl<P> Request<P> {
+    /// Without constraint and deadline.
+    pub fn new(prompt: impl Into<Arc<P>>, n: usize, sampling: Sampling) -> Self {
+        Self {
+            prompt: prompt.into(),
+            n,
+            sampling,
+            constraint: None,
+            deadline: None,
+        }
+    }
 }
 
 /// Why a sample ended.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// A stop token was drawn.
+    /// A stop token was drawn, or what the constraint allows is complete.
     Stop,
     /// `max_tokens` were drawn.
     Length,
 }
 
 /// One drawn token.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// Its log-probability under the tempered distribution (under the untempered one at temperature 0), before `top_k`
-    /// and `top_p` cut it.
+    /// Its log-probability under the tempered distribution (under the untempered one at temperature 0), before `top_k`,
+    /// `top_p` and `min_p` cut it.
     pub log_probability: f32,
-    /// Log-probabilities of [`Sampling::watched_ids`], in their order, under the untempered distribution.
+    /// Its log-probability under the model's own distribution: no bias, penalty, constraint or temperature.
+    pub model_log_probability: f32,
+    /// Log-probabilities of [`Sampling::watched_ids`], in their order, under the model's own distribution.
     pub watched: Vec<f32>,
+    /// The [`Sampling::top_log_probabilities`] most likely tokens under the model's own distribution, most likely first.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// One finished sample.

@@ -34,17 +34,14 @@ impl Sampler {
         } else {
             distribution.at_truncated(uniform, sampling.top_k, sampling.top_p)
         };
-        let watched = if sampling.watched_ids.is_empty() {
-            Vec::new()
-        } else {
-            let untempered = Distribution::new(logits, 1.0)?;
-            let of = |id: &u32| untempered.log_probability(*id as usize);
-            sampling.watched_ids.iter().map(of).collect()
-        };
+        let untempered = Distribution::new(logits, 1.0)?;
+        let of = |id: &u32| untempered.log_probability(*id as usize);
         Some(Token {
             id: u32::try_from(id).ok()?,
             log_probability: distribution.log_probability(id),
-            watched,
+            model_log_probability: untempered.log_probability(id),
+            watched: sampling.watched_ids.iter().map(of).collect(),
+            top: Vec::new(),
         })
     }
 }

@@ -18,6 +18,8 @@ pub struct Sequence {
     pub request: RequestId,
     /// Its index in the request.
     pub sample: usize,
+    /// The caller has seen enough.
+    pub ended: bool,
     sampling: Arc<Sampling>,
     sampler: Sampler,
     generated: usize,
@@ -31,6 +33,7 @@ impl Sequence {
         Self {
             request,
             sample,
+            ended: false,
             sampling,
             sampler,
             generated: 0,

@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
 };
@@ -19,6 +19,7 @@ use crate::{
     runner::{RequestFor, Runner},
     scheduler::Limits,
     sequence::RequestId,
+    stats::Stats,
 };
 
 /// What a request's channel carries.
@@ -32,6 +33,8 @@ pub enum Output {
         token: Token,
         /// Set with the last token of the sample.
         finish: Option<FinishReason>,
+        /// Version of the weights that drew it.
+        version: Arc<str>,
     },
     /// The request ends here, unfinished.
     Failed(EngineError),
@@ -47,27 +50,49 @@ pub struct Overloaded {
     pub limit: usize,
 }
 
-/// What the engine holds, for metrics and draining.
-#[derive(Debug, Default)]
-pub struct Load {
-    waiting: AtomicUsize,
-    running: AtomicUsize,
+/// The tokens of a request, as they are drawn. Dropping it cancels what is left.
+#[derive(Debug)]
+pub struct Tokens {
+    receiver: mpsc::UnboundedReceiver<Output>,
+    endings: mpsc::UnboundedSender<Ending>,
+    ticket: Ticket,
 }
 
-impl Load {
-    /// Requests that wait for their first token.
-    pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+impl Tokens {
+    /// The next output; None after the last token of the last sample.
+    pub async fn recv(&mut self) -> Option<Output> {
+        self.receiver.recv().await
     }
 
-    /// Samples that are being decoded.
-    pub fn running(&self) -> usize {
-        self.running.load(Ordering::Relaxed)
+    /// As [`Self::recv`], for a thread that may block.
+    pub fn blocking_recv(&mut self) -> Option<Output> {
+        self.receiver.blocking_recv()
     }
+
+    /// Ends a sample that is complete for a reason that only the caller knows, such as a stop string. Tokens that are on
+    /// their way still come, none of them with a reason to finish.
+    pub fn end(&self, sample: usize) {
+        // A thread that has ended has nothing to end.
+        let _ = self.endings.send(Ending {
+            ticket: self.ticket,
+            sample,
+        });
+    }
+}
+
+/// Number of a request in the order of submission.
+type Ticket = u64;
+
+/// A sample that its caller has seen enough of.
+#[derive(Clone, Copy, Debug)]
+struct Ending {
+    ticket: Ticket,
+    sample: usize,
 }
 
 /// A request on its way to the thread.
 struct Command<R: Runner> {
+    ticket: Ticket,
     request: RequestFor<R>,
     output: mpsc::UnboundedSender<Output>,
     place: Place,
@@ -75,11 +100,11 @@ struct Command<R: Runner> {
 
 /// A place in the queue; dropping it gives it back.
 #[derive(Debug)]
-struct Place(Arc<Load>);
+struct Place(Arc<AtomicUsize>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -87,7 +112,10 @@ impl Drop for Place {
 #[derive(Debug)]
 pub struct EngineHandle<R: Runner> {
     commands: mpsc::UnboundedSender<Command<R>>,
-    load: Arc<Load>,
+    endings: mpsc::UnboundedSender<Ending>,
+    tickets: Arc<AtomicU64>,
+    queued: Arc<AtomicUsize>,
+    stats: Arc<Stats>,
     max_queue: usize,
 }
 
@@ -95,37 +123,49 @@ impl<R: Runner> Clone for EngineHandle<R> {
     fn clone(&self) -> Self {
         Self {
             commands: self.commands.clone(),
-            load: self.load.clone(),
+            endings: self.endings.clone(),
+            tickets: self.tickets.clone(),
+            queued: self.queued.clone(),
+            stats: self.stats.clone(),
             max_queue: self.max_queue,
         }
     }
 }
 
 impl<R: Runner> EngineHandle<R> {
-    /// Queues a request, or refuses it if too many wait. Dropping the receiver cancels the request; its channel closes
-    /// after the last token of its last sample.
-    pub fn submit(&self, request: RequestFor<R>) -> Result<mpsc::UnboundedReceiver<Output>, Overloaded> {
-        let take = |waiting| (waiting < self.max_queue).then_some(waiting + 1);
-        let waiting = &self.load.waiting;
-        if let Err(waiting) = waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+    /// Queues a request, or refuses it if too many wait.
+    pub fn submit(&self, request: RequestFor<R>) -> Result<Tokens, Overloaded> {
+        let take = |queued| (queued < self.max_queue).then_some(queued + 1);
+        if let Err(waiting) = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
             let limit = self.max_queue;
             return Err(Overloaded { waiting, limit });
         }
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let (output, receiver) = mpsc::unbounded_channel();
         let command = Command {
+            ticket,
             request,
             output,
-            place: Place(self.load.clone()),
+            place: Place(self.queued.clone()),
         };
         if let Err(mpsc::error::SendError(command)) = self.commands.send(command) {
             let _ = command.output.send(Output::Failed(EngineError::Stopped));
         }
-        Ok(receiver)
+        Ok(Tokens {
+            receiver,
+            endings: self.endings.clone(),
+            ticket,
+        })
     }
 
-    /// What the engine holds.
-    pub fn load(&self) -> &Load {
-        &self.load
+    /// Requests before their first token.
+    pub fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
+    /// What the engine holds and has done.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
     }
 }
 
@@ -137,8 +177,14 @@ pub struct EngineThread {
 }
 
 impl EngineThread {
-    /// Gives the model to a new thread. At most `max_queue` requests wait for their first token.
-    pub fn spawn<R>(runner: R, limits: Limits, max_queue: usize) -> std::io::Result<(Self, EngineHandle<R>)>
+    /// Gives the model, whose weights have this version, to a new thread. At most `max_queue` requests wait for their first
+    /// token.
+    pub fn spawn<R>(
+        runner: R,
+        version: &str,
+        limits: Limits,
+        max_queue: usize,
+    ) -> std::io::Result<(Self, EngineHandle<R>)>
     where
         R: Runner + Send + 'static,
         R::Prompt: Send + Sync,
@@ -146,13 +192,17 @@ impl EngineThread {
     {
         let (commands, receiver) = mpsc::unbounded_channel();
         let (ending, ended) = watch::channel(false);
-        let load = Arc::new(Load::default());
-        let shared = load.clone();
+        let (endings, ended_samples) = mpsc::unbounded_channel();
+        let stats = Arc::new(Stats::default());
+        let shared = stats.clone();
+        let version = version.into();
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
             let mut worker = Loop {
                 engine: Engine::new(runner, limits),
                 clients: HashMap::new(),
-                load: shared,
+                endings: ended_samples,
+                stats: shared,
+                version,
             };
             // A panic in a kernel ends this thread only; the process says so and is replaced.
             if catch_unwind(AssertUnwindSafe(|| worker.run(receiver))).is_err() {
@@ -163,7 +213,10 @@ impl EngineThread {
         })?;
         let handle = EngineHandle {
             commands,
-            load,
+            endings,
+            tickets: Arc::default(),
+            queued: Arc::default(),
+            stats,
             max_queue,
         };
         Ok((Self { thread, ended }, handle))
@@ -184,6 +237,7 @@ impl EngineThread {
 /// A caller that waits for tokens.
 #[derive(Debug)]
 struct Client {
+    ticket: Ticket,
     output: mpsc::UnboundedSender<Output>,
     /// Held until the first token.
     place: Option<Place>,
@@ -194,7 +248,9 @@ struct Client {
 struct Loop<R: Runner> {
     engine: Engine<R>,
     clients: HashMap<RequestId, Client>,
-    load: Arc<Load>,
+    endings: mpsc::UnboundedReceiver<Ending>,
+    stats: Arc<Stats>,
+    version: Arc<str>,
 }
 
 impl<R: Runner> Loop<R> {
@@ -210,17 +266,25 @@ impl<R: Runner> Loop<R> {
             while let Ok(command) = commands.try_recv() {
                 self.accept(command);
             }
+            self.end_samples();
             self.cancel_abandoned();
             self.step();
-            self.load.running.store(self.engine.running(), Ordering::Relaxed);
+            self.stats.waiting.set(self.engine.waiting());
+            self.stats.running.set(self.engine.running());
         }
     }
 
     fn accept(&mut self, command: Command<R>) {
-        let Command { request, output, place } = command;
+        let Command {
+            ticket,
+            request,
+            output,
+            place,
+        } = command;
         match self.engine.submit(&request) {
             Ok(id) => {
                 let client = Client {
+                    ticket,
                     output,
                     place: Some(place),
                     unfinished: request.n,
@@ -228,6 +292,22 @@ impl<R: Runner> Loop<R> {
                 self.clients.insert(id, client);
             }
             Err(error) => drop(output.send(Output::Failed(error))),
+        }
+    }
+
+    /// Ends the samples that their callers have seen enough of.
+    fn end_samples(&mut self) {
+        while let Ok(Ending { ticket, sample }) = self.endings.try_recv() {
+            let Some((id, client)) = self.clients.iter_mut().find(|(_, client)| client.ticket == ticket) else {
+                continue;
+            };
+            let id = *id;
+            if self.engine.end(id, sample) {
+                client.unfinished -= 1;
+                if client.unfinished == 0 {
+                    self.clients.remove(&id);
+                }
+            }
         }
     }
 
@@ -261,6 +341,7 @@ impl<R: Runner> Loop<R> {
             sample: event.sample,
             token: event.token,
             finish: event.finish,
+            version: self.version.clone(),
         });
         if client.unfinished == 0 {
             self.clients.remove(&event.request);

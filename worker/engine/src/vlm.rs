@@ -28,6 +28,19 @@ impl From<Row> for Prompt {
     }
 }
 
+impl From<flotilla_model::Prompt> for Prompt {
+    fn from(prompt: flotilla_model::Prompt) -> Self {
+        let row = Row {
+            ids: prompt.ids,
+            positions: prompt.positions,
+            features: Vec::new(),
+        };
+        let starts = prompt.spans.iter().map(|(start, _)| *start);
+        let visuals = starts.zip(prompt.visuals).collect();
+        Self { row, visuals }
+    }
+}
+
 impl Runner for Vlm {
     type Prompt = Prompt;
     type Cache = KvCache;

@@ -5,7 +5,7 @@
 use std::{cell::Cell, sync::Arc};
 
 use flotilla_engine::{
-    Engine, EngineError, EngineThread, FinishReason, Group, Limits, Request, Runner, Sampling, generate,
+    Engine, EngineError, EngineThread, FinishReason, Group, Limits, Request, Runner, Sampling, Tokens, generate,
     runner::{Cause, Logits},
     thread::Output,
 };
@@ -79,16 +79,13 @@ impl Runner for Toy {
 }
 
 fn request(prompt: &[u32], n: usize, max_tokens: usize, seed: u64) -> Request<Vec<u32>> {
-    Request {
-        prompt: Arc::new(prompt.to_vec()),
-        n,
-        sampling: Sampling {
-            max_tokens,
-            seed,
-            stop_ids: vec![0],
-            ..Sampling::default()
-        },
-    }
+    let sampling = Sampling {
+        max_tokens,
+        seed,
+        stop_ids: vec![0],
+        ..Sampling::default()
+    };
+    Request::new(prompt.to_vec(), n, sampling)
 }
 
 fn run(requests: &[Request<Vec<u32>>], limits: Limits) -> Vec<Group> {
@@ -215,7 +212,7 @@ fn what_cannot_be_run_is_refused() {
     }
 }
 
-fn tokens(mut output: tokio::sync::mpsc::UnboundedReceiver<Output>) -> Result<Vec<u32>, EngineError> {
+fn tokens(mut output: Tokens) -> Result<Vec<u32>, EngineError> {
     let mut ids = Vec::new();
     while let Some(output) = output.blocking_recv() {
         match output {
@@ -228,7 +225,7 @@ fn tokens(mut output: tokio::sync::mpsc::UnboundedReceiver<Output>) -> Result<Ve
 
 #[test]
 fn the_thread_serves_many_callers_and_ends_with_its_last_handle() {
-    let (thread, handle) = EngineThread::spawn(Toy::default(), Limits::default(), 64).expect("spawns");
+    let (thread, handle) = EngineThread::spawn(Toy::default(), "v0", Limits::default(), 64).expect("spawns");
     let callers: Vec<_> = (0..16)
         .map(|seed| {
             let handle = handle.clone();
@@ -242,14 +239,14 @@ fn the_thread_serves_many_callers_and_ends_with_its_last_handle() {
     for caller in callers {
         caller.join().expect("holds");
     }
-    assert_eq!(handle.load().waiting(), 0);
+    assert_eq!(handle.queued(), 0);
     drop(handle);
     thread.join();
 }
 
 #[test]
 fn a_full_queue_refuses() {
-    let (_thread, handle) = EngineThread::spawn(Toy::default(), Limits::default(), 0).expect("spawns");
+    let (_thread, handle) = EngineThread::spawn(Toy::default(), "v0", Limits::default(), 0).expect("spawns");
     let refused = handle.submit(request(&[1], 1, 4, 0)).expect_err("nobody may wait");
     assert_eq!((refused.waiting, refused.limit), (0, 0));
 }
@@ -260,7 +257,7 @@ fn a_failed_step_ends_its_requests_and_not_the_thread() {
         fail_at: Some(10),
         ..Toy::default()
     };
-    let (_thread, handle) = EngineThread::spawn(toy, Limits::default(), 8).expect("spawns");
+    let (_thread, handle) = EngineThread::spawn(toy, "v0", Limits::default(), 8).expect("spawns");
     let failed = tokens(handle.submit(request(&[10], 1, 4, 0)).expect("has room"));
     assert!(failed.expect_err("fails").to_string().contains("prefill"));
     let mut fine = request(&[1], 1, 1, 0);

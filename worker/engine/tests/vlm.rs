@@ -16,17 +16,14 @@ fn model() -> Vlm {
 }
 
 fn request(ids: &[u32], n: usize, seed: u64, temperature: f32) -> Request<Prompt> {
-    Request {
-        prompt: Arc::new(Row::text(ids.to_vec()).into()),
-        n,
-        sampling: Sampling {
-            max_tokens: 12,
-            seed,
-            temperature,
-            stop_ids: vec![3],
-            ..Sampling::default()
-        },
-    }
+    let sampling = Sampling {
+        max_tokens: 12,
+        seed,
+        temperature,
+        stop_ids: vec![3],
+        ..Sampling::default()
+    };
+    Request::new(Prompt::from(Row::text(ids.to_vec())), n, sampling)
 }
 
 #[test]

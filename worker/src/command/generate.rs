@@ -3,7 +3,6 @@
 use std::{
     io::{IsTerminal, Write},
     path::PathBuf,
-    sync::Arc,
     time::Instant,
 };
 
@@ -80,22 +79,19 @@ pub fn run(arguments: &GenerateArguments) -> Result<(), WorkerError> {
         .map_err(|error| WorkerError::permanent("failed to prepare the prompt", error))?;
     let prompt_tokens = prepared.ids.len();
     tracing::info!(prompt_tokens, seconds = begin.elapsed().as_secs_f64(), "model loaded");
-    let request = Request {
-        prompt: Arc::new(engine_prompt(prepared)),
-        n: arguments.n,
-        sampling: Sampling {
-            temperature: arguments.temperature,
-            top_p: arguments.top_p,
-            seed: arguments.seed,
-            max_tokens: arguments.max_tokens,
-            stop_ids: if arguments.ignore_eos {
-                Vec::new()
-            } else {
-                processor.tokenizer().stop_ids().to_vec()
-            },
-            ..Sampling::default()
+    let sampling = Sampling {
+        temperature: arguments.temperature,
+        top_p: arguments.top_p,
+        seed: arguments.seed,
+        max_tokens: arguments.max_tokens,
+        stop_ids: if arguments.ignore_eos {
+            Vec::new()
+        } else {
+            processor.tokenizer().stop_ids().to_vec()
         },
+        ..Sampling::default()
     };
+    let request = Request::new(Prompt::from(prepared), arguments.n, sampling);
     let begin = Instant::now();
     let mut engine = Engine::new(&model, Limits::default());
     let failed = |error: flotilla_engine::EngineError| WorkerError::permanent("failed to generate", error);
@@ -160,18 +156,6 @@ impl Draft {
             Some(FinishReason::Length) | None => "length",
         }
     }
-}
-
-/// The prompt with its visuals where the engine looks for them.
-pub(super) fn engine_prompt(prepared: flotilla_model::Prompt) -> Prompt {
-    let starts = prepared.spans.iter().map(|(start, _)| *start);
-    let mut prompt = Prompt {
-        visuals: starts.zip(prepared.visuals).collect(),
-        ..Prompt::default()
-    };
-    prompt.row.ids = prepared.ids;
-    prompt.row.positions = prepared.positions;
-    prompt
 }
 
 fn print_piece(out: &mut std::io::Stdout, piece: &str) -> Result<(), WorkerError> {

@@ -8,6 +8,7 @@ use axum::{
 };
 use flotilla_api::{progress::Stage, role::Purpose};
 use serde::de::DeserializeOwned;
+use utoipa_axum::router::OpenApiRouter;
 
 use super::{chat, compare, error::ApiError, models};
 use crate::{
@@ -77,10 +78,12 @@ pub fn check_model(service: &Service, named: Option<&str>) -> Result<(), ApiErro
 
 /// All endpoints; unknown ones are answered in the same shape.
 pub fn router(state: Api) -> Router {
-    Router::new()
+    let (router, _document) = OpenApiRouter::new()
         .merge(models::router(state.clone()))
         .merge(chat::router(state.clone()))
         .merge(compare::router(state))
+        .split_for_parts();
+    router
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

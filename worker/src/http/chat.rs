@@ -3,17 +3,17 @@
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
-    Json, Router,
+    Json,
     extract::State,
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
     },
-    routing::post,
 };
 use flotilla_api::role::Purpose;
-use flotilla_engine::{FinishReason, Token};
+use flotilla_engine::{FinishReason, Request, Token};
 use serde_json::{Value, json};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     api::{Api, Body, check_model},
@@ -26,10 +26,8 @@ use crate::service::{
 };
 
 /// The endpoint.
-pub fn router(state: Api) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(chat))
-        .with_state(state)
+pub fn router(state: Api) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(chat)).with_state(state)
 }
 
 /// What all parts of an answer repeat.
@@ -41,6 +39,8 @@ struct Answer {
     logprobs: bool,
 }
 
+/// Answers a conversation, whole or as a stream of server-sent events.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "policy", responses((status = 200, description = "Completions")))]
 async fn chat(State(api): State<Api>, Body(request): Body<ChatRequest>) -> Result<Response, ApiError> {
     let service = api.service(Purpose::Policy)?;
     answer(service, request).await.map_err(|error| api.refuse(error))
@@ -61,7 +61,7 @@ async fn answer(service: Arc<Service>, request: ChatRequest) -> Result<Response,
     let mut sampling = asked.sampling;
     sampling.max_tokens = max_tokens;
     sampling.stop_ids = service.processor().tokenizer().stop_ids().to_vec();
-    let generation = service.generate(prompt, asked.n, sampling, &asked.stops)?;
+    let generation = service.generate(Request::new(prompt, asked.n, sampling), &asked.stops)?;
     if stream {
         Ok(streamed(answer, generation, include_usage).into_response())
     } else {

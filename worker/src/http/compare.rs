@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::{Json, Router, extract::State, routing::post};
+use axum::{Json, extract::State};
 use flotilla_api::role::Purpose;
-use flotilla_engine::{FinishReason, Sampling};
+use flotilla_engine::{FinishReason, Request, Sampling};
 use flotilla_model::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     api::{Api, Body, check_model},
@@ -22,10 +23,8 @@ use crate::service::{
 };
 
 /// The endpoint.
-pub fn router(state: Api) -> Router {
-    Router::new()
-        .route("/v1/critic/compare", post(compare))
-        .with_state(state)
+pub fn router(state: Api) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(compare)).with_state(state)
 }
 
 /// What a client may send.
@@ -111,6 +110,8 @@ impl Judgement {
     }
 }
 
+/// Says which of two responses is better.
+#[utoipa::path(post, path = "/v1/critic/compare", tag = "critic", responses((status = 200, description = "The verdict")))]
 async fn compare(State(api): State<Api>, Body(request): Body<CompareRequest>) -> Result<Json<Comparison>, ApiError> {
     let service = api.service(Purpose::Critic)?;
     answer(service, request)
@@ -185,7 +186,7 @@ async fn judge(
     sampling
         .validate()
         .map_err(|error| ApiError::invalid("temperature", error.to_string()))?;
-    let generation = service.generate(prompt, 1, sampling, &[])?;
+    let generation = service.generate(Request::new(prompt, 1, sampling), &[])?;
     let prompt_tokens = generation.prompt_tokens();
     let (mut samples, completion_tokens) = generation.collect().await?;
     let sample = samples.pop().unwrap_or_default();

@@ -1,16 +1,19 @@
 //! `GET /v1/models`: the one model that is served.
 
-use axum::{Json, Router, extract::State, routing::get};
+use axum::{Json, extract::State};
 use flotilla_api::role::Purpose;
 use serde_json::{Value, json};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{api::Api, error::ApiError};
 
 /// The endpoint.
-pub fn router(state: Api) -> Router {
-    Router::new().route("/v1/models", get(models)).with_state(state)
+pub fn router(state: Api) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(models)).with_state(state)
 }
 
+/// Lists the model that is served.
+#[utoipa::path(get, path = "/v1/models", tag = "models", responses((status = 200, description = "The model")))]
 async fn models(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
     let service = match api.service(Purpose::Policy) {
         Err(error) if error.code() == "purpose" => api.service(Purpose::Critic)?,

@@ -144,18 +144,15 @@ impl Held {
         let mut requests = Vec::with_capacity(piece.prompts.len());
         for (index, prompt) in piece.prompts.iter().enumerate() {
             let prompt = self.prompt(piece, index, prompt, &images)?;
-            requests.push(Request {
-                prompt: Arc::new(prompt),
-                n: piece.n,
-                sampling: Sampling {
-                    temperature: piece.temperature as f32,
-                    top_p: piece.top_p as f32,
-                    max_tokens: piece.max_tokens,
-                    seed: piece.prompts[index].seed,
-                    stop_ids: self.shared.processor.tokenizer().stop_ids().to_vec(),
-                    ..Sampling::default()
-                },
-            });
+            let sampling = Sampling {
+                temperature: piece.temperature as f32,
+                top_p: piece.top_p as f32,
+                max_tokens: piece.max_tokens,
+                seed: piece.prompts[index].seed,
+                stop_ids: self.shared.processor.tokenizer().stop_ids().to_vec(),
+                ..Sampling::default()
+            };
+            requests.push(Request::new(prompt, piece.n, sampling));
         }
         let limits = Limits {
             max_rows: ROWS_PER_PIECE,

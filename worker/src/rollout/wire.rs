@@ -138,7 +138,7 @@ impl From<Sample> for Completion {
         let token = |(id, log_probability): (u32, f64)| Token {
             id,
             log_probability: log_probability as f32,
-            watched: Vec::new(),
+            ..Token::default()
         };
         Self {
             tokens: sample.token_ids.into_iter().zip(sample.logprobs).map(token).collect(),
@@ -169,7 +169,7 @@ mod tests {
             let value = f32::from_bits(bits);
             prop_assume!(value.is_finite());
             let completion = Completion {
-                tokens: vec![Token { id: 7, log_probability: value, watched: Vec::new() }],
+                tokens: vec![Token { id: 7, log_probability: value, ..Token::default() }],
                 finish: FinishReason::Stop,
             };
             let line = GroupLine { index: 0, weight_version: "v".into(), completions: vec![completion.into()] };

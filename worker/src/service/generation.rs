@@ -6,8 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flotilla_engine::{FinishReason, Prompt, Request, Sampling, Token, thread::Output};
-use tokio::sync::mpsc;
+use flotilla_engine::{FinishReason, Prompt, Request, Token, Tokens, thread::Output};
 
 use super::{
     Service, ServiceError,
@@ -25,6 +24,8 @@ pub struct Delta {
     pub token: Token,
     /// Set with the last delta of the sample.
     pub finish: Option<FinishReason>,
+    /// Version of the weights behind it.
+    pub version: Arc<str>,
 }
 
 /// A finished sample.
@@ -42,7 +43,7 @@ pub struct Sample {
 #[derive(Debug)]
 pub struct Generation {
     service: Arc<Service>,
-    output: mpsc::UnboundedReceiver<Output>,
+    output: Tokens,
     samples: Vec<Progress>,
     ready: VecDeque<Delta>,
     unfinished: usize,
@@ -64,13 +65,11 @@ impl Service {
     /// Sends a request to the engine.
     pub fn generate(
         self: &Arc<Self>,
-        prompt: Arc<Prompt>,
-        n: usize,
-        sampling: Sampling,
+        request: Request<Prompt>,
         stop_strings: &[String],
     ) -> Result<Generation, ServiceError> {
-        let prompt_tokens = prompt.row.ids.len();
-        let output = self.engine.submit(Request { prompt, n, sampling })?;
+        let (prompt_tokens, n) = (request.prompt.row.ids.len(), request.n);
+        let output = self.engine.submit(request)?;
         self.metrics.accepted(prompt_tokens);
         let progress = Progress {
             detokenizer: Detokenizer::default(),
@@ -112,7 +111,12 @@ impl Generation {
                 return None;
             }
             match self.output.recv().await {
-                Some(Output::Token { sample, token, finish }) => self.take(sample, token, finish),
+                Some(Output::Token {
+                    sample,
+                    token,
+                    finish,
+                    version,
+                }) => self.take(sample, token, finish, version),
                 Some(Output::Failed(error)) => {
                     self.unfinished = 0;
                     self.service.metrics.failed();
@@ -141,7 +145,7 @@ impl Generation {
         Ok((samples, self.completion_tokens))
     }
 
-    fn take(&mut self, index: usize, token: Token, finish: Option<FinishReason>) {
+    fn take(&mut self, index: usize, token: Token, finish: Option<FinishReason>, version: Arc<str>) {
         let Some(sample) = self.samples.get_mut(index).filter(|sample| !sample.finished) else {
             // A token drawn after a stop string was met.
             return;
@@ -157,6 +161,7 @@ impl Generation {
             }
             None => sample.detokenizer.push(token.id, tokenizer),
         };
+        let by_engine = finish.is_some();
         let mut piece = sample.stops.push(&fresh);
         let finish = if piece.stopped {
             Some(FinishReason::Stop)
@@ -167,6 +172,9 @@ impl Generation {
             if !piece.stopped {
                 piece.text.push_str(&sample.stops.finish());
             }
+            if piece.stopped && !by_engine {
+                self.output.end(index);
+            }
             sample.finished = true;
             self.unfinished -= 1;
         }
@@ -176,6 +184,7 @@ impl Generation {
             text: piece.text,
             token,
             finish,
+            version,
         });
     }
 

@@ -32,6 +32,9 @@ use crate::{error::WorkerError, prompt::PromptTemplate};
 /// Bytes that keys and values of all running samples may take.
 const CACHE_BYTES: usize = 2 << 30;
 
+/// Version of weights whose digest nobody told.
+const BASE_VERSION: &str = "base";
+
 /// Prompts that are prepared at once. Each may hold decoded pictures; the others wait with their encoded ones.
 const PREPARED_AT_ONCE: usize = 4;
 
@@ -94,7 +97,8 @@ impl Service {
             max_cache_tokens: CACHE_BYTES / bytes_per_token(&model),
             ..Limits::default()
         };
-        let (thread, engine) = EngineThread::spawn(model, limits, spec.max_queue as usize)
+        let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
+        let (thread, engine) = EngineThread::spawn(model, version, limits, spec.max_queue as usize)
             .map_err(|error| WorkerError::retryable("failed to start the engine's thread", error))?;
         let service = Self {
             name: spec.served_model_name.clone(),
@@ -113,8 +117,8 @@ impl Service {
 
     /// Requests that wait and samples that run.
     pub fn load_now(&self) -> (usize, usize) {
-        let load = self.engine.load();
-        (load.waiting(), load.running())
+        let running = self.engine.stats().running.get();
+        (self.engine.queued(), usize::try_from(running).unwrap_or(usize::MAX))
     }
 
     /// The processor of the checkpoint.

@@ -70,14 +70,7 @@ impl Service {
             other => ServiceError::invalid("messages", other.to_string()),
         })?;
         let room = limit - prompt.ids.len();
-        let starts = prompt.spans.iter().map(|(start, _)| *start);
-        let mut engine_prompt = Prompt {
-            visuals: starts.zip(prompt.visuals).collect(),
-            ..Prompt::default()
-        };
-        engine_prompt.row.ids = prompt.ids;
-        engine_prompt.row.positions = prompt.positions;
-        Ok((Arc::new(engine_prompt), max_tokens.unwrap_or(room)))
+        Ok((Arc::new(prompt.into()), max_tokens.unwrap_or(room)))
     }
 }
 

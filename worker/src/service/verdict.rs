@@ -169,8 +169,8 @@ mod tests {
             .chars()
             .map(|character| Token {
                 id: u32::from(character),
-                log_probability: 0.0,
                 watched: vec![0.8f32.ln(), 0.1f32.ln()],
+                ..Token::default()
             })
             .collect();
         let labels = VerdictTokens {
@@ -192,8 +192,7 @@ mod tests {
     fn a_margin_needs_both_labels() {
         let token = Token {
             id: 1,
-            log_probability: 0.0,
-            watched: vec![],
+            ..Token::default()
         };
         let tokens = [token.clone(), token];
         let nothing = VerdictTokens::default();

@@ -102,18 +102,19 @@ impl Rollout<'_> {
     fn requests(&self, piece: &[(&Example, u64)], draw: Draw) -> Result<Vec<Request<Prompt>>, TrainError> {
         let mut requests = Vec::with_capacity(piece.len());
         for (example, seed) in piece {
-            requests.push(Request {
-                prompt: Arc::new(Prompt::from(example.row(self.features)?)),
-                n: draw.n,
-                sampling: Sampling {
-                    temperature: draw.temperature as f32,
-                    top_p: draw.top_p as f32,
-                    max_tokens: draw.max_tokens,
-                    seed: *seed,
-                    stop_ids: self.tokenizer.stop_ids().to_vec(),
-                    ..Sampling::default()
-                },
-            });
+            let sampling = Sampling {
+                temperature: draw.temperature as f32,
+                top_p: draw.top_p as f32,
+                max_tokens: draw.max_tokens,
+                seed: *seed,
+                stop_ids: self.tokenizer.stop_ids().to_vec(),
+                ..Sampling::default()
+            };
+            requests.push(Request::new(
+                Prompt::from(example.row(self.features)?),
+                draw.n,
+                sampling,
+            ));
         }
         Ok(requests)
     }
