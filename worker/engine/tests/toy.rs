@@ -44,8 +44,8 @@ impl Runner for Toy {
     type Prompt = Vec<u32>;
     type Cache = Vec<Vec<u32>>;
 
-    fn prompt_tokens(&self, prompt: &Vec<u32>) -> usize {
-        prompt.len()
+    fn prompt_ids<'a>(&self, prompt: &'a Vec<u32>) -> &'a [u32] {
+        prompt
     }
 
     fn prefill(&self, prompts: &[&Vec<u32>], repeat: &[usize], _: usize) -> Result<(Self::Cache, Logits), Cause> {
