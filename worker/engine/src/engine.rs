@@ -11,6 +11,7 @@ use crate::{
     group::Group,
     limits::Limits,
     prefix::{self, Key},
+    recipe::Recipe,
     request::{FinishReason, Request, Token},
     row::{Row, Ticket},
     runner::{Cause, Chunk, Logits, RequestFor, Runner},
@@ -104,10 +105,10 @@ impl<R: Runner> Engine<R> {
             prompt,
             n,
             sampling,
+            constraint,
             deadline,
-            ..
         } = request;
-        sampling.validate()?;
+        let recipe = Recipe::new(sampling, constraint.as_ref(), *n, self.runner.prompt_ids(prompt))?;
         let prompt_tokens = self.runner.prompt_tokens(prompt);
         if *n == 0 || prompt_tokens == 0 {
             let fault = format!("{n} samples over a prompt of {prompt_tokens} tokens");
@@ -126,7 +127,7 @@ impl<R: Runner> Engine<R> {
         let keys = prompt_keys(&self.runner, prompt, &self.root, limits.block_size)?;
         let id = self.next_id;
         self.next_id += 1;
-        let group = Group::new(id, *n, Arc::new(sampling.clone()), prompt_tokens, keys);
+        let group = Group::new(id, *n, Arc::new(recipe), prompt_tokens, keys);
         self.scheduler.enqueue(group);
         self.prompts.insert(id, prompt.clone());
         self.deadlines.extend(deadline.map(|deadline| (deadline, id)));

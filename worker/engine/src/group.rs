@@ -1,11 +1,11 @@
-//! What the samples of one request share.
+//! A request that has not ended: its prompt and its samples.
 
 use std::sync::Arc;
 
 use crate::{
     blocks::Block,
     prefix::Key,
-    request::Sampling,
+    recipe::Recipe,
     row::{Row, Ticket},
     sequence::{RequestId, Sequence},
 };
@@ -16,7 +16,7 @@ pub struct Group {
     /// Its number.
     pub request: RequestId,
     /// How tokens are drawn.
-    pub sampling: Arc<Sampling>,
+    pub recipe: Arc<Recipe>,
     /// Samples.
     pub n: usize,
     /// Tokens of the prompt.
@@ -57,10 +57,10 @@ pub struct Kept {
 
 impl Group {
     /// Nothing of it has started.
-    pub fn new(request: RequestId, n: usize, sampling: Arc<Sampling>, prompt_tokens: usize, keys: Vec<Key>) -> Self {
+    pub fn new(request: RequestId, n: usize, recipe: Arc<Recipe>, prompt_tokens: usize, keys: Vec<Key>) -> Self {
         Self {
             request,
-            sampling,
+            recipe,
             n,
             prompt_tokens,
             keys,
@@ -83,7 +83,7 @@ impl Group {
 
     /// A sample before its first token.
     pub fn row(&self, sample: usize) -> Row {
-        let sequence = Sequence::new(self.request, sample, self.sampling.clone());
+        let sequence = Sequence::new(self.request, sample, self.recipe.clone());
         Row::new(sequence, self.prompt_tokens, self.keys.clone())
     }
 

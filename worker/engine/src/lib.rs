@@ -12,13 +12,18 @@
 //! |---|---|
 //! | [`request`] | what is asked for and what comes back |
 //! | [`constraint`] | what a completion may be |
+//! | [`choice`] | a set of answers as a trie |
+//! | [`grammar`] | JSON schemas, regular expressions and grammars, compiled for a tokenizer |
+//! | [`recipe`] | what the samples of a request share of how they are drawn |
+//! | [`history`] | penalties for what was said |
+//! | [`distribution`] | probabilities, and what `top_k`, `top_p` and `min_p` leave of them |
 //! | [`sampler`] | from logits to a token and its log-probability |
 //! | [`sequence`] | one sample on its way |
 //! | [`limits`] | what may be in memory at once, and how much one step computes |
 //! | [`prefix`] | keys of blocks: what they were computed from |
 //! | [`blocks`] | which blocks are free, shared or remembered |
 //! | [`row`] | a sample with its place in the queue and its blocks |
-//! | [`group`] | what the samples of a request share |
+//! | [`group`] | a request that has not ended: its prompt and its samples |
 //! | [`scheduler`] | who runs in a step: tokens, rows and blocks, in a fair order |
 //! | [`runner`] | what a model must offer |
 //! | [`prompt`], [`features`], [`vlm`] | the runner of the vision-language models |
@@ -28,14 +33,19 @@
 //! | [`thread`] | the loop on its own thread, for async callers |
 
 pub mod blocks;
+pub mod choice;
 pub mod constraint;
+pub mod distribution;
 pub mod engine;
 pub mod error;
 pub mod features;
+pub mod grammar;
 pub mod group;
+pub mod history;
 pub mod limits;
 pub mod prefix;
 pub mod prompt;
+pub mod recipe;
 pub mod request;
 pub mod rollout;
 pub mod row;
@@ -50,8 +60,10 @@ pub mod vlm;
 pub use constraint::Constraint;
 pub use engine::{Engine, Event, Step};
 pub use error::EngineError;
+pub use grammar::{Grammar, GrammarSource, Grammars};
 pub use limits::Limits;
 pub use prompt::Prompt;
+pub use recipe::Recipe;
 pub use request::{Completion, FinishReason, Group, Request, Sampling, Token};
 pub use rollout::{engine_for, generate, generate_each};
 pub use runner::Runner;

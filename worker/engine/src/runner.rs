@@ -64,8 +64,13 @@ pub trait Runner {
     /// Blocks of keys and values.
     type Pool;
 
+    /// Ids of a prompt's tokens, placeholders of visuals included.
+    fn prompt_ids<'a>(&self, prompt: &'a Self::Prompt) -> &'a [u32];
+
     /// Tokens of a prompt.
-    fn prompt_tokens(&self, prompt: &Self::Prompt) -> usize;
+    fn prompt_tokens(&self, prompt: &Self::Prompt) -> usize {
+        self.prompt_ids(prompt).len()
+    }
 
     /// Appends to `out` what the tokens in `range` of the prompt followed by `drawn` are: equal bytes after equal bytes must
     /// mean equal keys and values.
@@ -99,6 +104,10 @@ pub trait Runner {
 impl<R: Runner> Runner for &mut R {
     type Prompt = R::Prompt;
     type Pool = R::Pool;
+
+    fn prompt_ids<'a>(&self, prompt: &'a Self::Prompt) -> &'a [u32] {
+        (**self).prompt_ids(prompt)
+    }
 
     fn prompt_tokens(&self, prompt: &Self::Prompt) -> usize {
         (**self).prompt_tokens(prompt)

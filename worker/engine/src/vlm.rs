@@ -130,8 +130,8 @@ impl<M: Borrow<Vlm>> Runner for VlmRunner<M> {
     type Prompt = Prompt;
     type Pool = KvPool;
 
-    fn prompt_tokens(&self, prompt: &Prompt) -> usize {
-        prompt.row.ids.len()
+    fn prompt_ids<'a>(&self, prompt: &'a Prompt) -> &'a [u32] {
+        &prompt.row.ids
     }
 
     fn content(&self, prompt: &Prompt, drawn: &[u32], range: Range<usize>, out: &mut Vec<u8>) -> Result<(), Cause> {
