@@ -27,6 +27,7 @@ async fn models(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
             "created": service.created,
             "owned_by": "flotilla",
             "max_model_len": service.max_model_len,
+            "purpose": service.purpose,
         }]
     })))
 }
