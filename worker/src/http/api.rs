@@ -10,7 +10,7 @@ use flotilla_api::{progress::Stage, role::Purpose};
 use serde::de::DeserializeOwned;
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{chat, compare, completions, error::ApiError, models};
+use super::{chat, compare, completions, error::ApiError, models, page};
 use crate::{
     progress::ProgressCell,
     service::{Service, Slot, metrics::Metrics},
@@ -85,6 +85,7 @@ pub fn router(state: Api) -> Router {
         .merge(compare::router(state))
         .split_for_parts();
     router
+        .merge(page::router())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

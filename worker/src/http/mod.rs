@@ -14,6 +14,7 @@ pub mod guard;
 pub mod health;
 pub mod metrics;
 pub mod models;
+pub mod page;
 pub mod progress;
 pub mod rollout_pods;
 pub mod rollouts;
