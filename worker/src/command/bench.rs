@@ -8,7 +8,7 @@ use flotilla_grpo::{gradient::Gradients, logprob::token_log_probs};
 use flotilla_model::{ModelError, Pass, Row, Span, TextBatch, Vlm};
 use serde_json::json;
 
-use super::{arguments::ModelArguments, bytes};
+use super::{arguments::ModelArguments, bytes, throughput};
 use crate::{error::WorkerError, train::parallel::map_parts};
 
 /// Arguments of `bench`.
@@ -58,6 +58,8 @@ pub enum What {
     Decode,
     /// Log-probabilities of every token, and the gradient of their mean.
     Train,
+    /// Requests through the engine: 1, 8, 32 and 128 at once and a group over one prompt, beside one after the other.
+    Engine,
 }
 
 /// One line of the table.
@@ -83,6 +85,12 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
     let bandwidth = memory_bandwidth(arguments.rounds);
     let arithmetic = matrix_rate(model.dtype(), arguments.rounds).map_err(failed)?;
     let lines = measure(arguments, &model, bandwidth, arithmetic).map_err(failed)?;
+    let engine = if arguments.what.contains(&What::Engine) {
+        let measured = throughput::measure(&model, arguments.prompt_tokens, arguments.new_tokens);
+        measured.map_err(|error| WorkerError::permanent("failed to generate", error))?
+    } else {
+        Vec::new()
+    };
     if arguments.json {
         let measured = lines.iter().map(|line| {
             json!({
@@ -92,7 +100,7 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
         });
         let document = json!({
             "memory_bytes_per_second": bandwidth, "flops": arithmetic, "dtype": arguments.model.dtype.to_string(),
-            "measured": measured.collect::<Vec<_>>(),
+            "measured": measured.collect::<Vec<_>>(), "engine": throughput::document(&engine),
         });
         println!("{document:#}");
         return Ok(());
@@ -103,6 +111,11 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
         arithmetic / 1e9,
         arguments.model.dtype
     );
+    print(&lines, &engine);
+    Ok(())
+}
+
+fn print(lines: &[Line], engine: &[throughput::Throughput]) {
     println!(
         "{:<34} {:>12} {:>12} {:>7}  AT MOST BY",
         "WHAT", "TOKENS/S", "AT MOST", "RATIO"
@@ -114,15 +127,18 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
             line.what, line.tokens_per_second, line.ceiling, line.ceiling_is
         );
     }
-    Ok(())
+    if !engine.is_empty() {
+        throughput::print(engine);
+    }
 }
 
 fn measure(arguments: &BenchArguments, model: &Vlm, bandwidth: f64, arithmetic: f64) -> Result<Vec<Line>, ModelError> {
     let costs = Costs::of(model, bandwidth, arithmetic);
-    let measured = arguments.what.iter().map(|what| match what {
-        What::Prefill => prefill(arguments, model, &costs),
-        What::Decode => decode(arguments, model, &costs),
-        What::Train => train(arguments, model, &costs),
+    let measured = arguments.what.iter().filter_map(|what| match what {
+        What::Prefill => Some(prefill(arguments, model, &costs)),
+        What::Decode => Some(decode(arguments, model, &costs)),
+        What::Train => Some(train(arguments, model, &costs)),
+        What::Engine => None,
     });
     measured.collect()
 }
