@@ -48,7 +48,7 @@ pub struct Engine<R: Runner> {
     runner: R,
     pool: R::Pool,
     scheduler: Scheduler,
-    prompts: BTreeMap<RequestId, Arc<R::Prompt>>,
+    asked: BTreeMap<RequestId, Asked<R::Prompt>>,
     deadlines: BTreeSet<(Instant, RequestId)>,
     failures: Vec<(RequestId, EngineError)>,
     next_id: RequestId,
@@ -56,6 +56,13 @@ pub struct Engine<R: Runner> {
     /// Key before the first block of every prompt.
     root: Key,
     stats: Arc<Stats>,
+}
+
+/// What a request that has not ended came with.
+#[derive(Debug)]
+struct Asked<P> {
+    prompt: Arc<P>,
+    deadline: Option<Instant>,
 }
 
 impl<R: Runner> Engine<R> {
@@ -74,7 +81,7 @@ impl<R: Runner> Engine<R> {
             runner,
             pool,
             scheduler: Scheduler::new(limits),
-            prompts: BTreeMap::new(),
+            asked: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             failures: Vec::new(),
             next_id: 0,
@@ -129,8 +136,12 @@ impl<R: Runner> Engine<R> {
         self.next_id += 1;
         let group = Group::new(id, *n, Arc::new(recipe), prompt_tokens, keys);
         self.scheduler.enqueue(group);
-        self.prompts.insert(id, prompt.clone());
         self.deadlines.extend(deadline.map(|deadline| (deadline, id)));
+        let asked = Asked {
+            prompt: prompt.clone(),
+            deadline: *deadline,
+        };
+        self.asked.insert(id, asked);
         Ok(id)
     }
 
@@ -149,7 +160,7 @@ impl<R: Runner> Engine<R> {
 
     /// Ends every request.
     pub fn clear(&mut self) {
-        for request in std::mem::take(&mut self.prompts).into_keys() {
+        for request in std::mem::take(&mut self.asked).into_keys() {
             self.scheduler.cancel(request);
         }
         // A step that failed may have left anything in the blocks.
@@ -159,8 +170,11 @@ impl<R: Runner> Engine<R> {
     }
 
     fn forget_ended(&mut self, request: RequestId) {
-        if !self.scheduler.has(request) {
-            self.prompts.remove(&request);
+        if !self.scheduler.has(request)
+            && let Some(asked) = self.asked.remove(&request)
+            && let Some(deadline) = asked.deadline
+        {
+            self.deadlines.remove(&(deadline, request));
         }
     }
 
@@ -223,9 +237,7 @@ impl<R: Runner> Engine<R> {
             && deadline <= now
         {
             self.deadlines.pop_first();
-            if self.scheduler.has(request) {
-                self.fail(request, EngineError::Deadline);
-            }
+            self.fail(request, EngineError::Deadline);
         }
     }
 
@@ -238,11 +250,11 @@ impl<R: Runner> Engine<R> {
         if plan.parts.is_empty() {
             return Ok(Logits::default());
         }
-        let (scheduler, prompts) = (&self.scheduler, &self.prompts);
+        let (scheduler, asked) = (&self.scheduler, &self.asked);
         let chunks = plan.parts.iter().filter_map(|part| {
             let row = scheduler.row(part.ticket)?;
             Some(Chunk {
-                prompt: prompts.get(&part.ticket.request)?.as_ref(),
+                prompt: asked.get(&part.ticket.request)?.prompt.as_ref(),
                 drawn: &row.drawn,
                 stored: row.stored,
                 tokens: part.tokens,
@@ -261,12 +273,12 @@ impl<R: Runner> Engine<R> {
         let mut events = Vec::with_capacity(plan.parts.len());
         let mut wanted = 0;
         for part in &plan.parts {
-            let (runner, prompts, root) = (&self.runner, &self.prompts, &self.root);
+            let (runner, asked, root) = (&self.runner, &self.asked, &self.root);
             let block_size = self.scheduler.limits().block_size;
             let key = |row: &Row, index: usize| {
-                let prompt = prompts.get(&part.ticket.request).ok_or(EngineError::Stopped)?;
+                let asked = asked.get(&part.ticket.request).ok_or(EngineError::Stopped)?;
                 let parent = row.keys.last().unwrap_or(root);
-                block_key(runner, prompt, &row.drawn, parent, index, block_size)
+                block_key(runner, &asked.prompt, &row.drawn, parent, index, block_size)
             };
             let runs = self.scheduler.advance(part, key)?;
             if !part.wanted {
@@ -347,9 +359,9 @@ impl<R: Runner> Engine<R> {
             self.root = prefix::root(version);
         }
         let block_size = self.scheduler.limits().block_size;
-        let (runner, prompts, root) = (&self.runner, &self.prompts, &self.root);
-        self.scheduler.rekey(|request| match prompts.get(&request) {
-            Some(prompt) => prompt_keys(runner, prompt, root, block_size),
+        let (runner, asked, root) = (&self.runner, &self.asked, &self.root);
+        self.scheduler.rekey(|request| match asked.get(&request) {
+            Some(asked) => prompt_keys(runner, &asked.prompt, root, block_size),
             None => Ok(Vec::new()),
         })?;
         applied.map_err(|source| EngineError::Weights {

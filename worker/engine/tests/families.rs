@@ -117,7 +117,7 @@ fn chunks_that_cut_pictures_and_samples_that_lose_their_blocks_give_the_same_tok
         let checkpoint = Checkpoint::load(family);
         let requests = [
             checkpoint.request(&[1], "What is it?", 3),
-            checkpoint.request(&[1, 2], "Compare them.", 1),
+            checkpoint.request(&[1, 2], "Compare them.", 6),
             checkpoint.request(&[3], "And this?", 2),
         ];
         let expected = ids(&checkpoint.run(&requests, Limits::default()));
