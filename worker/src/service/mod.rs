@@ -98,9 +98,10 @@ impl Service {
             Processor::load(directory).map_err(|error| WorkerError::permanent(failed("load the processor"), error))?;
         let trained_len = model.config().text.max_position_embeddings;
         let verdict_tokens = VerdictTokens::new(processor.tokenizer());
+        let limits = Limits::default();
         let limits = Limits {
-            max_cache_tokens: CACHE_BYTES / bytes_per_token(&model),
-            ..Limits::default()
+            kv_blocks: CACHE_BYTES / (bytes_per_token(&model) * limits.block_size),
+            ..limits
         };
         let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
         let (thread, engine) = EngineThread::spawn(model, version, limits, spec.max_queue as usize)

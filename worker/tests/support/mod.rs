@@ -6,10 +6,7 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use flotilla_api::{
-    progress::Stage,
-    role::{AccessSettings, EngineSettings, MediaSettings, ModelSource, Owner, Purpose, Role, Serve},
-};
+use flotilla_api::role::{AccessSettings, EngineSettings, MediaSettings, ModelSource, Owner, Purpose, Role, Serve};
 use flotilla_worker::{
     WorkerError,
     context::{Context, Token},
