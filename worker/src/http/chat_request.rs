@@ -4,6 +4,7 @@ use flotilla_engine::Sampling;
 use flotilla_model::{Content, Message, Part};
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::error::ApiError;
 use crate::service::prompt::Conversation;
@@ -58,7 +59,7 @@ pub struct ChatRequest {
 }
 
 /// One string or several.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum Stop {
     /// One.
@@ -76,14 +77,28 @@ pub struct StreamOptions {
 }
 
 /// One turn.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub struct ChatMessage {
     role: String,
     content: ChatContent,
 }
 
+impl ChatMessage {
+    /// A turn of the user: the pictures, then the text.
+    pub fn user(image_urls: &[String], text: &str) -> Self {
+        let pictures = image_urls.iter().map(|url| ChatPart::ImageUrl {
+            image_url: ImageUrl::Bare(url.clone()),
+        });
+        let text = ChatPart::Text { text: text.to_owned() };
+        Self {
+            role: "user".to_owned(),
+            content: ChatContent::Parts(pictures.chain([text]).collect()),
+        }
+    }
+}
+
 /// Text or parts.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 enum ChatContent {
     Text(String),
@@ -91,7 +106,7 @@ enum ChatContent {
 }
 
 /// A part of a message.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ChatPart {
     /// Text.
@@ -107,7 +122,7 @@ pub enum ChatPart {
 }
 
 /// A URL, bare or in an object.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum ImageUrl {
     /// As OpenAI has it.

@@ -6,7 +6,7 @@
 pub mod api;
 pub mod chat;
 pub mod chat_request;
-pub mod compare;
+pub mod critic;
 pub mod error;
 pub mod guard;
 pub mod health;
