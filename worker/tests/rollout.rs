@@ -2,7 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
-use std::{collections::BTreeMap, io::Cursor, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io::Cursor, path::PathBuf, time::Duration};
 
 use axum::{Json, Router, routing::put};
 use base64::{Engine as _, engine::general_purpose::STANDARD};

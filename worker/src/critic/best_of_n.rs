@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flotilla_engine::{FinishReason, Request, Sampling};
+use flotilla_engine::FinishReason;
 use flotilla_model::{Tokenizer, Visual};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     prompt::critic::Shows,
-    service::{Service, ServiceError, critics::Asking, generation::Generation, prompt::Conversation},
+    service::{Service, ServiceError, critics::Asking, generation::Generation, prompt::Conversation, wanted::Wanted},
 };
 
 /// A candidate must have room for so many tokens in the critic's prompt.
@@ -37,14 +37,8 @@ pub struct Plan {
     pub conversation: Conversation,
     /// The same as the critic is told.
     pub question: String,
-    /// Candidates.
-    pub n: usize,
-    /// How they are drawn.
-    pub sampling: Sampling,
-    /// Longest candidate; what critic and context leave if None.
-    pub max_tokens: Option<usize>,
-    /// What ends a candidate.
-    pub stops: Vec<String>,
+    /// The candidates; where it names no longest one, critic and context limit it.
+    pub wanted: Wanted,
     /// The first one chooses; the others are reported beside it. Each at most once.
     pub selectors: Vec<Selector>,
     /// How contests are played.
@@ -144,7 +138,9 @@ impl Job {
         let pair = pairs.then(|| find(&plan.template, Shows::Pair)).transpose()?;
         let scores = plan.selectors.contains(&Selector::Pointwise);
         let score = scores.then(|| find(&plan.score_template, Shows::One)).transpose()?;
-        let (prompt, left) = service.prepare(plan.conversation.clone(), plan.max_tokens).await?;
+        let (prompt, left) = service
+            .prepare(plan.conversation.clone(), plan.wanted.max_tokens)
+            .await?;
         let visuals = visuals_of(&prompt);
         let reserve = match (plan.manner.think, plan.manner.max_tokens) {
             (true, Some(most)) => most + LABEL_TOKENS,
@@ -165,12 +161,8 @@ impl Job {
             }
             room = room.min(for_each);
         }
-        let sampling = Sampling {
-            max_tokens: plan.max_tokens.unwrap_or(left.min(room)),
-            stop_ids: service.processor().tokenizer().stop_ids().to_vec(),
-            ..plan.sampling.clone()
-        };
-        let generation = service.generate(Request::new(prompt, plan.n, sampling), &plan.stops)?;
+        let max_tokens = plan.wanted.max_tokens.unwrap_or(left.min(room));
+        let generation = service.draw(prompt, max_tokens, &plan.wanted).await?;
         Ok(Self {
             service,
             plan,
@@ -230,7 +222,7 @@ impl Job {
             finish: None,
             tokens: 0,
         };
-        let mut candidates: Vec<Candidate> = (0..self.plan.n).map(blank).collect();
+        let mut candidates: Vec<Candidate> = (0..self.plan.wanted.n).map(blank).collect();
         while let Some(delta) = self.generation.next().await {
             let delta = delta?;
             let Some(candidate) = candidates.get_mut(delta.sample) else {

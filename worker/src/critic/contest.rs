@@ -31,7 +31,7 @@ pub struct Match {
 /// A decided round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Round {
-    /// Counted from 1.
+    /// Counted from 0.
     pub number: usize,
     /// Its pairs.
     pub matches: Vec<Match>,
@@ -107,7 +107,7 @@ pub async fn play<C: Critic>(
             break;
         }
         let comparisons = compare(&pairs, rules, &draw, critic).await?;
-        let round = decide(played.rounds.len() + 1, comparisons, &draw, &mut *bracket);
+        let round = decide(played.rounds.len(), comparisons, &draw, &mut *bracket);
         for decided in &round.matches {
             played.tally.count(decided);
         }

@@ -10,7 +10,7 @@ use flotilla_api::{progress::Stage, role::Purpose};
 use serde::de::DeserializeOwned;
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{chat, critic, error::ApiError, models};
+use super::{chat, completions, critic, error::ApiError, models, page};
 use crate::{
     progress::ProgressCell,
     service::{Service, Slot, metrics::Metrics},
@@ -81,9 +81,11 @@ pub fn router(state: Api) -> Router {
     let (router, _document) = OpenApiRouter::new()
         .merge(models::router(state.clone()))
         .merge(chat::router(state.clone()))
+        .merge(completions::router(state.clone()))
         .merge(critic::router(state))
         .split_for_parts();
     router
+        .merge(page::router())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

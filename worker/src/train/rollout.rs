@@ -1,7 +1,7 @@
 //! Completions of prompts, in fixed pieces: by the engine on several threads, or by rollout pods. The pieces are the same, so
 //! the completions are.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flotilla_engine::{Completion, Group, Limits, Prompt, Request, Sampling, generate};

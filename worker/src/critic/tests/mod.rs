@@ -147,7 +147,7 @@ fn rounds_are_seen_as_they_are_decided_and_carry_their_byes() {
     let played = block_on(play(Kind::Knockout, &entrants, rules, &critic, |round| {
         seen.push((round.number, round.matches.len(), round.bye.is_some()));
     }));
-    assert_eq!(seen, [(1, 2, true), (2, 1, true), (3, 1, false)]);
+    assert_eq!(seen, [(0, 2, true), (1, 1, true), (2, 1, false)]);
     let byes: Vec<_> = played
         .expect("never fails")
         .rounds

@@ -1,15 +1,12 @@
 //! `POST /v1/critic/best-of-n`: many candidates for a conversation, and the one that the model itself finds best; whole, or
 //! as a stream of what happens on the way.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
     extract::State,
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
+    response::{IntoResponse, Response},
 };
 use flotilla_api::role::Purpose;
 use futures::{FutureExt, Stream, future::BoxFuture};
@@ -29,6 +26,7 @@ use crate::{
     http::{
         api::{Api, Body, check_model},
         error::ApiError,
+        sse,
     },
     service::{Service, ServiceError},
 };
@@ -71,7 +69,7 @@ async fn answer(service: Arc<Service>, request: BestOfNRequest) -> Result<Respon
     let (events, heard) = mpsc::unbounded_channel();
     if stream {
         let events = streamed(job.run(events).boxed(), heard, service, told);
-        return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
+        return Ok(sse::response(events));
     }
     let outcome = Box::pin(job.run(events)).await?;
     Ok(Json(BestOfN::new(&service, &told, &outcome)).into_response())
@@ -88,7 +86,7 @@ fn streamed(
     mut heard: UnboundedReceiver<Progress>,
     service: Arc<Service>,
     told: Told,
-) -> impl Stream<Item = Result<Event, Infallible>> {
+) -> impl Stream<Item = String> + Send + use<> {
     async_stream::stream! {
         let outcome = loop {
             let next = tokio::select! {
@@ -109,11 +107,11 @@ fn streamed(
             Ok(outcome) => yield event("result", &BestOfN::new(&service, &told, &outcome)),
             Err(error) => yield event("error", &ApiError::from(error).json()),
         }
-        yield Ok(Event::default().data("[DONE]"));
+        yield sse::DONE.to_owned();
     }
 }
 
-fn progress_event(progress: &Progress) -> Result<Event, Infallible> {
+fn progress_event(progress: &Progress) -> String {
     match progress {
         Progress::Candidate(candidate) => event("candidate", &CandidateReport::new(candidate, None)),
         Progress::Round(selector, round) => {
@@ -124,8 +122,7 @@ fn progress_event(progress: &Progress) -> Result<Event, Infallible> {
     }
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "the stream's items are results")]
-fn event(name: &str, data: &impl Serialize) -> Result<Event, Infallible> {
-    let data = serde_json::to_string(data).unwrap_or_default();
-    Ok(Event::default().event(name).data(data))
+/// An event with its name.
+fn event(name: &str, data: &impl Serialize) -> String {
+    format!("event: {name}\n{}", sse::event(data))
 }

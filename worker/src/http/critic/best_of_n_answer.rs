@@ -1,18 +1,15 @@
 //! The answer of `POST /v1/critic/best-of-n`.
 
-use flotilla_engine::FinishReason;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{
-    Usage,
-    report::{CandidateScore, RoundReport, StandingReport, TallyReport, VotesReport, same_as},
-};
+use super::report::{CandidateScore, RoundReport, StandingReport, TallyReport, VotesReport, same_as};
 use crate::{
     critic::{
         best_of_n::{Candidate, Outcome, Report},
         selector::Selector,
     },
+    http::answer::{Finish, Usage},
     service::Service,
 };
 
@@ -30,8 +27,9 @@ pub struct Told {
 /// The chosen candidate and how it was chosen.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BestOfN {
+    /// Names the answer.
     id: String,
-    #[schema(example = "critic.best_of_n")]
+    #[schema(value_type = String, example = "critic.best_of_n")]
     object: &'static str,
     /// Name of the model.
     model: String,
@@ -43,8 +41,18 @@ pub struct BestOfN {
     seed: u32,
     /// How the candidate was chosen.
     selector: Selector,
-    /// The chosen candidate.
-    chosen: CandidateReport,
+    /// Index of the chosen candidate.
+    winner: usize,
+    /// Its text.
+    text: String,
+    /// What it answers: the content of its last box, else its text after the thoughts.
+    answer: String,
+    /// Why it ended.
+    finish_reason: Option<Finish>,
+    /// Pairs that were compared to choose it.
+    comparisons: usize,
+    /// Those of which the two orders named different candidates.
+    order_flips: usize,
     /// All candidates, unless the request did not want them.
     #[serde(skip_serializing_if = "Option::is_none")]
     candidates: Option<Vec<CandidateReport>>,
@@ -62,14 +70,17 @@ pub struct BestOfN {
 }
 
 /// A candidate.
-#[derive(Debug, Default, Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct CandidateReport {
+    /// Its number.
     index: usize,
+    /// Its text.
     text: String,
     /// What it answers: the content of its last box, else its text after the thoughts.
     answer: String,
-    #[schema(value_type = Option<String>, example = "stop")]
-    finish_reason: Option<FinishReason>,
+    /// Why it ended.
+    finish_reason: Option<Finish>,
+    /// Its tokens.
     completion_tokens: usize,
     /// The first candidate that is shown to the critic as the same text, where that is another one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,7 +123,7 @@ impl CandidateReport {
             index: candidate.index,
             text: candidate.text.clone(),
             answer: candidate.answer.clone(),
-            finish_reason: candidate.finish,
+            finish_reason: candidate.finish.map(Finish::from),
             completion_tokens: candidate.tokens,
             same_as,
         }
@@ -152,6 +163,7 @@ impl BestOfN {
         let shown = |candidate: &Candidate| CandidateReport::new(candidate, same_as(&outcome.field, candidate.index));
         let first = outcome.reports.first();
         let winner = first.map_or(0, |report| report.winner);
+        let chosen = outcome.candidates.get(winner);
         Self {
             id: format!("bon-{}", uuid::Uuid::new_v4().simple()),
             object: "critic.best_of_n",
@@ -160,7 +172,12 @@ impl BestOfN {
             distinct: outcome.field.entrants().len(),
             seed: told.seed,
             selector: first.map_or_else(Selector::default, |report| report.selector),
-            chosen: outcome.candidates.get(winner).map(shown).unwrap_or_default(),
+            winner,
+            text: chosen.map(|candidate| candidate.text.clone()).unwrap_or_default(),
+            answer: chosen.map(|candidate| candidate.answer.clone()).unwrap_or_default(),
+            finish_reason: chosen.and_then(|candidate| candidate.finish).map(Finish::from),
+            comparisons: first.map_or(0, |report| report.tally.comparisons),
+            order_flips: first.map_or(0, |report| report.tally.flips),
             candidates: told.candidates.then(|| outcome.candidates.iter().map(shown).collect()),
             reports: outcome
                 .reports

@@ -1,5 +1,6 @@
 //! The body of `POST /v1/critic/best-of-n`, and what it asks for.
 
+use flotilla_engine::Sampling;
 use flotilla_model::{Content, Message, Part};
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -8,14 +9,19 @@ use super::{Picture, best_of_n_answer::Told, check_writing, image_urls, not_empt
 use crate::{
     critic::{best_of_n::Plan, contest::Rules, judge::Manner, selector::Selector},
     http::{
-        chat_request::{Asked, ChatMessage, ChatRequest, ImageUrl, Stop},
+        chat_request::{ChatMessage, ImageUrl, conversation},
         error::ApiError,
+        sampling_fields::{MAX_N, Stop},
     },
     prompt::PromptTemplate,
+    service::{prompt::Conversation, wanted::Wanted},
 };
 
 /// Candidates where the request does not say.
 const DEFAULT_N: usize = 8;
+/// Stop strings, and bytes of each.
+const MAX_STOPS: usize = 4;
+const MAX_STOP_BYTES: usize = 1024;
 
 /// What a client may send: `messages`, or a `question` with pictures.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -47,6 +53,9 @@ pub struct BestOfNRequest {
     top_p: Option<f32>,
     /// Most likely tokens to draw from.
     top_k: Option<usize>,
+    /// Draws from tokens at least this share as likely as the most likely one.
+    #[schema(minimum = 0, maximum = 1)]
+    min_p: Option<f32>,
     /// Longest candidate, in tokens; if absent, what the context and the critic's prompt leave.
     #[schema(minimum = 1)]
     max_tokens: Option<usize>,
@@ -122,11 +131,11 @@ impl Default for CriticOptions {
 
 impl BestOfNRequest {
     /// Checks every field and takes the request apart: what is to be done, and what the answer repeats.
-    pub fn into_plan(self) -> Result<(Plan, Told), ApiError> {
+    pub fn into_plan(mut self) -> Result<(Plan, Told), ApiError> {
         check_writing(self.critic.temperature, self.critic.max_tokens)?;
-        let n = self.n.unwrap_or(DEFAULT_N);
         let seed = self.seed.unwrap_or_else(rand::random);
-        let (selectors, left_out) = selectors(&self, n)?;
+        let wanted = self.wanted(seed)?;
+        let (selectors, left_out) = selectors(&self, wanted.n)?;
         let told = Told {
             seed,
             candidates: self.candidates,
@@ -137,14 +146,11 @@ impl BestOfNRequest {
             both_orders: self.both_orders,
         };
         let critic = self.critic.clone();
-        let (asked, question) = self.into_asked(n, seed)?;
+        let (conversation, question) = self.conversation()?;
         let plan = Plan {
-            conversation: asked.conversation,
+            conversation,
             question,
-            n: asked.n,
-            sampling: asked.sampling,
-            max_tokens: asked.max_tokens,
-            stops: asked.stops,
+            wanted,
             selectors,
             rules,
             manner: Manner {
@@ -161,42 +167,69 @@ impl BestOfNRequest {
         Ok((plan, told))
     }
 
-    /// The candidates' request, and the question for the critic.
-    fn into_asked(mut self, n: usize, seed: u32) -> Result<(Asked, String), ApiError> {
-        let question = self.question.take();
-        if let Some(question) = &question {
+    /// What is drawn after the prompt.
+    fn wanted(&mut self, seed: u32) -> Result<Wanted, ApiError> {
+        let n = self.n.unwrap_or(DEFAULT_N);
+        if !(1..=MAX_N).contains(&n) {
+            return Err(ApiError::invalid("n", format!("n is {n}, not 1 to {MAX_N}")));
+        }
+        if self.max_tokens == Some(0) {
+            return Err(ApiError::invalid("max_tokens", "max_tokens is 0, not at least 1"));
+        }
+        let stops = match self.stop.take() {
+            None => Vec::new(),
+            Some(Stop::One(stop)) => vec![stop],
+            Some(Stop::Several(stops)) => stops,
+        };
+        if stops.len() > MAX_STOPS || stops.iter().any(|stop| !(1..=MAX_STOP_BYTES).contains(&stop.len())) {
+            let message = format!("stop takes at most {MAX_STOPS} strings of 1 to {MAX_STOP_BYTES} bytes");
+            return Err(ApiError::invalid("stop", message));
+        }
+        let sampling = Sampling {
+            temperature: self.temperature.unwrap_or(1.0),
+            top_p: self.top_p.unwrap_or(1.0),
+            top_k: self.top_k.unwrap_or(0),
+            min_p: self.min_p.unwrap_or(0.0),
+            seed: u64::from(seed),
+            ..Sampling::default()
+        };
+        if let Some((field, message)) = sampling.fault() {
+            return Err(ApiError::invalid(field, message));
+        }
+        Ok(Wanted {
+            n,
+            sampling,
+            max_tokens: self.max_tokens,
+            stops,
+            ignore_eos: false,
+            form: None,
+        })
+    }
+
+    /// What candidates answer, and the question as the critic is told it.
+    fn conversation(self) -> Result<(Conversation, String), ApiError> {
+        if let Some(question) = &self.question {
             not_empty("question", question)?;
         }
-        let urls = image_urls(self.image.take(), std::mem::take(&mut self.images))?;
-        let alone = self.messages.is_empty();
-        if !alone && (!urls.is_empty() || self.prompt_template.is_some()) {
-            let message = "pictures and prompt_template go with question; with messages, put the pictures into them";
-            return Err(ApiError::invalid("messages", message));
-        }
-        let messages = match (&question, alone) {
-            (Some(question), true) => {
-                let template = PromptTemplate::builtin(self.prompt_template.as_deref().unwrap_or("plain"));
-                let text = template.and_then(|template| template.render(question, None));
-                let text = text.map_err(|error| ApiError::invalid("prompt_template", crate::error::chain(&error)))?;
-                vec![ChatMessage::user(&urls, &text)]
+        let image_urls = image_urls(self.image, self.images)?;
+        if !self.messages.is_empty() {
+            if !image_urls.is_empty() || self.prompt_template.is_some() {
+                let message =
+                    "pictures and prompt_template go with question; with messages, put the pictures into them";
+                return Err(ApiError::invalid("messages", message));
             }
-            (None, true) => return Err(ApiError::invalid("messages", "give messages or a question")),
-            (_, false) => self.messages,
-        };
-        let asked = ChatRequest {
-            messages,
-            n: Some(n),
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            max_tokens: self.max_tokens,
-            seed: Some(i64::from(seed)),
-            stop: self.stop,
-            ..ChatRequest::default()
+            let conversation = conversation(self.messages)?;
+            let question = self.question.unwrap_or_else(|| transcript(&conversation.messages));
+            return Ok((conversation, question));
         }
-        .into_asked()?;
-        let question = question.unwrap_or_else(|| transcript(&asked.conversation.messages));
-        Ok((asked, question))
+        let Some(question) = self.question else {
+            return Err(ApiError::invalid("messages", "give messages or a question"));
+        };
+        let template = PromptTemplate::builtin(self.prompt_template.as_deref().unwrap_or("plain"));
+        let text = template.and_then(|template| template.render(&question, None));
+        let text = text.map_err(|error| ApiError::invalid("prompt_template", crate::error::chain(&error)))?;
+        let messages = vec![Message::user(image_urls.len(), &text)];
+        Ok((Conversation { messages, image_urls }, question))
     }
 }
 
@@ -268,7 +301,7 @@ mod tests {
         let (plan, told) = plan(&body).expect("valid");
         assert_eq!(plan.conversation.image_urls, ["data:a", "data:b"]);
         assert_eq!(plan.conversation.messages, [Message::user(2, "What?")]);
-        assert_eq!((plan.n, plan.question.as_str(), told.seed), (8, "What?", 7));
+        assert_eq!((plan.wanted.n, plan.question.as_str(), told.seed), (8, "What?", 7));
         assert_eq!(
             (plan.selectors.as_slice(), plan.manner.think),
             (&[Selector::Knockout][..], true)

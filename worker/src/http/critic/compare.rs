@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use flotilla_api::role::Purpose;
-use flotilla_engine::FinishReason;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Picture, Refusals, Usage, check_writing, image_urls, not_empty,
+    Picture, Refusals, check_writing, image_urls, not_empty,
     report::{RoundReport, StandingReport, TallyReport},
 };
 use crate::{
@@ -23,6 +22,7 @@ use crate::{
         pair::{Comparison, Opinion, Pair},
     },
     http::{
+        answer::{Finish, Usage},
         api::{Api, Body, check_model},
         chat_request::ImageUrl,
         error::ApiError,
@@ -106,8 +106,9 @@ impl From<CompareSelector> for Kind {
 /// What is answered.
 #[derive(Debug, Serialize, ToSchema)]
 struct CompareAnswer {
+    /// Names the answer.
     id: String,
-    #[schema(example = "critic.comparison")]
+    #[schema(value_type = String, example = "critic.comparison")]
     object: &'static str,
     /// Name of the model.
     model: String,
@@ -124,8 +125,7 @@ struct CompareAnswer {
     /// All that the critic wrote.
     raw: String,
     /// `stop` or `length`: a critic that ran out of tokens has not finished its thought. Null if it wrote nothing.
-    #[schema(value_type = Option<String>, example = "stop")]
-    finish_reason: Option<FinishReason>,
+    finish_reason: Option<Finish>,
     /// With both orders: whether they name different responses; null if one of them names none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<bool>)]
@@ -235,7 +235,7 @@ async fn two(service: &Service, judge: &Judge, both_orders: bool) -> Result<Comp
         margin,
         rationale: straight.rationale,
         raw: straight.raw,
-        finish_reason: straight.finish,
+        finish_reason: straight.finish.map(Finish::from),
         order_flip: swapped.is_some().then_some(flip),
         swapped: swapped.map(SwappedOpinion::from),
         ..CompareAnswer::new(service, Usage::new(spent.0, spent.1))

@@ -15,14 +15,14 @@ pub mod compare;
 pub mod report;
 pub mod score;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use utoipa::{IntoResponses, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
     api::Api,
     chat_request::{ChatPart, ImageUrl},
-    error::ApiError,
+    error::{ApiError, ErrorBody},
 };
 
 /// The endpoints.
@@ -53,55 +53,34 @@ fn image_urls(image: Option<ImageUrl>, images: Vec<Picture>) -> Result<Vec<Strin
     one.into_iter().chain(listed).collect()
 }
 
-/// Token counts of an answer.
-#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
-pub struct Usage {
-    /// Tokens of all prompts.
-    prompt_tokens: usize,
-    /// Tokens that were drawn or weighed.
-    completion_tokens: usize,
-    /// Their sum.
-    total_tokens: usize,
-}
-
-impl Usage {
-    fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
-        Self {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
-        }
-    }
-}
-
 /// How the endpoints refuse.
 #[derive(Debug, IntoResponses)]
 #[allow(dead_code, reason = "only its description is used")]
 enum Refusals {
     /// A field is wrong; `param` names it.
     #[response(status = 400)]
-    Invalid,
+    Invalid(ErrorBody),
     /// An API key is needed.
     #[response(status = 401)]
-    Unauthorized,
+    Unauthorized(ErrorBody),
     /// The deployment has another purpose.
     #[response(status = 403)]
-    Purpose,
+    Purpose(ErrorBody),
     /// Another model is served.
     #[response(status = 404)]
-    Model,
+    Model(ErrorBody),
     /// The body is too large.
     #[response(status = 413)]
-    TooLarge,
+    TooLarge(ErrorBody),
     /// Too many requests wait.
     #[response(status = 429)]
-    Overloaded,
+    Overloaded(ErrorBody),
     /// The model failed.
     #[response(status = 500)]
-    Failed,
+    Failed(ErrorBody),
     /// The model is being loaded, or the replica drains.
     #[response(status = 503)]
-    Unavailable,
+    Unavailable(ErrorBody),
 }
 
 fn yes() -> bool {

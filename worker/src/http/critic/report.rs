@@ -54,10 +54,10 @@ impl From<&Match> for PairReport {
 /// A decided round.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RoundReport {
-    /// Counted from 1.
+    /// Counted from 0.
     round: usize,
     /// Its pairs.
-    pairs: Vec<PairReport>,
+    comparisons: Vec<PairReport>,
     /// Who went on without an opponent.
     bye: Option<usize>,
 }
@@ -66,7 +66,7 @@ impl From<&Round> for RoundReport {
     fn from(round: &Round) -> Self {
         Self {
             round: round.number,
-            pairs: round.matches.iter().map(PairReport::from).collect(),
+            comparisons: round.matches.iter().map(PairReport::from).collect(),
             bye: round.bye,
         }
     }
@@ -180,7 +180,7 @@ impl CandidateScore {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ScoreProbability {
     /// The score.
-    score: f64,
+    value: f64,
     /// As the critic writes it.
     label: String,
     /// Given that the critic names a score of the scale.
@@ -192,7 +192,7 @@ pub fn probabilities(distribution: &Distribution) -> Vec<ScoreProbability> {
     let scores = distribution.scores.iter().zip(&distribution.probabilities);
     scores
         .map(|(score, probability)| ScoreProbability {
-            score: *score,
+            value: *score,
             label: Scale::label(*score),
             probability: *probability,
         })

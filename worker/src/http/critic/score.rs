@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use flotilla_api::role::Purpose;
-use flotilla_engine::FinishReason;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Picture, Refusals, Usage, check_writing, image_urls, not_empty,
+    Picture, Refusals, check_writing, image_urls, not_empty,
     report::{ScoreProbability, probabilities},
 };
 use crate::{
@@ -19,6 +18,7 @@ use crate::{
         scale::Scale,
     },
     http::{
+        answer::{Finish, Usage},
         api::{Api, Body, check_model},
         chat_request::ImageUrl,
         error::ApiError,
@@ -50,7 +50,7 @@ struct ScoreRequest {
     #[schema(min_length = 1, example = "7")]
     response: String,
     /// The scores; those of the template if absent, which are 1 to 10 by default.
-    scale: Option<ScaleRequest>,
+    range: Option<Range>,
     /// Let the critic write its thoughts before it scores. The distribution is read after them.
     #[serde(default)]
     think: bool,
@@ -71,13 +71,13 @@ struct ScoreRequest {
 /// Equally spaced scores, at most 101.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct ScaleRequest {
+struct Range {
     /// The least score.
     #[schema(example = 1)]
-    min: f64,
+    minimum: f64,
     /// The best score.
     #[schema(example = 10)]
-    max: f64,
+    maximum: f64,
     /// Between two scores.
     #[serde(default = "one")]
     #[schema(exclusive_minimum = 0, example = 1)]
@@ -91,8 +91,9 @@ fn one() -> f64 {
 /// What is answered.
 #[derive(Debug, Serialize, ToSchema)]
 struct Score {
+    /// Names the answer.
     id: String,
-    #[schema(example = "critic.score")]
+    #[schema(value_type = String, example = "critic.score")]
     object: &'static str,
     /// Name of the model.
     model: String,
@@ -108,14 +109,13 @@ struct Score {
     /// scores.
     mass: f64,
     /// The scores.
-    scale: ScaleRequest,
+    range: Range,
     /// Why, in the critic's words; null unless it was to think.
     rationale: Option<String>,
     /// All that the critic wrote before the box; empty unless it was to think.
     raw: String,
     /// Why its thoughts ended; null unless it was to think.
-    #[schema(value_type = Option<String>, example = "stop")]
-    finish_reason: Option<FinishReason>,
+    finish_reason: Option<Finish>,
     usage: Usage,
 }
 
@@ -144,9 +144,9 @@ async fn answer(service: Arc<Service>, request: ScoreRequest) -> Result<Score, A
     not_empty("response", &request.response)?;
     check_writing(request.temperature, request.max_tokens)?;
     let asking = service.critics().find(request.template.as_deref(), Shows::One)?;
-    let scale = match request.scale {
-        Some(ScaleRequest { min, max, step }) => {
-            Scale::new(min, max, step).map_err(|error| ApiError::invalid("scale", error.to_string()))?
+    let scale = match request.range {
+        Some(Range { minimum, maximum, step }) => {
+            Scale::new(minimum, maximum, step).map_err(|error| ApiError::invalid("range", error.to_string()))?
         }
         None => asking.template.scale,
     };
@@ -174,14 +174,14 @@ async fn answer(service: Arc<Service>, request: ScoreRequest) -> Result<Score, A
         entropy: distribution.entropy(),
         distribution: probabilities(distribution),
         mass: distribution.mass,
-        scale: ScaleRequest {
-            min: scale.min(),
-            max: scale.max(),
+        range: Range {
+            minimum: scale.min(),
+            maximum: scale.max(),
             step: scale.step(),
         },
         rationale: scored.rationale,
         raw: scored.raw,
-        finish_reason: scored.finish,
+        finish_reason: scored.finish.map(Finish::from),
         usage: Usage::new(scored.prompt_tokens, scored.completion_tokens),
     })
 }
