@@ -5,7 +5,7 @@ use std::{hint::black_box, time::Instant};
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
 use flotilla_grpo::{gradient::Gradients, logprob::token_log_probs};
-use flotilla_model::{ModelError, Pass, Row, TextBatch, Vlm};
+use flotilla_model::{ModelError, Pass, Row, Span, TextBatch, Vlm};
 use serde_json::json;
 
 use super::{arguments::ModelArguments, bytes};
@@ -45,6 +45,9 @@ pub struct BenchArguments {
 const MEMORY_BYTES: usize = 1 << 29;
 /// Side of the matrices that measure arithmetic.
 const MATRIX: usize = 2048;
+
+/// Tokens of a block of keys and values.
+const BLOCK: usize = 16;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -163,12 +166,26 @@ fn ids(model: &Vlm, length: usize) -> Vec<u32> {
     (0..length).map(|i| ((i * 7919 + 13) % vocabulary) as u32).collect()
 }
 
+/// A prompt that is computed at once.
+fn whole<'a>(row: &'a Row, blocks: &'a [u32]) -> Span<'a> {
+    Span {
+        ids: &row.ids,
+        positions: &row.positions,
+        features: Vec::new(),
+        stored: 0,
+        blocks,
+        wanted: true,
+    }
+}
+
 /// Only the last position's logits are computed.
 fn prefill(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Line, ModelError> {
     let length = arguments.prompt_tokens;
-    let batch = TextBatch::new(&[Row::text(ids(model, length))])?;
+    let row = Row::text(ids(model, length));
+    let blocks = (0..length.div_ceil(BLOCK) as u32).collect::<Vec<_>>();
+    let mut pool = model.pool(blocks.len(), BLOCK)?;
     let seconds = fastest(arguments.rounds, || {
-        let (_, hidden) = model.prefill(&batch, &[1], 1)?;
+        let hidden = model.extend(&mut pool, &[whole(&row, &blocks)])?;
         model.logits(&hidden, Pass::Infer)
     })?;
     Ok(Line {
@@ -183,16 +200,30 @@ fn prefill(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Lin
 fn decode(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Line, ModelError> {
     let (length, batch, new) = (arguments.prompt_tokens, arguments.batch, arguments.new_tokens);
     let text = &model.config().text;
-    let prompt = TextBatch::new(&[Row::text(ids(model, length))])?;
-    let (prefilled, _) = model.prefill(&prompt, &[batch], new)?;
+    let row = Row::text(ids(model, length));
+    // Every row has blocks of its own, as samples over different prompts do.
+    let own = (length + new).div_ceil(BLOCK) as u32;
+    let tables = (0..batch as u32).map(|row| (row * own..(row + 1) * own).collect::<Vec<_>>());
+    let tables = tables.collect::<Vec<_>>();
+    let mut pool = model.pool(batch * own as usize, BLOCK)?;
+    for blocks in &tables {
+        model.extend(&mut pool, &[whole(&row, blocks)])?;
+    }
     let mut best = f64::INFINITY;
     for _ in 0..arguments.rounds {
-        let mut cache = prefilled.clone();
-        cache.reserve(length + new)?;
         let start = Instant::now();
         for step in 0..new {
-            let ids = vec![(step * 31 % text.vocab_size) as u32; batch];
-            let hidden = model.decode(&mut cache, &ids)?;
+            let ids = [(step * 31 % text.vocab_size) as u32];
+            let positions = [[(length + step) as u32; 3]];
+            let spans = tables.iter().map(|blocks| Span {
+                ids: &ids,
+                positions: &positions,
+                features: Vec::new(),
+                stored: length + step,
+                blocks,
+                wanted: true,
+            });
+            let hidden = model.extend(&mut pool, &spans.collect::<Vec<_>>())?;
             black_box(model.logits(&hidden, Pass::Infer)?);
         }
         best = best.min(start.elapsed().as_secs_f64());

@@ -28,7 +28,7 @@ use std::{
 };
 
 use flotilla_api::role::{Purpose, Serve};
-use flotilla_engine::{EngineHandle, EngineThread, Limits};
+use flotilla_engine::{EngineHandle, EngineThread, Limits, VlmRunner};
 use flotilla_model::{Config, LoadOptions, Processor, Vlm};
 use tokio::sync::Semaphore;
 
@@ -57,7 +57,7 @@ pub struct Service {
     pub created: i64,
     /// Counters and latencies.
     pub metrics: Metrics,
-    engine: EngineHandle<Vlm>,
+    engine: EngineHandle<VlmRunner>,
     processor: Processor,
     critics: Critics,
     preparing: Semaphore,
@@ -106,12 +106,13 @@ impl Service {
             ..limits
         };
         let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
-        let (thread, engine) = EngineThread::spawn(model, version, limits, spec.max_queue as usize)
+        let runner = VlmRunner::new(model, &limits);
+        let (thread, engine) = EngineThread::spawn(runner, version, limits, spec.max_queue as usize)
             .map_err(|error| WorkerError::retryable("failed to start the engine's thread", error))?;
         let service = Self {
             name: spec.served_model_name.clone(),
             purpose: spec.purpose,
-            max_model_len: trained_len.min(spec.max_model_len as usize),
+            max_model_len: trained_len.min(spec.max_model_len as usize).min(limits.kv_tokens()),
             created: jiff::Timestamp::now().as_second(),
             metrics,
             engine,

@@ -63,7 +63,11 @@ impl Service {
         let prepared = self.processor.prepare(&conversation.messages, &pictures, room);
         let prompt = prepared.map_err(|error| refusal(error, wanted, limit))?;
         let room = limit - prompt.ids.len();
-        Ok((Arc::new(prompt.into()), max_tokens.unwrap_or(room)))
+        let prompt = Prompt::from(prompt);
+        // Digests of the pixels, here rather than on the engine's thread.
+        let identified = prompt.identity();
+        identified.map_err(|error| ServiceError::Engine(format!("failed to identify the prompt: {error}")))?;
+        Ok((Arc::new(prompt), max_tokens.unwrap_or(room)))
     }
 }
 
