@@ -8,9 +8,11 @@
 //! | [`wanted`] | what is drawn after a prompt, and what its text must be |
 //! | [`generation`] | tokens of one request as text, per sample |
 //! | [`text`] | ids to text piece by piece, stop strings |
+//! | [`critics`] | the templates by which the critic is asked, by name |
 //! | [`verdict`] | what a critic's text says, and how sure its tokens were |
 //! | [`metrics`] | counters and latencies |
 
+pub mod critics;
 pub mod generation;
 pub mod metrics;
 pub mod picture;
@@ -30,8 +32,8 @@ use flotilla_engine::{EngineHandle, EngineThread, Limits, VlmRunner};
 use flotilla_model::{Config, LoadOptions, Processor, Vlm};
 use tokio::sync::Semaphore;
 
-use self::{metrics::Metrics, verdict::VerdictTokens, wanted::Compiler};
-use crate::{error::WorkerError, prompt::PromptTemplate};
+use self::{critics::Critics, metrics::Metrics, wanted::Compiler};
+use crate::{error::WorkerError, prompt::critic::CriticTemplate};
 
 /// Bytes that keys and values of all running samples may take.
 const CACHE_BYTES: usize = 2 << 30;
@@ -57,8 +59,7 @@ pub struct Service {
     pub metrics: Metrics,
     engine: EngineHandle<VlmRunner>,
     processor: Processor,
-    critic_template: PromptTemplate,
-    verdict_tokens: VerdictTokens,
+    critics: Critics,
     preparing: Semaphore,
     compiler: Compiler,
 }
@@ -80,11 +81,12 @@ impl Slot {
 }
 
 impl Service {
-    /// Reads model and processor files and starts the engine's thread.
+    /// Reads model and processor files and starts the engine's thread. The critic is asked by the first of the templates
+    /// where a request names none.
     pub fn load(
         directory: &Path,
         spec: &Serve,
-        critic_template: PromptTemplate,
+        templates: Vec<(String, CriticTemplate)>,
         metrics: Metrics,
     ) -> Result<(Self, EngineThread), WorkerError> {
         let failed = |what: &str| format!("failed to {what} in {}", directory.display());
@@ -97,7 +99,7 @@ impl Service {
         let processor =
             Processor::load(directory).map_err(|error| WorkerError::permanent(failed("load the processor"), error))?;
         let trained_len = model.config().text.max_position_embeddings;
-        let verdict_tokens = VerdictTokens::new(processor.tokenizer());
+        let critics = Critics::new(templates, processor.tokenizer());
         let limits = Limits::default();
         let limits = Limits {
             kv_blocks: CACHE_BYTES / (bytes_per_token(&model) * limits.block_size),
@@ -115,8 +117,7 @@ impl Service {
             metrics,
             engine,
             processor,
-            critic_template,
-            verdict_tokens,
+            critics,
             preparing: Semaphore::new(PREPARED_AT_ONCE),
             compiler: Compiler::default(),
         };
@@ -134,14 +135,14 @@ impl Service {
         &self.processor
     }
 
-    /// How a comparison becomes the user's text.
-    pub fn critic_template(&self) -> &PromptTemplate {
-        &self.critic_template
+    /// The templates by which the critic is asked.
+    pub fn critics(&self) -> &Critics {
+        &self.critics
     }
 
-    /// Tokens from which a verdict's log-odds are read.
-    pub fn verdict_tokens(&self) -> &VerdictTokens {
-        &self.verdict_tokens
+    /// What the engine holds and has done.
+    pub fn stats(&self) -> &flotilla_engine::Stats {
+        self.engine.stats()
     }
 }
 
