@@ -48,14 +48,18 @@ for (const [view, options] of Object.entries(VIEWS)) {
   await page.locator("#compare-second").fill("The second quarter, with 31 units: its bar is the tallest of the four.");
   await page.getByRole("button", { name: "Compare" }).click();
   await page.getByRole("heading", { name: "Answer 1 is better" }).waitFor();
+  await page.evaluate(() => scrollTo(0, 0));
   await page.screenshot({ path: `${directory}/compare-${view}.png`, fullPage: true });
 
   await go("Best of N");
   await page.locator("#best-question").fill("Which quarter sold most?");
   await page.locator("#best-n").fill("16");
+  await page.getByLabel("Ask in both orders").last().check();
+  await page.getByLabel("Report every selector").check();
   await page.getByRole("button", { name: "Find the best" }).click();
-  await page.getByRole("heading", { name: /wins/ }).waitFor();
+  await page.getByRole("heading", { name: /is chosen/ }).waitFor();
   await page.getByText("All comparisons as a table").click();
+  await page.evaluate(() => scrollTo(0, 0));
   await page.screenshot({ path: `${directory}/best-${view}.png`, fullPage: true });
 
   await go("Score");
