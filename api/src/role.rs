@@ -193,6 +193,98 @@ pub struct Serve {
     pub max_model_len: u32,
     /// Requests that may wait; one more is answered 429.
     pub max_queue: u32,
+    /// How the engine is sized; what is absent the worker chooses.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub engine: EngineSettings,
+    /// Who is let in, and over what.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub access: AccessSettings,
+    /// Where pictures may come from besides data URLs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub media: MediaSettings,
+    /// Seconds that requests have to end once the server was asked to stop; 25 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_seconds: Option<u32>,
+    /// OpenTelemetry collector (OTLP over HTTP, for example `http://collector:4318`) that receives a span per request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<String>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// How the engine of role `serve` is sized.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EngineSettings {
+    /// Precision of weights and activations; 32 bits if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Precision>,
+    /// Blocks of the key-value cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_blocks: Option<u32>,
+    /// Bytes of the key-value cache, where `kvBlocks` does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_cache_bytes: Option<u64>,
+    /// Samples that are decoded at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_rows: Option<u32>,
+    /// Tokens that one step of the engine computes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_step_tokens: Option<u32>,
+}
+
+/// Precision of weights and activations.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 16 bits, 8 of them exponent.
+    Bf16,
+    /// 16 bits, 5 of them exponent.
+    F16,
+}
+
+/// Who may use a server of role `serve`, and over what.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AccessSettings {
+    /// File with one hashed API key per line; everybody is let in if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<String>,
+    /// Certificate and key; plain HTTP if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
+    /// Origins of web pages that may call the API from a browser (`https://example.com`, or `*` for all).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cors_origins: Vec<String>,
+}
+
+/// A certificate and its key, as PEM files that are read again when they change.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsFiles {
+    /// Certificate chain, the server's own first.
+    pub certificate_file: String,
+    /// Private key.
+    pub key_file: String,
+}
+
+/// Where role `serve` takes pictures from besides data URLs.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MediaSettings {
+    /// Hosts of https URLs: `example.com`, `*.example.com`, with `:port` for a port that is not 443, with `http://` for
+    /// plain HTTP.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub image_hosts: Vec<String>,
+    /// Directory below which `file://` URLs may point.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub media_root: Option<String>,
+    /// Turn pictures upright by their EXIF orientation; the reference's processors do not.
+    pub upright: bool,
 }
 
 /// What a served model is for.
@@ -239,6 +331,14 @@ mod tests {
         let text = serde_json::to_string(&config).expect("serializes");
         assert!(text.contains(r#""role":{"prepare":{"sourceUri""#));
         assert_eq!(serde_json::from_str::<RoleConfig>(&text).expect("parses"), config);
+    }
+
+    #[test]
+    fn settings_of_a_server_that_say_nothing_are_not_written() {
+        let text = r#"{"model":{"uri":"u"},"servedModelName":"m","purpose":"Both","maxModelLen":8,"maxQueue":1}"#;
+        let serve: Serve = serde_json::from_str(text).expect("parses");
+        // Serving pods are named by a hash of this text: a new field must not replace them.
+        assert_eq!(serde_json::to_string(&serve).expect("serializes"), text);
     }
 
     #[test]

@@ -10,7 +10,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use flotilla_api::{
     names,
     progress::Stage,
-    role::{ModelSource, Owner, Purpose, Role, RoleConfig, SCHEMA_VERSION, Serve},
+    role::{
+        AccessSettings, EngineSettings, MediaSettings, ModelSource, Owner, Purpose, Role, RoleConfig, SCHEMA_VERSION,
+        Serve,
+    },
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -359,6 +362,11 @@ fn by_hand(arguments: ServeArguments) -> Result<Assignment, WorkerError> {
         critic_template: Some(crate::prompt::template_argument(&arguments.template)?),
         max_model_len: arguments.max_model_len,
         max_queue: arguments.max_queue,
+        engine: EngineSettings::default(),
+        access: AccessSettings::default(),
+        media: MediaSettings::default(),
+        drain_seconds: None,
+        otlp_endpoint: None,
     };
     let config = RoleConfig {
         schema_version: SCHEMA_VERSION,

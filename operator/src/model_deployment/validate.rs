@@ -1,6 +1,6 @@
 //! From a ModelDeployment's spec and its model to the role and revision of its pods.
 
-use flotilla_api::role::{Role, RoleConfig, SCHEMA_VERSION, Serve};
+use flotilla_api::role::{AccessSettings, EngineSettings, MediaSettings, Role, RoleConfig, SCHEMA_VERSION, Serve};
 use sha2::{Digest, Sha256};
 
 use super::gather::Observed;
@@ -35,6 +35,11 @@ pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
         critic_template: spec.critic_template.clone(),
         max_model_len: positive(spec.max_model_len, "maxModelLen")?,
         max_queue: positive(spec.max_queue, "maxQueue")?,
+        engine: EngineSettings::default(),
+        access: AccessSettings::default(),
+        media: MediaSettings::default(),
+        drain_seconds: None,
+        otlp_endpoint: None,
     });
     volumes::claims(&role).map_err(|error| Refusal::invalid(error.to_string()))?;
     let config = RoleConfig {

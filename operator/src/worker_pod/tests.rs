@@ -1,7 +1,7 @@
 use flotilla_api::{
     conversion::Conversion,
     pod::PodOverrides,
-    role::{ModelSource, Prepare, Purpose, SCHEMA_VERSION, Serve},
+    role::{AccessSettings, EngineSettings, MediaSettings, ModelSource, Prepare, Purpose, SCHEMA_VERSION, Serve},
 };
 
 use super::*;
@@ -44,6 +44,11 @@ fn serve() -> RoleConfig {
         critic_template: None,
         max_model_len: 512,
         max_queue: 16,
+        engine: EngineSettings::default(),
+        access: AccessSettings::default(),
+        media: MediaSettings::default(),
+        drain_seconds: None,
+        otlp_endpoint: None,
     }))
 }
 

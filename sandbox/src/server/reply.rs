@@ -79,7 +79,11 @@ pub async fn as_yaml(reply: Reply) -> Reply {
     };
     let text = serde_json::from_slice::<Value>(&bytes)
         .map_err(ApiError::internal)
-        .and_then(|value| serde_yaml::to_string(&value).map_err(ApiError::internal));
+        .and_then(|mut value| {
+            // As Kubernetes' YAML, whichever order the build's maps keep.
+            value.sort_all_objects();
+            serde_yaml::to_string(&value).map_err(ApiError::internal)
+        });
     match text {
         Ok(text) => {
             let media = HeaderValue::from_static("application/yaml");

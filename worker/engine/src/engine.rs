@@ -4,7 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     error::EngineError,
-    request::{FinishReason, Request, Sampling, Token},
+    recipe::Recipe,
+    request::{FinishReason, Request, Token},
     runner::{Logits, RequestFor, Runner},
     scheduler::{Admission, Limits, Scheduler},
     sequence::{RequestId, Sequence},
@@ -39,7 +40,7 @@ pub struct Engine<R: Runner> {
 #[derive(Debug)]
 struct Active<P> {
     prompt: Arc<P>,
-    sampling: Arc<Sampling>,
+    recipe: Arc<Recipe>,
     row_tokens: usize,
     unfinished: usize,
     cancelled: bool,
@@ -66,9 +67,13 @@ impl<R: Runner> Engine<R> {
     /// Takes a request; its tokens come out of [`Self::step`] under the number returned.
     pub fn submit(&mut self, request: &RequestFor<R>) -> Result<RequestId, EngineError> {
         let Request {
-            prompt, n, sampling, ..
+            prompt,
+            n,
+            sampling,
+            constraint,
+            ..
         } = request;
-        sampling.validate()?;
+        let recipe = Recipe::new(sampling, constraint.as_ref(), *n, self.runner.prompt_ids(prompt))?;
         let prompt_tokens = self.runner.prompt_tokens(prompt);
         if *n == 0 || prompt_tokens == 0 {
             let fault = format!("{n} samples over a prompt of {prompt_tokens} tokens");
@@ -79,7 +84,7 @@ impl<R: Runner> Engine<R> {
         self.scheduler.enqueue(id, *n, prompt_tokens, sampling.max_tokens);
         let active = Active {
             prompt: prompt.clone(),
-            sampling: Arc::new(sampling.clone()),
+            recipe: Arc::new(recipe),
             row_tokens: prompt_tokens + sampling.max_tokens,
             unfinished: *n,
             cancelled: false,
@@ -195,9 +200,9 @@ impl<R: Runner> Engine<R> {
             };
             prompts.push(active.prompt.clone());
             repeat.push(admission.samples.len());
-            room = room.max(active.sampling.max_tokens);
-            let sampling = &active.sampling;
-            let sequence = |sample| Sequence::new(admission.request, sample, sampling.clone());
+            room = room.max(active.recipe.sampling().max_tokens);
+            let recipe = &active.recipe;
+            let sequence = |sample| Sequence::new(admission.request, sample, recipe.clone());
             rows.extend(admission.samples.clone().map(sequence));
         }
         let prompts: Vec<&R::Prompt> = prompts.iter().map(AsRef::as_ref).collect();

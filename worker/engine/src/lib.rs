@@ -11,6 +11,11 @@
 //! |---|---|
 //! | [`request`] | what is asked for and what comes back |
 //! | [`constraint`] | what a completion may be |
+//! | [`choice`] | a set of answers as a trie |
+//! | [`grammar`] | JSON schemas, regular expressions and grammars, compiled for a tokenizer |
+//! | [`recipe`] | what the samples of a request share |
+//! | [`history`] | penalties for what was said |
+//! | [`distribution`] | probabilities, and what `top_k`, `top_p` and `min_p` leave of them |
 //! | [`sampler`] | from logits to a token and its log-probability |
 //! | [`sequence`] | one sample on its way |
 //! | [`scheduler`] | who may start: rows and tokens, first come first served |
@@ -21,9 +26,14 @@
 //! | [`rollout`] | the loop on the caller's thread |
 //! | [`thread`] | the loop on its own thread, for async callers |
 
+pub mod choice;
 pub mod constraint;
+pub mod distribution;
 pub mod engine;
 pub mod error;
+pub mod grammar;
+pub mod history;
+pub mod recipe;
 pub mod request;
 pub mod rollout;
 pub mod runner;
@@ -37,6 +47,8 @@ pub mod vlm;
 pub use constraint::Constraint;
 pub use engine::{Engine, Event};
 pub use error::EngineError;
+pub use grammar::{Grammar, GrammarSource, Grammars};
+pub use recipe::Recipe;
 pub use request::{Completion, FinishReason, Group, Request, Sampling, Token};
 pub use rollout::{generate, generate_each};
 pub use runner::Runner;

@@ -63,19 +63,96 @@ impl Default for Sampling {
     }
 }
 
+/// Most likely tokens that may be recorded at a position.
+pub const MAX_TOP: usize = 256;
+
 impl Sampling {
     /// Refuses what no distribution can be drawn from.
     pub fn validate(&self) -> Result<(), EngineError> {
-        let fault = if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            format!("temperature {} is not a number of at least 0", self.temperature)
-        } else if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            format!("top_p {} is not in (0, 1]", self.top_p)
-        } else if self.max_tokens == 0 {
-            "max_tokens is 0".to_owned()
-        } else {
-            return Ok(());
-        };
-        Err(EngineError::InvalidRequest(fault))
+        match self.fault() {
+            Some((_, fault)) => Err(EngineError::InvalidRequest(fault)),
+            None => Ok(()),
+        }
+    }
+
+    /// The first field that is wrong, and what is wrong with it.
+    pub fn fault(&self) -> Option<(&'static str, String)> {
+        let number =
+            |field, value: f32, range: &str, valid: bool| (field, valid, format!("{field} is {value}, not {range}"));
+        let wrong_bias = self
+            .logit_bias
+            .iter()
+            .find(|(_, bias)| bias.is_nan() || *bias == f32::INFINITY);
+        let checks = [
+            number(
+                "temperature",
+                self.temperature,
+                "a number of at least 0",
+                self.temperature >= 0.0 && self.temperature.is_finite(),
+            ),
+            number(
+                "top_p",
+                self.top_p,
+                "above 0 and at most 1",
+                self.top_p > 0.0 && self.top_p <= 1.0,
+            ),
+            number("min_p", self.min_p, "0 to 1", (0.0..=1.0).contains(&self.min_p)),
+            number(
+                "repetition_penalty",
+                self.repetition_penalty,
+                "a number above 0",
+                self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite(),
+            ),
+            number(
+                "presence_penalty",
+                self.presence_penalty,
+                "a number",
+                self.presence_penalty.is_finite(),
+            ),
+            number(
+                "frequency_penalty",
+                self.frequency_penalty,
+                "a number",
+                self.frequency_penalty.is_finite(),
+            ),
+            (
+                "logit_bias",
+                wrong_bias.is_none(),
+                wrong_bias.map_or_else(String::new, |(id, bias)| {
+                    format!("logit_bias of token {id} is {bias}, not a number")
+                }),
+            ),
+            (
+                "max_tokens",
+                self.max_tokens > 0,
+                "max_tokens is 0, not at least 1".to_owned(),
+            ),
+            (
+                "min_tokens",
+                self.min_tokens <= self.max_tokens,
+                format!("min_tokens is {}, max_tokens only {}", self.min_tokens, self.max_tokens),
+            ),
+            (
+                "top_log_probabilities",
+                self.top_log_probabilities <= MAX_TOP,
+                format!(
+                    "top_log_probabilities is {}, not 0 to {MAX_TOP}",
+                    self.top_log_probabilities
+                ),
+            ),
+        ];
+        let wrong = checks.into_iter().find(|(_, valid, _)| !valid);
+        wrong.map(|(field, _, fault)| (field, fault))
+    }
+
+    /// Whether tokens that were there before are drawn less or more often.
+    pub fn penalizes_repetition(&self) -> bool {
+        self.repetition_penalty != 1.0
+    }
+
+    /// Whether a penalty counts the tokens of the completion.
+    pub fn counts_tokens(&self) -> bool {
+        self.penalizes_repetition() || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
@@ -159,4 +236,36 @@ impl Completion {
 pub struct Group {
     /// Sample `i` is drawn from stream `i` of the request's seed.
     pub completions: Vec<Completion>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_field_and_value() {
+        let of = |change: &dyn Fn(&mut Sampling)| {
+            let mut sampling = Sampling::default();
+            change(&mut sampling);
+            sampling.fault()
+        };
+        assert_eq!(of(&|_| {}), None);
+        let faults = [
+            of(&|sampling| sampling.temperature = -1.0),
+            of(&|sampling| sampling.top_p = 0.0),
+            of(&|sampling| sampling.min_p = 1.5),
+            of(&|sampling| sampling.repetition_penalty = 0.0),
+            of(&|sampling| sampling.presence_penalty = f32::NAN),
+            of(&|sampling| sampling.frequency_penalty = f32::INFINITY),
+            of(&|sampling| sampling.logit_bias = vec![(5, f32::NAN)]),
+            of(&|sampling| sampling.max_tokens = 0),
+            of(&|sampling| sampling.min_tokens = 17),
+            of(&|sampling| sampling.top_log_probabilities = 257),
+        ];
+        let values = ["-1", "0", "1.5", "0", "NaN", "inf", "NaN", "0", "17", "257"];
+        for (fault, value) in faults.into_iter().zip(values) {
+            let (field, message) = fault.expect("refused");
+            assert!(message.starts_with(field) && message.contains(value), "{message}");
+        }
+    }
 }

@@ -29,8 +29,13 @@ pub trait Runner {
     /// Keys and values of the rows that are being decoded.
     type Cache;
 
+    /// Ids of a prompt's tokens, placeholders of visuals included.
+    fn prompt_ids<'a>(&self, prompt: &'a Self::Prompt) -> &'a [u32];
+
     /// Tokens of a prompt.
-    fn prompt_tokens(&self, prompt: &Self::Prompt) -> usize;
+    fn prompt_tokens(&self, prompt: &Self::Prompt) -> usize {
+        self.prompt_ids(prompt).len()
+    }
 
     /// Computes each prompt once and lays prompt `i` `repeat[i]` times into a new cache with room for `room` more tokens
     /// a row. The logits are those after the prompt, one row for each row of the cache.
@@ -50,6 +55,10 @@ pub trait Runner {
 impl<R: Runner> Runner for &R {
     type Prompt = R::Prompt;
     type Cache = R::Cache;
+
+    fn prompt_ids<'a>(&self, prompt: &'a Self::Prompt) -> &'a [u32] {
+        (**self).prompt_ids(prompt)
+    }
 
     fn prompt_tokens(&self, prompt: &Self::Prompt) -> usize {
         (**self).prompt_tokens(prompt)

@@ -3,7 +3,10 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::request::{Sampling, Token};
+use crate::{
+    distribution::Distribution,
+    request::{Sampling, Token},
+};
 
 /// Draws the tokens of one sample. Its state depends on the request's seed, the sample's index and the number of tokens
 /// drawn, and on nothing else.
@@ -20,120 +23,46 @@ impl Sampler {
         Self { random }
     }
 
-    /// Draws one token from logits `[vocabulary]`. None if they give no distribution (a NaN, or nothing finite).
+    /// Draws one token from logits `[vocabulary]` as they are: by temperature, `top_k`, `top_p` and `min_p`. None if they give
+    /// no distribution (a NaN, or nothing finite).
     pub fn draw(&mut self, logits: &[f32], sampling: &Sampling) -> Option<Token> {
+        self.draw_adjusted(logits, None, sampling, None)
+    }
+
+    /// As [`Self::draw`], from the `adjusted` logits if there are any, or without a draw the token that is `forced`. `logits`
+    /// remain those of the model.
+    pub fn draw_adjusted(
+        &mut self,
+        logits: &[f32],
+        adjusted: Option<&[f32]>,
+        sampling: &Sampling,
+        forced: Option<u32>,
+    ) -> Option<Token> {
         let greedy = sampling.temperature == 0.0;
-        // One draw per token, greedy or not, so that a position always meets the same random number.
+        // One draw per token, whether it is needed or not, so that a position always meets the same random number.
         let uniform: f64 = self.random.random();
         let temperature = if greedy { 1.0 } else { sampling.temperature };
-        let distribution = Distribution::new(logits, temperature)?;
-        let id = if greedy {
-            distribution.most_likely()
-        } else if sampling.top_k == 0 && sampling.top_p >= 1.0 {
-            distribution.at(uniform)
-        } else {
-            distribution.at_truncated(uniform, sampling.top_k, sampling.top_p)
+        let model = Distribution::new(logits, 1.0)?;
+        let distribution = match adjusted {
+            None if temperature == 1.0 => model,
+            adjusted => Distribution::new(adjusted.unwrap_or(logits), temperature)?,
         };
-        let untempered = Distribution::new(logits, 1.0)?;
-        let of = |id: &u32| untempered.log_probability(*id as usize);
+        let id = match forced {
+            Some(id) => id as usize,
+            None if greedy => distribution.most_likely(),
+            None => distribution.at(uniform, sampling),
+        };
+        let of = |id: &u32| model.log_probability(*id as usize);
         Some(Token {
             id: u32::try_from(id).ok()?,
             log_probability: distribution.log_probability(id),
-            model_log_probability: untempered.log_probability(id),
+            model_log_probability: model.log_probability(id),
             watched: sampling.watched_ids.iter().map(of).collect(),
-            top: Vec::new(),
+            top: match sampling.top_log_probabilities {
+                0 => Vec::new(),
+                count => model.top(count),
+            },
         })
-    }
-}
-
-/// A softmax that is not materialised: `exp(logit / temperature - peak) / mass`.
-struct Distribution<'a> {
-    logits: &'a [f32],
-    inverse_temperature: f32,
-    peak: f32,
-    mass: f64,
-}
-
-impl<'a> Distribution<'a> {
-    fn new(logits: &'a [f32], temperature: f32) -> Option<Self> {
-        let inverse_temperature = 1.0 / temperature;
-        let mut peak = f32::NEG_INFINITY;
-        let mut broken = false;
-        for logit in logits {
-            broken |= logit.is_nan();
-            peak = peak.max(*logit);
-        }
-        if broken || !peak.is_finite() {
-            return None;
-        }
-        let mut distribution = Self {
-            logits,
-            inverse_temperature,
-            peak: peak * inverse_temperature,
-            mass: 0.0,
-        };
-        distribution.mass = (0..logits.len()).map(|id| distribution.weight(id)).sum();
-        Some(distribution)
-    }
-
-    /// Probability of a token times [`Self::mass`].
-    fn weight(&self, id: usize) -> f64 {
-        f64::from((self.logits[id] * self.inverse_temperature - self.peak).exp())
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "log-probabilities are f32 throughout")]
-    fn log_probability(&self, id: usize) -> f32 {
-        match self.logits.get(id) {
-            Some(logit) => (f64::from(logit * self.inverse_temperature - self.peak) - self.mass.ln()) as f32,
-            None => f32::NEG_INFINITY,
-        }
-    }
-
-    /// The token of the highest logit; of equals the one with the lowest id.
-    fn most_likely(&self) -> usize {
-        let better = |best: usize, id: usize| if self.logits[id] > self.logits[best] { id } else { best };
-        (1..self.logits.len()).fold(0, better)
-    }
-
-    /// The token at which the cumulated probability, in the order of ids, exceeds `uniform` in [0, 1).
-    fn at(&self, uniform: f64) -> usize {
-        self.walk(0..self.logits.len(), uniform * self.mass)
-    }
-
-    /// As [`Self::at`], in falling probability, among the `top_k` most likely that reach a share of `top_p`.
-    fn at_truncated(&self, uniform: f64, top_k: usize, top_p: f32) -> usize {
-        let mut ids: Vec<usize> = (0..self.logits.len()).collect();
-        // A stable sort: tokens of equal probability stay in the order of their ids.
-        ids.sort_by(|a, b| self.logits[*b].total_cmp(&self.logits[*a]));
-        if top_k > 0 {
-            ids.truncate(top_k);
-        }
-        let nucleus = f64::from(top_p) * ids.iter().map(|id| self.weight(*id)).sum::<f64>();
-        let mut kept = 0.0;
-        let mut count = 0;
-        while count < ids.len() && (count == 0 || kept < nucleus) {
-            kept += self.weight(ids[count]);
-            count += 1;
-        }
-        ids.truncate(count);
-        self.walk(ids.iter().copied(), uniform * kept)
-    }
-
-    fn walk(&self, ids: impl Iterator<Item = usize>, target: f64) -> usize {
-        let mut cumulated = 0.0;
-        let mut last = 0;
-        for id in ids {
-            let weight = self.weight(id);
-            if weight == 0.0 {
-                continue;
-            }
-            cumulated += weight;
-            last = id;
-            if cumulated > target {
-                break;
-            }
-        }
-        last
     }
 }
 
@@ -179,6 +108,36 @@ mod tests {
         let watched = draw(&[0.0, 3f32.ln()], &sampling, 0).watched;
         assert!((watched[0] - watched[1] - 3f32.ln()).abs() < 1e-6);
         assert_eq!(watched[2], f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn the_model_s_own_log_probabilities_know_no_temperature_and_no_adjustment() {
+        let sampling = Sampling {
+            top_log_probabilities: 1,
+            ..sampling(0.5, 1.0, 0)
+        };
+        let logits = [0.0, 3f32.ln()];
+        let adjusted = [0.0, f32::NEG_INFINITY];
+        let token = Sampler::new(0, 0).draw_adjusted(&logits, Some(&adjusted), &sampling, None);
+        let token = token.expect("a distribution");
+        assert_eq!((token.id, token.log_probability), (0, 0.0));
+        assert!((token.model_log_probability - 0.25f32.ln()).abs() < 1e-6);
+        assert_eq!(token.top[0].0, 1);
+        assert!((token.top[0].1 - 0.75f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_forced_token_leaves_the_random_numbers_of_those_after_it_in_place() {
+        let logits = [0.0; 64];
+        let (mut free, mut forced) = (Sampler::new(5, 0), Sampler::new(5, 0));
+        let sampling = Sampling::default();
+        free.draw(&logits, &sampling);
+        let token = forced
+            .draw_adjusted(&logits, None, &sampling, Some(7))
+            .expect("a distribution");
+        assert_eq!(token.id, 7);
+        assert!((token.log_probability + 64f32.ln()).abs() < 1e-6);
+        assert_eq!(free.draw(&logits, &sampling), forced.draw(&logits, &sampling));
     }
 
     #[test]

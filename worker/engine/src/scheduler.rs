@@ -6,24 +6,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::sequence::RequestId;
 
-/// What may be in memory at once.
+/// What may be in memory at once, and how much one step computes.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Samples that are decoded at once.
+    /// Samples that are computed at once.
     pub max_rows: usize,
-    /// Prompt tokens, padding included, that one prefill computes. A longer prompt is computed alone.
-    pub max_prefill_tokens: usize,
-    /// Positions of the key-value cache, over all rows. A row that needs more is run alone.
-    pub max_cache_tokens: usize,
+    /// Tokens that one step computes: one for each sample that is decoded, the rest prompts, in chunks.
+    pub max_step_tokens: usize,
+    /// Blocks of the key-value cache.
+    pub kv_blocks: usize,
+    /// Tokens of a block.
+    pub block_size: usize,
+    /// Bytes of pictures' features that are kept for other requests.
+    pub feature_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             max_rows: 256,
-            max_prefill_tokens: 8192,
-            max_cache_tokens: 1 << 20,
+            max_step_tokens: 2048,
+            kv_blocks: 1 << 16,
+            block_size: 16,
+            feature_bytes: 256 << 20,
         }
+    }
+}
+
+impl Limits {
+    /// Tokens that the blocks hold.
+    pub fn kv_tokens(&self) -> usize {
+        self.kv_blocks.saturating_mul(self.block_size)
     }
 }
 
@@ -88,11 +102,11 @@ impl Scheduler {
         while let Some(next) = self.waiting.front_mut() {
             let idle = self.rows == 0;
             let padded = longest.max(next.prompt_tokens) * (admissions.len() + 1);
-            if !admissions.is_empty() && padded > self.limits.max_prefill_tokens {
+            if !admissions.is_empty() && padded > self.limits.max_step_tokens {
                 break;
             }
             let by_rows = self.limits.max_rows.saturating_sub(self.rows);
-            let by_cache = self.limits.max_cache_tokens.saturating_sub(self.cache_tokens) / next.row_tokens.max(1);
+            let by_cache = self.limits.kv_tokens().saturating_sub(self.cache_tokens) / next.row_tokens.max(1);
             // What does not fit into an empty engine runs alone rather than never.
             let fits = by_rows.min(by_cache).max(usize::from(idle));
             let wanted = next.samples.len();
@@ -150,11 +164,13 @@ mod tests {
 
     use super::*;
 
-    fn limits(max_rows: usize, max_prefill_tokens: usize, max_cache_tokens: usize) -> Limits {
+    fn limits(max_rows: usize, max_step_tokens: usize, max_cache_tokens: usize) -> Limits {
         Limits {
             max_rows,
-            max_prefill_tokens,
-            max_cache_tokens,
+            max_step_tokens,
+            kv_blocks: max_cache_tokens,
+            block_size: 1,
+            ..Limits::default()
         }
     }
 

@@ -45,8 +45,8 @@ impl Runner for Vlm {
     type Prompt = Prompt;
     type Cache = KvCache;
 
-    fn prompt_tokens(&self, prompt: &Prompt) -> usize {
-        prompt.row.ids.len()
+    fn prompt_ids<'a>(&self, prompt: &'a Prompt) -> &'a [u32] {
+        &prompt.row.ids
     }
 
     fn prefill(&self, prompts: &[&Prompt], repeat: &[usize], room: usize) -> Result<(KvCache, Logits), Cause> {

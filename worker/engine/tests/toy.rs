@@ -44,8 +44,8 @@ impl Runner for Toy {
     type Prompt = Vec<u32>;
     type Cache = Vec<Vec<u32>>;
 
-    fn prompt_tokens(&self, prompt: &Vec<u32>) -> usize {
-        prompt.len()
+    fn prompt_ids<'a>(&self, prompt: &'a Vec<u32>) -> &'a [u32] {
+        prompt
     }
 
     fn prefill(&self, prompts: &[&Vec<u32>], repeat: &[usize], _: usize) -> Result<(Self::Cache, Logits), Cause> {
@@ -116,10 +116,12 @@ fn requests() -> impl Strategy<Value = Vec<Request<Vec<u32>>>> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (1usize..12, 1usize..20, 1usize..60).prop_map(|(max_rows, max_prefill_tokens, max_cache_tokens)| Limits {
+    (1usize..12, 1usize..20, 1usize..60).prop_map(|(max_rows, max_step_tokens, max_cache_tokens)| Limits {
         max_rows,
-        max_prefill_tokens,
-        max_cache_tokens,
+        max_step_tokens,
+        kv_blocks: max_cache_tokens,
+        block_size: 1,
+        ..Limits::default()
     })
 }
 

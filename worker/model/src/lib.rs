@@ -58,7 +58,7 @@ pub use lora::{Lora, LoraConfig};
 pub use media::{ImageLimits, Medium, MediumSize, Picture, Sampling, Video, VideoLimits};
 pub use parameter::Parameter;
 pub use processor::{Plan, Processor, Prompt};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{TokenBytes, Tokenizer};
 pub use visual::{Grid, Layout, Visual, VisualProcessor};
 pub use vlm::{LoadOptions, Pass, Vlm};
 

@@ -1,8 +1,9 @@
 //! Text to token ids and back by the checkpoint's `tokenizer.json`; the ids that stop a completion.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use serde_json::Value;
+use tokenizers::DecoderWrapper;
 
 use crate::{ModelError, Result};
 
@@ -17,6 +18,18 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     stop_ids: Vec<u32>,
     pad_id: u32,
+    /// Tokens beside the model's vocabulary, and whether they are special.
+    added: HashMap<u32, bool>,
+    byte_level: bool,
+}
+
+/// What a token stands for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TokenBytes {
+    /// Its bytes; a character may be spread over several tokens.
+    pub bytes: Vec<u8>,
+    /// It steers the model and is no part of a text.
+    pub special: bool,
 }
 
 impl Tokenizer {
@@ -44,7 +57,10 @@ impl Tokenizer {
             .token_to_id(DOCUMENT_END)
             .or_else(|| read("pad_token_id")?.first().copied());
         let pad_id = pad_id.or(stop_ids.first().copied()).unwrap_or(0);
+        let added = inner.get_added_tokens_decoder().into_iter();
         Ok(Self {
+            byte_level: matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))),
+            added: added.map(|(id, token)| (id, token.special)).collect(),
             inner,
             stop_ids,
             pad_id,
@@ -72,6 +88,32 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Whether the tokens of the vocabulary are sequences of bytes, each written as one character.
+    pub fn is_byte_level(&self) -> bool {
+        self.byte_level
+    }
+
+    /// One more than the largest id.
+    pub fn id_limit(&self) -> u32 {
+        let own = u32::try_from(self.inner.get_vocab_size(false)).unwrap_or(u32::MAX);
+        let added = self.added.keys().map(|id| id.saturating_add(1));
+        added.max().unwrap_or(0).max(own)
+    }
+
+    /// What a token stands for, None of an id that the tokenizer does not have.
+    pub fn token_bytes(&self, id: u32) -> Option<TokenBytes> {
+        let token = self.inner.id_to_token(id)?;
+        let added = self.added.get(&id);
+        let written = || token.chars().map(byte_of).collect::<Option<Vec<u8>>>();
+        let bytes = if self.byte_level && added.is_none() {
+            written().unwrap_or_else(|| token.clone().into_bytes())
+        } else {
+            token.into_bytes()
+        };
+        let special = added.copied().unwrap_or(false);
+        Some(TokenBytes { bytes, special })
+    }
+
     /// Ids that end a completion.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
@@ -91,6 +133,19 @@ impl Tokenizer {
 #[expect(clippy::needless_pass_by_value, reason = "passed to map_err")]
 fn tokenizer_error(error: tokenizers::Error) -> ModelError {
     ModelError::Tokenizer(error.to_string())
+}
+
+/// The byte that a character of a byte-level vocabulary stands for: printable ones of Latin-1 for themselves, the other 68 bytes
+/// in their order from U+0100 on (`bytes_to_unicode` of GPT-2).
+fn byte_of(character: char) -> Option<u8> {
+    let is_printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let code = u32::from(character);
+    match u8::try_from(code) {
+        Ok(byte) => Some(byte).filter(is_printable),
+        Err(_) => (0..=u8::MAX)
+            .filter(|byte| !is_printable(byte))
+            .nth(code as usize - 0x100),
+    }
 }
 
 /// A JSON file that may be absent.
@@ -125,6 +180,34 @@ mod tests {
         assert_eq!(ids(Some(&serde_json::json!(5))), [5]);
         assert_eq!(ids(Some(&serde_json::json!([5, 6]))), [5, 6]);
         assert!(ids(Some(&Value::Null)).is_empty());
+    }
+
+    #[test]
+    fn the_characters_of_a_byte_level_vocabulary_are_the_256_bytes() {
+        let bytes = (0..0x144).filter_map(char::from_u32).filter_map(byte_of);
+        let mut bytes = bytes.collect::<Vec<_>>();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..=u8::MAX).collect::<Vec<_>>());
+        assert_eq!(
+            [byte_of('Ġ'), byte_of('Ċ'), byte_of('Ã')],
+            [Some(b' '), Some(b'\n'), Some(0xC3)]
+        );
+        assert_eq!([byte_of(' '), byte_of('\u{144}'), byte_of('中')], [None; 3]);
+    }
+
+    #[test]
+    fn the_bytes_of_tokens_are_those_of_the_text_and_special_ones_are_marked() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/fixtures/tiny-qwen2.5-vl");
+        let tokenizer = Tokenizer::load(&dir).unwrap();
+        let text = "Größe 7: \u{1F600} <tool_call>";
+        let ids = tokenizer.encode(text).unwrap();
+        let bytes = ids.iter().flat_map(|id| tokenizer.token_bytes(*id).unwrap().bytes);
+        assert_eq!(String::from_utf8(bytes.collect()).unwrap(), text);
+        let end = tokenizer.token_id(TURN_END).unwrap();
+        let end = tokenizer.token_bytes(end).unwrap();
+        assert_eq!((end.bytes.as_slice(), end.special), (TURN_END.as_bytes(), true));
+        assert_eq!(tokenizer.token_bytes(tokenizer.id_limit()), None);
+        assert_eq!(tokenizer.id_limit(), 506);
     }
 
     #[test]

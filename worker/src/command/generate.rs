@@ -144,7 +144,7 @@ impl Draft {
             self.detokenizer.push(event.token.id, tokenizer)
         };
         if event.finish.is_some() {
-            piece.push_str(&self.detokenizer.finish(tokenizer));
+            piece.push_str(&self.detokenizer.finish());
         }
         self.text.push_str(&piece);
         piece

@@ -10,7 +10,7 @@ use flotilla_api::{progress::Stage, role::Purpose};
 use serde::de::DeserializeOwned;
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{chat, compare, error::ApiError, models, page};
+use super::{chat, compare, completions, error::ApiError, models, page};
 use crate::{
     progress::ProgressCell,
     service::{Service, Slot, metrics::Metrics},
@@ -81,6 +81,7 @@ pub fn router(state: Api) -> Router {
     let (router, _document) = OpenApiRouter::new()
         .merge(models::router(state.clone()))
         .merge(chat::router(state.clone()))
+        .merge(completions::router(state.clone()))
         .merge(compare::router(state))
         .split_for_parts();
     router

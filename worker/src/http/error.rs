@@ -5,9 +5,34 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use crate::service::ServiceError;
+
+/// The body of every answer that is an error, as `OpenAI`'s clients read it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
+pub struct ErrorDetail {
+    /// For people: what was wrong, where, and what to do.
+    pub message: String,
+    /// For programs: the kind of the error.
+    #[serde(rename = "type")]
+    #[schema(example = "invalid_request_error")]
+    pub kind: String,
+    /// The field of the request that is wrong, where one is.
+    pub param: Option<String>,
+    /// For programs: which error it is.
+    #[schema(example = "invalid_value")]
+    pub code: String,
+}
 
 /// A request that is not answered.
 #[derive(Clone, Debug)]
@@ -43,14 +68,26 @@ impl ApiError {
     }
 
     /// The body.
-    pub fn json(&self) -> serde_json::Value {
+    pub fn body(&self) -> ErrorBody {
         let kind = match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
-        json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+        ErrorBody {
+            error: ErrorDetail {
+                message: self.message.clone(),
+                kind: kind.to_owned(),
+                param: self.param.map(str::to_owned),
+                code: self.code.to_owned(),
+            },
+        }
+    }
+
+    /// The body, as an event of a stream that has begun carries it.
+    pub fn json(&self) -> Value {
+        json!(self.body())
     }
 }
 
@@ -72,7 +109,7 @@ impl From<ServiceError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.json())).into_response();
+        let mut response = (self.status, Json(self.body())).into_response();
         if matches!(
             self.status,
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE

@@ -3,10 +3,12 @@
 //! [`common`] is what every role answers; [`mod@api`] adds the model's endpoints for role `serve`, [`rollouts`] and
 //! [`weights`] those of role `rollout`, [`rollout_pods`] that of a learner.
 
+pub mod answer;
 pub mod api;
 pub mod chat;
 pub mod chat_request;
 pub mod compare;
+pub mod completions;
 pub mod error;
 pub mod guard;
 pub mod health;
@@ -16,6 +18,8 @@ pub mod page;
 pub mod progress;
 pub mod rollout_pods;
 pub mod rollouts;
+pub mod sampling_fields;
+pub mod sse;
 pub mod weights;
 
 use std::{sync::Arc, time::Duration};

@@ -6,11 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flotilla_engine::{FinishReason, Prompt, Request, Token, Tokens, thread::Output};
+use flotilla_engine::{EngineError, FinishReason, Prompt, Request, Token, Tokens, thread::Output};
+
+use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use super::{
     Service, ServiceError,
-    text::{Detokenizer, StopMatcher},
+    text::{Detokenizer, Piece, StopMatcher},
 };
 
 /// Something new about one sample.
@@ -24,8 +27,8 @@ pub struct Delta {
     pub token: Token,
     /// Set with the last delta of the sample.
     pub finish: Option<FinishReason>,
-    /// Version of the weights behind it.
-    pub version: Arc<str>,
+    /// Versions of the weights behind the sample so far.
+    pub versions: Versions,
 }
 
 /// A finished sample.
@@ -37,6 +40,35 @@ pub struct Sample {
     pub tokens: Vec<Token>,
     /// Why it ended.
     pub finish: Option<FinishReason>,
+    /// Versions of the weights that drew it.
+    pub versions: Versions,
+}
+
+/// Versions of the weights behind a sample; two of them where new ones were loaded while it was drawn.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, ToSchema)]
+pub struct Versions {
+    /// Of the first token.
+    #[serde(serialize_with = "as_text")]
+    #[schema(value_type = String)]
+    pub begun: Arc<str>,
+    /// Of the last token.
+    #[serde(serialize_with = "as_text")]
+    #[schema(value_type = String)]
+    pub ended: Arc<str>,
+}
+
+fn as_text<S: Serializer>(version: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(version)
+}
+
+impl Versions {
+    /// Takes note of the version behind a token.
+    fn push(&mut self, version: Arc<str>) {
+        if self.begun.is_empty() {
+            self.begun = version.clone();
+        }
+        self.ended = version;
+    }
 }
 
 /// A request that is being generated. Dropping it cancels what is left.
@@ -45,6 +77,8 @@ pub struct Generation {
     service: Arc<Service>,
     output: Tokens,
     samples: Vec<Progress>,
+    stop_ids: Vec<u32>,
+    min_tokens: usize,
     ready: VecDeque<Delta>,
     unfinished: usize,
     prompt_tokens: usize,
@@ -58,6 +92,8 @@ pub struct Generation {
 struct Progress {
     detokenizer: Detokenizer,
     stops: StopMatcher,
+    tokens: usize,
+    versions: Versions,
     finished: bool,
 }
 
@@ -69,17 +105,22 @@ impl Service {
         stop_strings: &[String],
     ) -> Result<Generation, ServiceError> {
         let (prompt_tokens, n) = (request.prompt.row.ids.len(), request.n);
+        let (stop_ids, min_tokens) = (request.sampling.stop_ids.clone(), request.sampling.min_tokens);
         let output = self.engine.submit(request)?;
         self.metrics.accepted(prompt_tokens);
         let progress = Progress {
             detokenizer: Detokenizer::default(),
             stops: StopMatcher::new(stop_strings.to_vec()),
+            tokens: 0,
+            versions: Versions::default(),
             finished: false,
         };
         Ok(Generation {
             service: self.clone(),
             output,
             samples: vec![progress; n],
+            stop_ids,
+            min_tokens,
             ready: VecDeque::new(),
             unfinished: n,
             prompt_tokens,
@@ -117,16 +158,8 @@ impl Generation {
                     finish,
                     version,
                 }) => self.take(sample, token, finish, version),
-                Some(Output::Failed(error)) => {
-                    self.unfinished = 0;
-                    self.service.metrics.failed();
-                    return Some(Err(ServiceError::Engine(error.to_string())));
-                }
-                None => {
-                    self.unfinished = 0;
-                    self.service.metrics.failed();
-                    return Some(Err(ServiceError::Stopped));
-                }
+                Some(Output::Failed(error)) => return Some(Err(self.fail(error))),
+                None => return Some(Err(self.fail(EngineError::Stopped))),
             }
         }
     }
@@ -140,9 +173,25 @@ impl Generation {
                 sample.text.push_str(&delta.text);
                 sample.tokens.push(delta.token);
                 sample.finish = delta.finish;
+                sample.versions = delta.versions;
             }
         }
         Ok((samples, self.completion_tokens))
+    }
+
+    /// Ends the whole request. What the client asked for and cannot be is its own fault and no failure.
+    fn fail(&mut self, error: EngineError) -> ServiceError {
+        self.unfinished = 0;
+        match error {
+            EngineError::InvalidRequest(fault) => ServiceError::invalid("messages", fault),
+            error => {
+                self.service.metrics.failed();
+                match error {
+                    EngineError::Stopped => ServiceError::Stopped,
+                    error => ServiceError::Engine(error.to_string()),
+                }
+            }
+        }
     }
 
     fn take(&mut self, index: usize, token: Token, finish: Option<FinishReason>, version: Arc<str>) {
@@ -151,18 +200,26 @@ impl Generation {
             return;
         };
         self.completion_tokens += 1;
-        let tokenizer = self.service.processor.tokenizer();
-        let fresh = match finish {
-            // The stop token is no part of the text.
-            Some(FinishReason::Stop) => sample.detokenizer.finish(tokenizer),
-            Some(FinishReason::Length) => {
-                let text = sample.detokenizer.push(token.id, tokenizer);
-                text + &sample.detokenizer.finish(tokenizer)
-            }
-            None => sample.detokenizer.push(token.id, tokenizer),
-        };
+        sample.tokens += 1;
+        sample.versions.push(version);
+        // A stop token that ended the sample is no part of the text.
+        let silent = finish == Some(FinishReason::Stop) && self.stop_ids.contains(&token.id);
+        let mut fresh = String::new();
+        if !silent {
+            fresh = sample.detokenizer.push(token.id, self.service.processor.tokenizer());
+        }
+        if finish.is_some() {
+            fresh.push_str(&sample.detokenizer.finish());
+        }
         let by_engine = finish.is_some();
-        let mut piece = sample.stops.push(&fresh);
+        let mut piece = if sample.tokens > self.min_tokens {
+            sample.stops.push(&fresh)
+        } else {
+            Piece {
+                text: fresh,
+                stopped: false,
+            }
+        };
         let finish = if piece.stopped {
             Some(FinishReason::Stop)
         } else {
@@ -178,13 +235,14 @@ impl Generation {
             sample.finished = true;
             self.unfinished -= 1;
         }
+        let versions = sample.versions.clone();
         self.time(finish);
         self.ready.push_back(Delta {
             sample: index,
             text: piece.text,
             token,
             finish,
-            version,
+            versions,
         });
     }
 

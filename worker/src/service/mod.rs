@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`picture`] | image URLs to pictures, hostile ones refused |
 //! | [`prompt`](mod@prompt) | messages to prompts, off the async threads |
+//! | [`raw_prompt`] | a text or its tokens to a prompt |
+//! | [`wanted`] | what is drawn after a prompt, and what its text must be |
 //! | [`generation`] | tokens of one request as text, per sample |
 //! | [`text`] | ids to text piece by piece, stop strings |
 //! | [`verdict`] | what a critic's text says, and how sure its tokens were |
@@ -13,8 +15,10 @@ pub mod generation;
 pub mod metrics;
 pub mod picture;
 pub mod prompt;
+pub mod raw_prompt;
 pub mod text;
 pub mod verdict;
+pub mod wanted;
 
 use std::{
     path::Path,
@@ -26,7 +30,7 @@ use flotilla_engine::{EngineHandle, EngineThread, Limits};
 use flotilla_model::{Config, LoadOptions, Processor, Vlm};
 use tokio::sync::Semaphore;
 
-use self::{metrics::Metrics, verdict::VerdictTokens};
+use self::{metrics::Metrics, verdict::VerdictTokens, wanted::Compiler};
 use crate::{error::WorkerError, prompt::PromptTemplate};
 
 /// Bytes that keys and values of all running samples may take.
@@ -56,6 +60,7 @@ pub struct Service {
     critic_template: PromptTemplate,
     verdict_tokens: VerdictTokens,
     preparing: Semaphore,
+    compiler: Compiler,
 }
 
 /// A place for the service, empty while the model is being loaded. Cloning shares the place.
@@ -93,9 +98,10 @@ impl Service {
             Processor::load(directory).map_err(|error| WorkerError::permanent(failed("load the processor"), error))?;
         let trained_len = model.config().text.max_position_embeddings;
         let verdict_tokens = VerdictTokens::new(processor.tokenizer());
+        let limits = Limits::default();
         let limits = Limits {
-            max_cache_tokens: CACHE_BYTES / bytes_per_token(&model),
-            ..Limits::default()
+            kv_blocks: CACHE_BYTES / (bytes_per_token(&model) * limits.block_size),
+            ..limits
         };
         let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
         let (thread, engine) = EngineThread::spawn(model, version, limits, spec.max_queue as usize)
@@ -111,6 +117,7 @@ impl Service {
             critic_template,
             verdict_tokens,
             preparing: Semaphore::new(PREPARED_AT_ONCE),
+            compiler: Compiler::default(),
         };
         Ok((service, thread))
     }

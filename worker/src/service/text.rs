@@ -14,38 +14,48 @@ pub struct Piece {
 /// Turns the ids of one sample into text as they come.
 #[derive(Clone, Debug, Default)]
 pub struct Detokenizer {
-    ids: Vec<u32>,
-    /// Ids before this index gave text that was handed out; those before `context` no longer matter.
-    done: usize,
-    context: usize,
+    /// The beginning of a character whose other bytes have not come yet.
+    pending: Vec<u8>,
 }
 
 impl Detokenizer {
-    /// The text that an id adds; empty while a character is incomplete. The tokenizer sees a few ids of context, because
-    /// the text of an id may depend on the one before it.
+    /// The text that an id adds; empty while a character is incomplete. Special tokens add none, and bytes that are no UTF-8
+    /// become U+FFFD.
     pub fn push(&mut self, id: u32, tokenizer: &Tokenizer) -> String {
-        self.ids.push(id);
-        let text = self.fresh(tokenizer);
-        if text.is_empty() || text.ends_with('\u{FFFD}') {
-            return String::new();
+        match tokenizer.token_bytes(id) {
+            Some(token) if !token.special => self.push_bytes(&token.bytes),
+            _ => String::new(),
         }
-        self.context = self.done;
-        self.done = self.ids.len();
+    }
+
+    fn push_bytes(&mut self, bytes: &[u8]) -> String {
+        self.pending.extend_from_slice(bytes);
+        let complete = complete_len(&self.pending);
+        let text = String::from_utf8_lossy(&self.pending[..complete]).into_owned();
+        self.pending.drain(..complete);
         text
     }
 
-    /// What is left at the end, incomplete characters as U+FFFD.
-    pub fn finish(&mut self, tokenizer: &Tokenizer) -> String {
-        let text = self.fresh(tokenizer);
-        self.done = self.ids.len();
-        text
+    /// What is left at the end, an incomplete character as U+FFFD.
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
+}
 
-    fn fresh(&self, tokenizer: &Tokenizer) -> String {
-        let decode = |ids: &[u32]| tokenizer.decode(ids).unwrap_or_default();
-        let before = decode(&self.ids[self.context..self.done]);
-        let whole = decode(&self.ids[self.context..]);
-        whole.strip_prefix(before.as_str()).unwrap_or_default().to_owned()
+/// Bytes before a character that lacks its end; all if there is none.
+fn complete_len(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        match std::str::from_utf8(&bytes[at..]) {
+            Ok(_) => return bytes.len(),
+            Err(error) => {
+                at += error.valid_up_to();
+                match error.error_len() {
+                    Some(wrong) => at += wrong,
+                    None => return at,
+                }
+            }
+        }
     }
 }
 
@@ -136,6 +146,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn bytes_in_pieces_give_the_text_of_the_whole(
+            bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..24),
+                "[a-zé中\\u{1F600}]{0,8}".prop_map(String::into_bytes),
+            ],
+            cuts in prop::collection::vec(0usize..24, 0..8),
+        ) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut detokenizer = Detokenizer::default();
+            let mut text = String::new();
+            for pair in cuts.windows(2) {
+                text.push_str(&detokenizer.push_bytes(&bytes[pair[0]..pair[1]]));
+                prop_assert!(detokenizer.pending.len() < 4, "a character has at most four bytes");
+            }
+            text.push_str(&detokenizer.finish());
+            prop_assert_eq!(text, String::from_utf8_lossy(&bytes));
+        }
+
         #[test]
         fn pieces_give_what_the_whole_gives(
             text in "[abé]{0,30}",
