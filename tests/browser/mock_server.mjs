@@ -22,8 +22,6 @@ The third quarter sold most, **42 units**:
 3. Q3 sold 42
 4. Q4 sold 27
 
-| not a table, just text
-
 Taken together that is \`18 + 31 + 42 + 27 = 118\`.
 
 \`\`\`python
