@@ -7,7 +7,7 @@ import { startMock } from "../mock_server.mjs";
 import { answered, go, say } from "../view.mjs";
 
 let mock, browser, page, faults, close;
-before(async () => { [mock, browser] = await Promise.all([startMock({ pace: 1, key: "right" }), startBrowser()]); });
+before(async () => { [mock, browser] = await Promise.all([startMock({ pace: 5, key: "right" }), startBrowser()]); });
 after(async () => { await browser?.close(); mock?.stop(); });
 beforeEach(async () => { ({ page, faults, close } = await openPage(browser, mock.address)); });
 afterEach(async () => {
@@ -67,6 +67,14 @@ test("Markdown of a model is laid out, its thought is folded, and its box is fra
   assert.equal(await prose.locator("pre code").textContent(), "total = sum([18, 31, 42, 27])");
   assert.equal(await prose.locator(".boxed").textContent(), "42");
   assert.equal(await prose.locator("details.thought").getAttribute("open"), null);
+});
+
+test("a thought that is opened while the answer streams stays open", async () => {
+  await enter("right");
+  await say(page, "Which quarter?");
+  await page.getByText("Thought", { exact: true }).click();
+  await answered(page);
+  assert.equal(await page.locator("details.thought").evaluate((thought) => thought.open), true);
 });
 
 test("an answer that breaks off keeps what has come and says so", async () => {
