@@ -88,6 +88,7 @@ test("a selection that is stopped shows what has come, and the worker stops too"
   await page.getByText(/of 64 candidates written/).waitFor();
   await page.keyboard.press("Escape");
   await page.getByText(/^Ended early/).waitFor();
+  assert.equal(await page.getByRole("alert").count(), 0);
   await page.waitForFunction(async () => /_running 0$/m.test(await (await fetch("metrics")).text()));
 });
 
