@@ -1,7 +1,9 @@
 // Chromium for the tests: where it is, and a page that notes what it must not do.
 
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
+
+const PAGE = new URL("../../worker/src/http/page/", import.meta.url);
 
 const KNOWN = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 
@@ -31,11 +33,24 @@ export async function openPage(browser, address, { path = "", ...options } = {})
     const url = request.url();
     if (!url.startsWith(`${address}/`) && !url.startsWith("data:") && !url.startsWith("blob:")) faults.push(`request: ${url}`);
   });
+  page.on("response", (response) => {
+    const ofPage = /^\/($|page\/)/.test(new URL(response.url()).pathname);
+    if (ofPage && response.status() >= 400) faults.push(`file: ${response.status()} ${response.url()}`);
+  });
   await page.addInitScript(() => {
     addEventListener("securitypolicyviolation", (event) => {
       console.error(`content security policy: ${event.violatedDirective} ${event.blockedURI} ${event.sample}`);
     });
   });
+  if (process.env.FLOTILLA_PAGE_FROM_DISK) await fromDisk(page, address);
   await page.goto(`${address}/${path}`);
   return { page, faults, close: () => context.close() };
+}
+
+/** The page's files as they are on disk, with the headers that the server sends: while they are written no build is needed. */
+async function fromDisk(page, address) {
+  await page.route((url) => url.origin === address && /^\/($|page\/[\w.]+$)/.test(url.pathname), async (route) => {
+    const name = new URL(route.request().url()).pathname.replace(/^\/(page\/)?/, "") || "index.html";
+    await route.fulfill({ response: await route.fetch(), body: readFileSync(new URL(name, PAGE)) });
+  });
 }

@@ -22,8 +22,6 @@ The third quarter sold most, **42 units**:
 3. Q3 sold 42
 4. Q4 sold 27
 
-| not a table, just text
-
 Taken together that is \`18 + 31 + 42 + 27 = 118\`.
 
 \`\`\`python
@@ -102,50 +100,64 @@ async function chat(body, response, { pace }) {
 
 async function compare(body, response, { pace }) {
   await sleep(20 * pace);
-  const straight = { verdict: "1", margin: 2.41, rationale: RATIONALE, raw: `<think>${RATIONALE}</think> \\boxed{1}` };
   const flip = body.question.includes("flip");
-  const swapped = flip ? { ...straight, verdict: "2", margin: -0.62 } : { ...straight, margin: 1.73 };
+  const swapped = { verdict: flip ? "2" : "1", margin: flip ? -0.62 : 1.73, rationale: RATIONALE, raw: `<think>${RATIONALE}</think> \\boxed{1}` };
   json(response, {
-    id: "cmp-1", object: "critic.comparison", model: "critic-r1-demo", winner: 0, finish_reason: "stop", ...straight,
-    margin: body.both_orders ? (straight.margin + swapped.margin) / 2 : straight.margin,
-    ...(body.both_orders ? { order_flip: flip, straight, swapped } : {}),
+    id: "cmp-1", object: "critic.comparison", model: "critic-r1-demo", verdict: "1", winner: 0, rationale: RATIONALE, raw: swapped.raw, finish_reason: "stop",
+    margin: body.both_orders ? (2.41 + swapped.margin) / 2 : 2.41,
+    ...(body.both_orders ? { order_flip: flip, swapped } : {}),
     usage: { prompt_tokens: 801, completion_tokens: 88, total_tokens: 889 },
   });
 }
 
 async function score(_, response, { pace }) {
   await sleep(20 * pace);
-  const distribution = [0.01, 0.02, 0.03, 0.05, 0.06, 0.1, 0.18, 0.3, 0.2, 0.05].map((probability, index) => ({ value: index + 1, probability }));
-  json(response, { score: 7.31, range: { minimum: 1, maximum: 10 }, distribution, rationale: null, usage: { prompt_tokens: 402, completion_tokens: 1, total_tokens: 403 } });
+  const probabilities = [0.01, 0.02, 0.03, 0.05, 0.06, 0.1, 0.18, 0.3, 0.2, 0.05];
+  json(response, {
+    id: "score-1", object: "critic.score", model: "critic-r1-demo", score: 7.31, mode: 8, entropy: 1.9, mass: 0.97, scale: { min: 1, max: 10, step: 1 },
+    distribution: probabilities.map((probability, index) => ({ score: index + 1, label: String(index + 1), probability })),
+    rationale: null, raw: "", finish_reason: null, usage: { prompt_tokens: 402, completion_tokens: 0, total_tokens: 402 },
+  });
 }
 
 async function bestOfN(body, response, { pace }) {
   response.writeHead(200, { "content-type": "text/event-stream" });
   const send = (event, data) => response.write(`event: ${event}\ndata: ${JSON.stringify(data)}\n\n`);
-  const text = (index) => `<think>Bar ${(index * 7) % 4} is tallest.</think> The answer is \\boxed{${[42, 31, 42, 27][index % 4]}}`;
-  for (let index = 0; index < body.n; index += 1) {
+  const candidate = (index) => {
+    const answer = String([42, 31, 42, 27][index % 4]);
+    return { index, text: `<think>Reading ${index + 1}: the tallest bar.</think> The answer is \\boxed{${answer}}`, answer, finish_reason: "stop", completion_tokens: 38 };
+  };
+  const candidates = Array.from({ length: body.n }, (_, index) => candidate(index));
+  for (const each of candidates) {
     await sleep(2 * pace);
-    send("candidate", { index, text: text(index), finish_reason: "stop" });
+    send("candidate", each);
   }
-  let alive = Array.from({ length: body.n }, (_, index) => index);
-  let comparisons = 0;
-  for (let round = 0; alive.length > 1; round += 1) {
+  let alive = candidates.map(({ index }) => index);
+  const rounds = [];
+  while (alive.length > 1) {
     await sleep(12 * pace);
-    const matches = [];
-    const next = [];
+    const pairs = [];
     for (let at = 0; at + 1 < alive.length; at += 2) {
       const [first, second] = [alive[at], alive[at + 1]];
-      const margin = Math.sin(first * 12.9898 + second * 78.233 + round) * 3;
-      const winner = margin > 0 ? first : second;
-      matches.push({ first, second, winner, margin, order_flip: Math.abs(margin) < 0.4 });
-      next.push(winner);
+      const margin = Math.sin(first * 12.9898 + second * 78.233 + rounds.length) * 3;
+      pairs.push({ first, second, winner: margin > 0 ? first : second, by_lot: false, verdict: margin > 0 ? "1" : "2", margin, order_flip: body.both_orders ? Math.abs(margin) < 0.4 : null, rationale: "It reads the axis." });
     }
-    if (alive.length % 2 === 1) next.push(alive.at(-1));
-    comparisons += matches.length;
-    alive = next;
-    send("round", { round, comparisons: matches });
+    const bye = alive.length % 2 === 1 ? alive.at(-1) : null;
+    alive = [...pairs.map(({ winner }) => winner), ...(bye === null ? [] : [bye])];
+    rounds.push({ round: rounds.length + 1, pairs, bye });
+    send("round", { ...rounds.at(-1), selector: body.selector });
   }
-  send("result", { winner: alive[0], text: text(alive[0]), comparisons, order_flips: 1, usage: { prompt_tokens: 1204, completion_tokens: 611, total_tokens: 1815 } });
+  const comparisons = rounds.flatMap(({ pairs }) => pairs).length;
+  const counts = { comparisons, opinions: comparisons, flips: rounds.flatMap(({ pairs }) => pairs).filter((pair) => pair.order_flip).length, ties: 0, by_lot: 0, unparsed: 0, prompt_tokens: 801 * comparisons, completion_tokens: 88 * comparisons };
+  const reports = [{ selector: body.selector, winner: alive[0], counts, rounds }];
+  if (body.report === "all") {
+    const votes = [{ candidate: 0, answer: "42", count: body.n / 2 }, { candidate: 1, answer: "31", count: body.n / 4 }, { candidate: 3, answer: "27", count: body.n / 4 }];
+    reports.push({ selector: "majority", winner: 0, counts: { ...counts, comparisons: 0, flips: 0, prompt_tokens: 0, completion_tokens: 0 }, rounds: [], votes });
+  }
+  send("result", {
+    id: "bon-1", object: "critic.best_of_n", model: "critic-r1-demo", n: body.n, distinct: body.n, seed: body.seed ?? 1838, selector: body.selector, chosen: candidates[alive[0]], candidates,
+    reports, shortened: 0, prefill_tokens: 1912, usage: { prompt_tokens: 318 * body.n + counts.prompt_tokens, completion_tokens: 38 * body.n + counts.completion_tokens, total_tokens: 0 },
+  });
   response.end("data: [DONE]\n\n");
 }
 

@@ -44,8 +44,10 @@ async function visit(page, look) {
   await go(page, "Best of N");
   await page.locator("#best-question").fill("Which quarter?");
   await page.locator("#best-n").fill("16");
+  await page.getByLabel("Ask in both orders").last().check();
+  await page.getByLabel("Report every selector").check();
   await page.getByRole("button", { name: "Find the best" }).click();
-  await page.getByRole("heading", { name: /wins/ }).waitFor();
+  await page.getByRole("heading", { name: /is chosen/ }).waitFor();
   await page.getByText("All comparisons as a table").click();
   await page.getByText("All candidates").click();
   await page.locator(".candidates .prose").nth(15).waitFor();

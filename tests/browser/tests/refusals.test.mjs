@@ -7,7 +7,7 @@ import { startMock } from "../mock_server.mjs";
 import { answered, go, say } from "../view.mjs";
 
 let mock, browser, page, faults, close;
-before(async () => { [mock, browser] = await Promise.all([startMock({ pace: 1, key: "right" }), startBrowser()]); });
+before(async () => { [mock, browser] = await Promise.all([startMock({ pace: 5, key: "right" }), startBrowser()]); });
 after(async () => { await browser?.close(); mock?.stop(); });
 beforeEach(async () => { ({ page, faults, close } = await openPage(browser, mock.address)); });
 afterEach(async () => {
@@ -69,6 +69,14 @@ test("Markdown of a model is laid out, its thought is folded, and its box is fra
   assert.equal(await prose.locator("details.thought").getAttribute("open"), null);
 });
 
+test("a thought that is opened while the answer streams stays open", async () => {
+  await enter("right");
+  await say(page, "Which quarter?");
+  await page.getByText("Thought", { exact: true }).click();
+  await answered(page);
+  assert.equal(await page.locator("details.thought").evaluate((thought) => thought.open), true);
+});
+
 test("an answer that breaks off keeps what has come and says so", async () => {
   await enter("right");
   await say(page, "Please cut this short");
@@ -87,7 +95,7 @@ test("the verdict, its margin, both orders and a flip are told", async () => {
   await page.getByRole("heading", { name: "Answer 1 is better" }).waitFor();
   await page.getByText("71 % for answer 1, 29 % for answer 2; log-odds +0.90").waitFor();
   await page.getByText("The order decides").waitFor();
-  assert.deepEqual(await page.locator("#compare-result tbody tr").allTextContents(), ["1, 2Answer 1 is better+2.41", "2, 1Answer 2 is better−0.62", "TogetherAnswer 1 is better+0.90"]);
+  assert.deepEqual(await page.locator("#compare-result tbody tr").allTextContents(), ["Answer 2 firstAnswer 2 is better−0.62", "Both ordersAnswer 1 is better+0.90"]);
 });
 
 test("the bracket and its table tell the same comparisons", async () => {
@@ -96,10 +104,10 @@ test("the bracket and its table tell the same comparisons", async () => {
   await page.locator("#best-question").fill("Which quarter?");
   await page.locator("#best-n").fill("16");
   await page.getByRole("button", { name: "Find the best" }).click();
-  await page.getByRole("heading", { name: "Candidate 1 wins" }).waitFor();
+  await page.getByRole("heading", { name: "Candidate 1 is chosen" }).waitFor();
   await page.getByText("All comparisons as a table").click();
-  assert.equal(await page.locator("#best-result tbody tr").count(), 15);
+  assert.equal(await page.locator("#best-result details tbody tr").count(), 15);
   assert.equal(await page.locator(".bracket .match").count(), 15);
   assert.equal(await page.locator(".bracket path.best").count(), 4);
-  assert.match(await page.getByRole("img", { name: "Bracket of 16 candidates" }).locator("desc").textContent(), /Candidate 1 wins/);
+  assert.match(await page.getByRole("img", { name: "Bracket of 16 candidates" }).locator("desc").textContent(), /Candidate 1 is chosen/);
 });

@@ -271,9 +271,17 @@ class Answer {
       if (sample.text === "" && !sample.whole) continue;
       const plain = sample.text.length > LONG && !sample.whole;
       if (sample.text.trim() === "") sample.body.replaceChildren(element("p", { class: "hint" }, "No text."));
-      else sample.body.replaceChildren(...(plain ? [element("p", { class: "said" }, sample.text)] : prose(sample.text)));
+      else this.#write(sample.body, plain ? [element("p", { class: "said" }, sample.text)] : prose(sample.text));
     }
     follow();
+  }
+
+  /** Puts nodes in the place of older ones; a thought that the user opened or closed stays so until it ends. */
+  #write(body, nodes) {
+    const thought = (all) => [...all].find((node) => node.matches?.(".thought"));
+    const [older, newer] = [thought(body.children), thought(nodes)];
+    if (older && newer && older.firstChild.textContent === newer.firstChild.textContent) newer.open = older.open;
+    body.replaceChildren(...nodes);
   }
 }
 

@@ -22,6 +22,7 @@ export function compare(model, learn) {
         responses: [text(form, "first"), text(form, "second")],
         images: pictures.urls,
         both_orders: form.elements.both_orders.checked,
+        think: form.elements.think.checked,
         max_tokens: number(form, "max_tokens"),
       };
       const comparison = await postJson("v1/critic/compare", body, signal);
@@ -64,7 +65,7 @@ export const signed = (margin) => (margin < 0 ? "\u2212" : "+") + Math.abs(margi
 
 /** The margin as a bar that points to the answer it favours. */
 function marginBar(margin) {
-  if (margin === null || margin === undefined) return element("p", { class: "hint" }, "The critic's text opens no box, so it has no margin.");
+  if (margin === null || margin === undefined) return element("p", { class: "hint" }, "The critic gave no margin.");
   const first = likelihood(margin);
   const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share < 0.005 ? 2 : 0)} %`;
   const words = `${percent(first)} for answer 1, ${percent(1 - first)} for answer 2; log-odds ${signed(margin)}`;
@@ -75,10 +76,10 @@ function marginBar(margin) {
     element("figcaption", {}, words));
 }
 
-function orders({ swapped, straight, verdict, margin }) {
+function orders({ swapped, verdict, margin }) {
   const row = (name, { verdict: said, margin: sure }) => element("tr", {}, element("th", { scope: "row" }, name),
-    element("td", {}, said ? NAMES[said] : "None"), element("td", { class: "number" }, sure === null || sure === undefined ? "–" : signed(sure)));
+    element("td", {}, said ? NAMES[said] : "None"), element("td", { class: "number" }, sure === null ? "–" : signed(sure)));
   return element("table", {}, element("caption", { class: "unseen" }, "The verdict in each order"),
-    element("thead", {}, element("tr", {}, ["Order", "Verdict", "Margin"].map((name) => element("th", { scope: "col" }, name)))),
-    element("tbody", {}, straight ? row("1, 2", straight) : null, row("2, 1", swapped), row("Together", { verdict, margin })));
+    element("thead", {}, element("tr", {}, ["Shown", "Verdict", "Margin"].map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", {}, row("Answer 2 first", swapped), row("Both orders", { verdict, margin })));
 }

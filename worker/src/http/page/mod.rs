@@ -35,7 +35,7 @@ const CSS: &str = "text/css; charset=utf-8";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Name, media type, content.
-const FILES: [(&str, &str, &str); 15] = [
+const FILES: [(&str, &str, &str); 16] = [
     ("index.html", HTML, include_str!("index.html")),
     ("page.css", CSS, include_str!("page.css")),
     ("icon.svg", "image/svg+xml", include_str!("icon.svg")),
@@ -51,6 +51,7 @@ const FILES: [(&str, &str, &str); 15] = [
     ("notice.js", JAVASCRIPT, include_str!("notice.js")),
     ("pictures.js", JAVASCRIPT, include_str!("pictures.js")),
     ("prose.js", JAVASCRIPT, include_str!("prose.js")),
+    ("score.js", JAVASCRIPT, include_str!("score.js")),
 ];
 
 /// `"sha256 of the content"` of each of [`FILES`].

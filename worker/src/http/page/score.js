@@ -16,7 +16,7 @@ export function score(model, learn) {
   const ask = async (signal) => {
     place.replaceChildren(element("p", { class: "waiting" }, "The critic is reading"));
     try {
-      const body = { model: model(), question: text(form, "question"), response: text(form, "response"), images: pictures.urls };
+      const body = { model: model(), question: text(form, "question"), response: text(form, "response"), images: pictures.urls, think: form.elements.think.checked };
       const scored = await postJson("v1/critic/score", body, signal);
       place.replaceChildren(...shown(scored));
       announce(`Score ${rounded(scored.score)}`);
@@ -28,17 +28,22 @@ export function score(model, learn) {
   return { pictures, stop: () => asking.stop() };
 }
 
-const rounded = (value) => (value === null || value === undefined ? "none" : Number(value.toFixed(2)).toString());
+const rounded = (value) => Number(value.toFixed(2)).toString();
 
-function shown({ score: value, range, distribution, rationale, usage }) {
-  const largest = Math.max(...(distribution ?? []).map(({ probability }) => probability), 1e-9);
+/** With less of its probability on scores the critic has hardly been asked for one. */
+const LITTLE = 0.5;
+
+function shown({ score: value, scale, distribution, mass, rationale, usage }) {
+  const largest = Math.max(...distribution.map(({ probability }) => probability), 1e-9);
+  const rows = distribution.map(({ label, probability }) => element("tr", {}, element("th", { scope: "row" }, label),
+    element("td", {}, element("span", { class: "share", style: { "inline-size": `${(75 * probability) / largest}%` } }), `${(100 * probability).toFixed(1)} %`)));
   return [
-    element("h2", { class: "verdict" }, `Score ${rounded(value)}`, range ? element("small", {}, ` of ${range.minimum} to ${range.maximum}`) : null),
-    distribution?.length ? element("table", { class: "distribution" }, element("caption", { class: "unseen" }, "Probability of each score"),
+    element("h2", { class: "verdict" }, `Score ${rounded(value)}`, element("small", {}, ` of ${scale.min} to ${scale.max}`)),
+    mass < LITTLE ? element("p", { class: "flag" }, `The critic holds ${(100 * mass).toFixed(1)} % likely that a score comes next: it may not know this task.`) : null,
+    element("table", { class: "distribution" }, element("caption", { class: "unseen" }, "Probability of each score"),
       element("thead", { class: "unseen" }, element("tr", {}, element("th", { scope: "col" }, "Score"), element("th", { scope: "col" }, "Probability"))),
-      element("tbody", {}, distribution.map((entry) => element("tr", {}, element("th", { scope: "row" }, String(entry.value)),
-        element("td", {}, element("span", { class: "share", style: { "inline-size": `${(75 * entry.probability) / largest}%` } }), `${(100 * entry.probability).toFixed(1)} %`))))) : null,
+      element("tbody", {}, rows)),
     rationale ? element("div", { class: "prose rationale" }, element("h3", {}, "Why"), prose(rationale)) : null,
-    usage ? element("p", { class: "figures" }, `${count(usage.prompt_tokens, "token")} in, ${usage.completion_tokens.toLocaleString("en")} out`) : null,
+    element("p", { class: "figures" }, `${count(usage.prompt_tokens, "token")} in, ${usage.completion_tokens.toLocaleString("en")} out`),
   ].filter(Boolean);
 }
