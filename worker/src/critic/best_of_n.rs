@@ -101,7 +101,9 @@ pub struct Report {
 pub struct Outcome {
     /// All candidates.
     pub candidates: Vec<Candidate>,
-    /// Which of them are the same.
+    /// Their texts as the critic was shown them.
+    pub shown: Vec<String>,
+    /// Which of these are the same.
     pub field: Field,
     /// One for each selector, in their order.
     pub reports: Vec<Report>,
@@ -178,6 +180,20 @@ impl Job {
     /// Generates and chooses; `events` hears what happens on the way.
     pub async fn run(mut self, events: UnboundedSender<Progress>) -> Result<Outcome, ServiceError> {
         let candidates = self.candidates(&events).await?;
+        self.choose(candidates, &events).await
+    }
+
+    /// Tokens of the candidates' prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.generation.prompt_tokens()
+    }
+
+    /// Chooses among the candidates with each selector.
+    pub async fn choose(
+        self,
+        candidates: Vec<Candidate>,
+        events: &UnboundedSender<Progress>,
+    ) -> Result<Outcome, ServiceError> {
         let tokenizer = self.service.processor().tokenizer();
         let mut shortened = 0;
         let shown = candidates.iter().map(|candidate| {
@@ -191,11 +207,10 @@ impl Job {
         });
         let texts: Vec<String> = shown.collect();
         let field = Field::new(&texts);
-        let question = harmless(&self.plan.question);
         let case = Case {
-            question,
+            question: harmless(&self.plan.question),
             visuals: self.visuals.clone(),
-            texts,
+            texts: texts.clone(),
         };
         let mut contest = Contest::new(&self, case, &candidates, &field)?;
         let mut reports = Vec::with_capacity(self.plan.selectors.len());
@@ -206,7 +221,8 @@ impl Job {
         Ok(Outcome {
             reports,
             shortened,
-            prompt_tokens: self.generation.prompt_tokens() + spent.0,
+            shown: texts,
+            prompt_tokens: self.prompt_tokens() + spent.0,
             completion_tokens: self.generation.completion_tokens() + spent.1,
             prefill_tokens: self.service.stats().prefill_tokens.get().saturating_sub(self.prefilled),
             candidates,
@@ -214,7 +230,8 @@ impl Job {
         })
     }
 
-    async fn candidates(&mut self, events: &UnboundedSender<Progress>) -> Result<Vec<Candidate>, ServiceError> {
+    /// Generates the candidates; `events` hears of each that is finished.
+    pub async fn candidates(&mut self, events: &UnboundedSender<Progress>) -> Result<Vec<Candidate>, ServiceError> {
         let blank = |index| Candidate {
             index,
             text: String::new(),

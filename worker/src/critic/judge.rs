@@ -121,7 +121,7 @@ impl Judge {
     }
 
     async fn written_opinion(&self, text: String) -> Result<Opinion, ServiceError> {
-        let (prompt, room) = self.prompt(text, self.manner.max_tokens).await?;
+        let (prompt, room) = self.prompt(text, &[], self.manner.max_tokens).await?;
         let asking = &self.asking;
         let watched_ids = asking.tokens.watched_ids();
         let (prompt_tokens, sample) = self.write(prompt, room, watched_ids, &[]).await?;
@@ -142,8 +142,7 @@ impl Judge {
     async fn forced_opinion(&self, text: String) -> Result<Opinion, ServiceError> {
         let form = &self.asking.template.form;
         let choice = self.choice("", form, &form.labels)?;
-        let (prompt, _) = self.prompt(text, Some(length(&choice))).await?;
-        let weighed = self.weigh(&prompt, &choice).await?;
+        let weighed = self.weigh(text, &choice).await?;
         let likely = weighed.log_probabilities.iter().copied().enumerate();
         let best = likely.reduce(|best, next| if next.1 > best.1 { next } else { best });
         let margin = match weighed.log_probabilities.as_slice() {
@@ -173,18 +172,17 @@ impl Judge {
         let mut written = Sample::default();
         let mut prompt_tokens = 0;
         if self.manner.think {
-            let reserve = length(&self.choice("", form, &scale.labels())?);
-            let (prompt, room) = self
-                .prompt(text.clone(), self.manner.max_tokens.map(|most| most + reserve))
-                .await?;
+            let choice = self.choice("", form, &scale.labels())?;
+            let reserve = choice.lead.len() + longest(&choice);
+            let wanted = self.manner.max_tokens.map(|most| most + reserve);
+            let (prompt, room) = self.prompt(text.clone(), &[], wanted).await?;
             let room = room.saturating_sub(reserve).max(1);
             (prompt_tokens, written) = self
                 .write(prompt, room, Vec::new(), std::slice::from_ref(&form.open))
                 .await?;
         }
         let choice = self.choice(&written.text, form, &scale.labels())?;
-        let (prompt, _) = self.prompt(text, Some(length(&choice))).await?;
-        let weighed = self.weigh(&prompt, &choice).await?;
+        let weighed = self.weigh(text, &choice).await?;
         let distribution = Distribution::new(scale.scores(), &weighed.log_probabilities)
             .ok_or_else(|| ServiceError::Engine("every score of the scale has probability 0".to_owned()))?;
         Ok(Scored {
@@ -220,10 +218,24 @@ impl Judge {
             .ok_or_else(|| ServiceError::invalid("template", "two of its labels have the same tokens"))
     }
 
-    async fn prompt(&self, text: String, wanted: Option<usize>) -> Result<(Arc<Prompt>, usize), ServiceError> {
-        let message = about(&self.case.visuals, &text);
+    /// The prompt of a pair that is judged without thoughts: what goes through the model for one opinion.
+    pub async fn forced_prompt(&self, pair: Pair) -> Result<Arc<Prompt>, ServiceError> {
+        let template = &self.asking.template;
+        let responses = [self.text(pair.first), self.text(pair.second)];
+        let text = template.pair(&self.case.question, responses)?;
+        let choice = self.choice("", &template.form, &template.form.labels)?;
+        Ok(self.prompt(text, &choice.lead, Some(longest(&choice))).await?.0)
+    }
+
+    async fn prompt(
+        &self,
+        text: String,
+        lead: &[u32],
+        wanted: Option<usize>,
+    ) -> Result<(Arc<Prompt>, usize), ServiceError> {
+        let (message, visuals) = (about(&self.case.visuals, &text), self.case.visuals.clone());
         self.service
-            .prepare_again(message, self.case.visuals.clone(), wanted)
+            .prepare_again(message, visuals, lead.to_vec(), wanted)
             .await
     }
 
@@ -249,13 +261,10 @@ impl Judge {
         Ok((prompt_tokens, samples.pop().unwrap_or_default()))
     }
 
-    /// The log-probability of each answer of a choice after the prompt.
-    async fn weigh(&self, prompt: &Prompt, choice: &Choice) -> Result<Weighed, ServiceError> {
-        let prompt = Prompt {
-            row: prompt.row.followed_by(&choice.lead),
-            visuals: prompt.visuals.clone(),
-        };
-        let longest = choice.answers.iter().map(Vec::len).max().unwrap_or(1);
+    /// The log-probability of each answer of a choice after the user's text and the choice's lead.
+    async fn weigh(&self, text: String, choice: &Choice) -> Result<Weighed, ServiceError> {
+        let longest = longest(choice);
+        let (prompt, _) = self.prompt(text, &choice.lead, Some(longest)).await?;
         let sampling = Sampling {
             max_tokens: longest,
             ..Sampling::default()
@@ -312,9 +321,9 @@ struct Weighed {
     completion_tokens: usize,
 }
 
-/// Tokens that a choice adds to its prompt.
-fn length(choice: &Choice) -> usize {
-    choice.lead.len() + choice.answers.iter().map(Vec::len).max().unwrap_or(0)
+/// Tokens of the longest answer.
+fn longest(choice: &Choice) -> usize {
+    choice.answers.iter().map(Vec::len).max().unwrap_or(1)
 }
 
 /// The user's turn: the visuals, then the text.
@@ -354,21 +363,28 @@ impl Service {
         Ok(visuals_of(&prompt))
     }
 
-    /// A prompt over visuals that are prepared already, and the number of tokens that may follow it.
+    /// A prompt over visuals that are prepared already, followed by the tokens `lead`; and the number of tokens that may
+    /// come after it.
     pub async fn prepare_again(
         self: &Arc<Self>,
         message: Message,
         visuals: Arc<[Visual]>,
+        lead: Vec<u32>,
         wanted: Option<usize>,
     ) -> Result<(Arc<Prompt>, usize), ServiceError> {
         let service = self.clone();
         let prepared = tokio::task::spawn_blocking(move || {
             let limit = service.max_model_len;
-            let most = limit.saturating_sub(wanted.unwrap_or(1));
+            let reserve = wanted.unwrap_or(1) + lead.len();
+            let most = limit.saturating_sub(reserve);
             let prepared = service.processor().prepare_again(&[message], visuals.to_vec(), most);
-            let prompt = prepared.map_err(|error| refusal(error, wanted.unwrap_or(1), limit))?;
-            let room = limit - prompt.ids.len();
-            Ok((Arc::new(prompt.into()), wanted.unwrap_or(room)))
+            let prompt = Prompt::from(prepared.map_err(|error| refusal(error, reserve, limit))?);
+            let prompt = Prompt::new(prompt.row.followed_by(&lead), prompt.visuals);
+            // Digests of the pixels, here rather than on the engine's thread.
+            let identified = prompt.identity();
+            identified.map_err(|error| ServiceError::Engine(format!("failed to identify the prompt: {error}")))?;
+            let room = limit - prompt.row.ids.len();
+            Ok((Arc::new(prompt), wanted.unwrap_or(room)))
         });
         prepared
             .await
@@ -395,6 +411,8 @@ pub async fn room_for_candidates(
         Shows::One => (template.one(question, "", &template.scale)?, 1),
     };
     let message = about(visuals, &text);
-    let (_, room) = service.prepare_again(message, visuals.clone(), None).await?;
+    let (_, room) = service
+        .prepare_again(message, visuals.clone(), Vec::new(), None)
+        .await?;
     Ok(room.saturating_sub(reserve) / shown)
 }

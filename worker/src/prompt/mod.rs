@@ -326,6 +326,22 @@ pub fn template_argument(argument: &str) -> Result<Template, WorkerError> {
     })
 }
 
+/// Templates that a command line names, as NAME=FILE.
+pub fn named_templates(arguments: &[String]) -> Result<BTreeMap<String, Template>, WorkerError> {
+    let mut named = BTreeMap::new();
+    for argument in arguments {
+        let Some((name, file)) = argument.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            let what = format!("--critic-template takes NAME=FILE, not {argument:?}");
+            return Err(WorkerError::invalid(what));
+        };
+        if named.insert(name.to_owned(), template_argument(file)?).is_some() {
+            let what = format!("--critic-template {name:?} is given twice");
+            return Err(WorkerError::invalid(what));
+        }
+    }
+    Ok(named)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -68,7 +68,7 @@ async fn serve(
     slot: Slot,
     shutdown: &CancellationToken,
 ) -> Result<(), WorkerError> {
-    let templates = critics::load(spec.critic_template.as_ref(), &context.volumes)?;
+    let templates = critics::load(spec.critic_template.as_ref(), &spec.critic_templates, &context.volumes)?;
     let directory = tokio::select! {
         directory = locate(context, &spec.model.uri) => directory?,
         () = shutdown.cancelled() => return Ok(()),

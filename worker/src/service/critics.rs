@@ -1,6 +1,6 @@
 //! The templates by which the critic is asked, by name.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use flotilla_api::conversion::Template;
 use flotilla_model::Tokenizer;
@@ -30,13 +30,21 @@ pub struct Asking {
 #[derive(Debug)]
 pub struct Critics(Vec<(String, Arc<Asking>)>);
 
-/// The templates of a server: `configured` first, which comparisons use where a request names none, then those that come
-/// with the worker.
-pub fn load(configured: Option<&Template>, volumes: &Volumes) -> Result<Vec<(String, CriticTemplate)>, PromptError> {
+/// The templates of a server: `configured` first, which comparisons use where a request names none, then the named ones,
+/// then those that come with the worker.
+pub fn load(
+    configured: Option<&Template>,
+    named: &BTreeMap<String, Template>,
+    volumes: &Volumes,
+) -> Result<Vec<(String, CriticTemplate)>, PromptError> {
     let mut templates = Vec::new();
     if let Some(template) = configured {
         let name = template.builtin.as_deref().unwrap_or("default");
         templates.push((name.to_owned(), CriticTemplate::load(template, volumes)?));
+    }
+    for (name, template) in named {
+        templates.retain(|(known, _)| known != name);
+        templates.push((name.clone(), CriticTemplate::load(template, volumes)?));
     }
     for name in BUILTIN {
         if !templates.iter().any(|(known, _)| known == name) {
@@ -73,7 +81,7 @@ impl Critics {
             Shows::One => ("scores one response", names.join(", ")),
         };
         let name = name.unwrap_or_default();
-        let message = format!("there is no template {name:?} that {what} (there are: {names})");
+        let message = format!("there is no template {name:?} that {what} (there are {names})");
         Err(ServiceError::invalid("template", message))
     }
 }

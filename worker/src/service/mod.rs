@@ -89,6 +89,17 @@ impl Service {
         templates: Vec<(String, CriticTemplate)>,
         metrics: Metrics,
     ) -> Result<(Self, EngineThread), WorkerError> {
+        Self::load_within(directory, spec, templates, metrics, |limits| limits)
+    }
+
+    /// As [`Self::load`], with the engine's limits adjusted.
+    pub fn load_within(
+        directory: &Path,
+        spec: &Serve,
+        templates: Vec<(String, CriticTemplate)>,
+        metrics: Metrics,
+        adjust: impl FnOnce(Limits) -> Limits,
+    ) -> Result<(Self, EngineThread), WorkerError> {
         let failed = |what: &str| format!("failed to {what} in {}", directory.display());
         let options = LoadOptions::default();
         let model = match spec.model.random_seed {
@@ -105,6 +116,7 @@ impl Service {
             kv_blocks: CACHE_BYTES / (bytes_per_token(&model) * limits.block_size),
             ..limits
         };
+        let limits = adjust(limits);
         let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
         let runner = VlmRunner::new(model, &limits);
         let (thread, engine) = EngineThread::spawn(runner, version, limits, spec.max_queue as usize)
