@@ -88,7 +88,8 @@ def critiques(both_orders: str) -> list[Case]:
     for index in range(2):
         body = {"question": "How many ships?", "response": f"There are {index}.", "images": [picture("grey.png")]}
         cases.append(Case("score", "/v1/critic/score", body))
-        body = {"question": "How many ships?", "n": 4, "seed": index, "max_tokens": 8, "selector": "knockout"}
+        critic = {"think": index == 0, "max_tokens": 12}
+        body = {"question": "How many ships?", "n": 4, "seed": index, "max_tokens": 8, "selector": "knockout", "critic": critic}
         cases.append(Case("best-of-n", "/v1/critic/best-of-n", body))
     return cases
 
