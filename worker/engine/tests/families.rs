@@ -116,7 +116,7 @@ fn chunks_that_cut_pictures_and_samples_that_lose_their_blocks_give_the_same_tok
     for family in FAMILIES {
         let checkpoint = Checkpoint::load(family);
         let requests = [
-            checkpoint.request(&[1], "What is it?", 3),
+            checkpoint.request(&[1], "What is it?", 6),
             checkpoint.request(&[1, 2], "Compare them.", 6),
             checkpoint.request(&[3], "And this?", 2),
         ];
@@ -124,7 +124,7 @@ fn chunks_that_cut_pictures_and_samples_that_lose_their_blocks_give_the_same_tok
         let longest = requests.iter().map(|request| request.prompt.row.ids.len()).max();
         let cramped = Limits {
             max_step_tokens: 7,
-            kv_blocks: (longest.expect("three") + 8).div_ceil(4) + 3,
+            kv_blocks: (longest.expect("three") + 8).div_ceil(4) + 1,
             block_size: 4,
             feature_bytes: 0,
             ..Limits::default()
