@@ -5,7 +5,7 @@ use std::{collections::HashSet, ops::Bound};
 use super::{Plan, Scheduler, part};
 use crate::{
     blocks::Block,
-    group::{Kept, PromptState},
+    group::{Group, Kept, PromptState},
     prefix::Key,
     row::{Row, Ticket},
 };
@@ -128,10 +128,13 @@ impl Scheduler {
         let new = count - found.len() + usize::from(copied);
         loop {
             let idle = found.iter().filter(|block| self.blocks.is_free(**block)).count();
-            if self.blocks.free() >= new + idle + self.running.len() {
+            let needed = new + idle + self.running.len();
+            if self.blocks.free() >= needed {
                 break;
             }
-            if !self.drop_kept() {
+            // Computed prompts are not given up for nothing; where nothing runs, nothing else can be.
+            let helps = self.running.is_empty() || self.blocks.free() + self.held_by_kept() >= needed;
+            if !helps || !self.drop_kept() {
                 return None;
             }
         }
@@ -148,6 +151,16 @@ impl Scheduler {
             all.push(self.blocks.take()?);
         }
         Some(Allotted { all, found: hits })
+    }
+
+    /// Blocks that only computed prompts refer to.
+    fn held_by_kept(&self) -> usize {
+        let blocks = self
+            .groups
+            .values()
+            .filter_map(Group::kept)
+            .flat_map(|kept| &kept.blocks);
+        blocks.filter(|block| self.blocks.references(**block) == 1).count()
     }
 
     /// Starts a sample from the computed prompt of its group.
