@@ -33,6 +33,7 @@ pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
             .unwrap_or_else(|| observed.owner.name.clone()),
         purpose: spec.purpose,
         critic_template: spec.critic_template.clone(),
+        critic_templates: std::collections::BTreeMap::new(),
         max_model_len: positive(spec.max_model_len, "maxModelLen")?,
         max_queue: positive(spec.max_queue, "maxQueue")?,
         engine: EngineSettings::default(),

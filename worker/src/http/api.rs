@@ -10,7 +10,7 @@ use flotilla_api::{progress::Stage, role::Purpose};
 use serde::de::DeserializeOwned;
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{chat, compare, completions, error::ApiError, models};
+use super::{chat, completions, critic, error::ApiError, models, page};
 use crate::{
     progress::ProgressCell,
     service::{Service, Slot, metrics::Metrics},
@@ -49,7 +49,7 @@ impl Api {
         if service.purpose != Purpose::Both && service.purpose != wanted {
             let message = match service.purpose {
                 Purpose::Policy => "this deployment has purpose Policy: it answers /v1/chat/completions",
-                _ => "this deployment has purpose Critic: it answers /v1/critic/compare",
+                _ => "this deployment has purpose Critic: it answers /v1/critic/compare and /v1/critic/score",
             };
             return Err(ApiError::new(StatusCode::FORBIDDEN, "purpose", message));
         }
@@ -82,9 +82,10 @@ pub fn router(state: Api) -> Router {
         .merge(models::router(state.clone()))
         .merge(chat::router(state.clone()))
         .merge(completions::router(state.clone()))
-        .merge(compare::router(state))
+        .merge(critic::router(state))
         .split_for_parts();
     router
+        .merge(page::router())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -92,7 +93,7 @@ pub fn router(state: Api) -> Router {
 
 async fn not_found(uri: Uri) -> ApiError {
     let message = format!(
-        "there is no {}; see /v1/models, /v1/chat/completions, /v1/critic/compare",
+        "there is no {}; see /v1/models, /v1/chat/completions, /v1/critic/compare, /v1/critic/score, /v1/critic/best-of-n",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "not_found", message)

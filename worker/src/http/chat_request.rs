@@ -129,7 +129,8 @@ impl ChatRequest {
     }
 }
 
-fn conversation(messages: Vec<ChatMessage>) -> Result<Conversation, ApiError> {
+/// The turns, and the pictures that they show.
+pub fn conversation(messages: Vec<ChatMessage>) -> Result<Conversation, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "messages is empty"));
     }
