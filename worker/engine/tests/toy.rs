@@ -350,9 +350,13 @@ fn a_cancelled_request_frees_its_blocks_at_once() {
     let both = engine.used_blocks();
     engine.cancel(id);
     assert!(engine.used_blocks() < both);
+    assert_eq!(engine.stats().running.get(), 1);
     assert!(engine.end(other, 0));
     assert_eq!(engine.used_blocks(), 0);
     assert!(engine.is_idle());
+    // Nobody steps an idle engine: what is told must not wait for a step.
+    let stats = engine.stats();
+    assert_eq!((stats.running.get(), stats.kv_blocks_used.get()), (0, 0));
 }
 
 #[test]
