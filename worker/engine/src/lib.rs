@@ -53,6 +53,6 @@ pub use request::{Completion, FinishReason, Group, Request, Sampling, Token};
 pub use rollout::{generate, generate_each};
 pub use runner::Runner;
 pub use scheduler::Limits;
-pub use stats::Stats;
+pub use stats::{Figure, Stats};
 pub use thread::{EngineHandle, EngineThread, Overloaded, Tokens};
 pub use vlm::Prompt;
