@@ -4,6 +4,8 @@
 //! mount path: the worker learns where a claim is mounted from `--volume claim=/path`, so the same document is valid in a
 //! container and in the sandbox, where volumes are ordinary directories.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -189,6 +191,9 @@ pub struct Serve {
     /// How a comparison becomes the user's text; `critic-short` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub critic_template: Option<Template>,
+    /// Further templates, which requests ask for by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub critic_templates: BTreeMap<String, Template>,
     /// Longest prompt plus completion, in tokens.
     pub max_model_len: u32,
     /// Requests that may wait; one more is answered 429.

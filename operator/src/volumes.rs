@@ -90,7 +90,8 @@ fn uris(role: &Role) -> Vec<(&str, Access)> {
         Role::Rollout(rollout) => model_uri(&rollout.model).into_iter().collect(),
         Role::Serve(serve) => {
             let mut uris = Vec::from_iter(model_uri(&serve.model));
-            uris.extend(template_uri(serve.critic_template.as_ref()));
+            let templates = serve.critic_template.iter().chain(serve.critic_templates.values());
+            uris.extend(templates.filter_map(|template| template_uri(Some(template))));
             uris
         }
         Role::Verify(verify) => model_uri(&verify.model).into_iter().collect(),

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use self::{hash_key::HashKeyArguments, serve::ServeArguments};
 use crate::{
     command::{
-        self, arguments::ModelArguments, bench::BenchArguments, convert::ConvertArguments, generate::GenerateArguments,
-        inspect::InspectArguments, logits::LogitsArguments, plan::PlanArguments,
+        self, arguments::ModelArguments, bench::BenchArguments, best_of_n::BestOfNArguments, convert::ConvertArguments,
+        generate::GenerateArguments, inspect::InspectArguments, logits::LogitsArguments, plan::PlanArguments,
     },
     context::{Context, Token},
     error::{WorkerError, chain},
@@ -83,6 +83,9 @@ pub enum Command {
     /// Measure prefill, decode and training beside what this machine could do at most.
     #[command(after_help = BENCH_EXAMPLE)]
     Bench(BenchArguments),
+    /// Measure what sharing prefixes saves in best of n.
+    #[command(after_help = BENCH_BEST_OF_N_EXAMPLE)]
+    BenchBestOfN(BestOfNArguments),
     /// Write a checkpoint in another precision, or with an adapter merged.
     #[command(after_help = CONVERT_EXAMPLE)]
     Convert(ConvertArguments),
@@ -92,7 +95,7 @@ impl Command {
     /// The model of a command for people; the others have their URI resolved by the role.
     fn model(&mut self) -> Option<&mut ModelArguments> {
         match self {
-            Self::Run(_) | Self::Serve(_) | Self::HashKey(_) => None,
+            Self::Run(_) | Self::Serve(_) | Self::HashKey(_) | Self::BenchBestOfN(_) => None,
             Self::Inspect(arguments) => Some(&mut arguments.model),
             Self::Plan(arguments) => Some(&mut arguments.model),
             Self::Generate(arguments) => Some(&mut arguments.model),
@@ -127,6 +130,9 @@ const LOGITS_EXAMPLE: &str = "Example:\n  \
 
 const BENCH_EXAMPLE: &str = "Example:\n  \
     RAYON_NUM_THREADS=2 flotilla-worker bench --model ./checkpoint --prompt-tokens 512 --batch 8";
+
+const BENCH_BEST_OF_N_EXAMPLE: &str = "Example, with a tiny model of random weights:\n  \
+    flotilla-worker bench-best-of-n --model manifests/samples/critic-digits/base --random-seed 1 --n 128";
 
 const CONVERT_EXAMPLE: &str = "Example:\n  \
     flotilla-worker convert --model ./checkpoint --adapter ./lora --dtype bf16 --out ./merged";
@@ -182,6 +188,7 @@ pub fn main(mut command: Command, cache: Option<PathBuf>) -> ExitCode {
         Command::Plan(arguments) => for_people(&|| command::plan::run(&arguments)),
         Command::Generate(arguments) => for_people(&|| command::generate::run(&arguments)),
         Command::Bench(arguments) => for_people(&|| command::bench::run(&arguments)),
+        Command::BenchBestOfN(arguments) => for_people(&|| command::best_of_n::run(&arguments)),
         Command::Logits(arguments) => for_people(&|| command::logits::run(&arguments)),
         Command::Convert(arguments) => for_people(&|| command::convert::run(&arguments)),
     };

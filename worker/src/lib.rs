@@ -16,6 +16,7 @@
 //! | [`access`] | API keys and what each may ask for |
 //! | [`service`] | what role `serve` offers: prompts, generation, verdicts |
 //! | [`rollout`] | what rollout pods and a learner say to each other |
+//! | [`critic`] | best of n: selectors, and the critic that the engine is |
 //! | [`prompt`] | templates: how question and responses become the user's text |
 //! | [`train`] | the loops of role `train` |
 //! | [`error`] | errors and the exit codes they mean |
@@ -27,6 +28,7 @@ pub mod access;
 pub mod cli;
 pub mod command;
 pub mod context;
+pub mod critic;
 pub mod error;
 pub mod http;
 pub mod models;

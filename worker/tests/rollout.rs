@@ -11,7 +11,7 @@ use flotilla_api::{
     role::{ModelSource, Owner, Role, Rollout},
     rollout::{RolloutPod, RolloutPods},
 };
-use flotilla_engine::{Group, Limits, Prompt, Request, Sampling, generate};
+use flotilla_engine::{Group, Limits, Prompt, Request, Sampling, VlmRunner, generate};
 use flotilla_model::{Config, ImageLimits, LoadOptions, Medium, Message, Pass, Picture, Processor, Vlm};
 use flotilla_worker::{
     context::{Context, Token},
@@ -176,7 +176,7 @@ fn colocated(model: &Vlm, piece: &Piece, prompts: Vec<Prompt>) -> Vec<Group> {
         max_rows: ROWS_PER_PIECE,
         ..Limits::default()
     };
-    generate(model, &requests, limits, &|| false).expect("samples")
+    generate(VlmRunner::new(model, &limits), &requests, limits, &|| false).expect("samples")
 }
 
 fn text_only(model: &Vlm, piece: &Piece) -> Vec<Group> {

@@ -42,6 +42,7 @@ fn serve() -> RoleConfig {
         served_model_name: "critic".into(),
         purpose: Purpose::Both,
         critic_template: None,
+        critic_templates: std::collections::BTreeMap::new(),
         max_model_len: 512,
         max_queue: 16,
         engine: EngineSettings::default(),

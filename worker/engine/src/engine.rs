@@ -1,14 +1,23 @@
 //! The loop: schedule, run, postprocess.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use crate::{
     error::EngineError,
+    group::Group,
+    limits::Limits,
+    prefix::{self, Key},
     recipe::Recipe,
     request::{FinishReason, Request, Token},
-    runner::{Logits, RequestFor, Runner},
-    scheduler::{Admission, Limits, Scheduler},
-    sequence::{RequestId, Sequence},
+    row::{Row, Ticket},
+    runner::{Cause, Chunk, Logits, RequestFor, Runner},
+    scheduler::{Plan, Scheduler},
+    sequence::RequestId,
+    stats::Stats,
 };
 
 /// One drawn token of one sample.
@@ -24,44 +33,77 @@ pub struct Event {
     pub finish: Option<FinishReason>,
 }
 
-/// A model and what it is working on. New requests join at the next step; finished rows leave the batch at once.
+/// What a step has brought.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// Drawn tokens.
+    pub events: Vec<Event>,
+    /// Requests that have ended unfinished.
+    pub failures: Vec<(RequestId, EngineError)>,
+}
+
+/// A model and what it is working on. New requests join at the next step; blocks of finished samples are free at once.
 #[derive(Debug)]
 pub struct Engine<R: Runner> {
     runner: R,
+    pool: R::Pool,
     scheduler: Scheduler,
-    requests: HashMap<RequestId, Active<R::Prompt>>,
+    asked: BTreeMap<RequestId, Asked<R::Prompt>>,
+    deadlines: BTreeSet<(Instant, RequestId)>,
+    failures: Vec<(RequestId, EngineError)>,
     next_id: RequestId,
-    /// Row `i` of the cache belongs to sequence `i`.
-    rows: Vec<Sequence>,
-    cache: Option<R::Cache>,
+    version: Arc<str>,
+    /// Key before the first block of every prompt.
+    root: Key,
+    stats: Arc<Stats>,
 }
 
-/// A request that has not ended.
+/// What a request that has not ended came with.
 #[derive(Debug)]
-struct Active<P> {
+struct Asked<P> {
     prompt: Arc<P>,
-    recipe: Arc<Recipe>,
-    row_tokens: usize,
-    unfinished: usize,
-    cancelled: bool,
+    deadline: Option<Instant>,
 }
 
 impl<R: Runner> Engine<R> {
-    /// With nothing to do.
-    pub fn new(runner: R, limits: Limits) -> Self {
-        Self {
+    /// With nothing to do. `version` names the weights that the runner has.
+    pub fn new(runner: R, version: &str, limits: Limits) -> Result<Self, EngineError> {
+        limits.validate()?;
+        let (blocks, block_size) = (limits.kv_blocks, limits.block_size);
+        let pool = runner.pool(blocks, block_size).map_err(|source| EngineError::Pool {
+            blocks,
+            block_size,
+            source,
+        })?;
+        let stats = Stats::default();
+        stats.kv_blocks.set(blocks);
+        Ok(Self {
             runner,
+            pool,
             scheduler: Scheduler::new(limits),
-            requests: HashMap::new(),
+            asked: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            failures: Vec::new(),
             next_id: 0,
-            rows: Vec::new(),
-            cache: None,
-        }
+            version: version.into(),
+            root: prefix::root(version),
+            stats: Arc::new(stats),
+        })
     }
 
     /// The model.
     pub fn runner(&self) -> &R {
         &self.runner
+    }
+
+    /// Version of the weights.
+    pub fn version(&self) -> &Arc<str> {
+        &self.version
+    }
+
+    /// What the engine holds and has done.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
     }
 
     /// Takes a request; its tokens come out of [`Self::step`] under the number returned.
@@ -71,7 +113,7 @@ impl<R: Runner> Engine<R> {
             n,
             sampling,
             constraint,
-            ..
+            deadline,
         } = request;
         let recipe = Recipe::new(sampling, constraint.as_ref(), *n, self.runner.prompt_ids(prompt))?;
         let prompt_tokens = self.runner.prompt_tokens(prompt);
@@ -79,49 +121,66 @@ impl<R: Runner> Engine<R> {
             let fault = format!("{n} samples over a prompt of {prompt_tokens} tokens");
             return Err(EngineError::InvalidRequest(fault));
         }
+        let limits = self.scheduler.limits();
+        let blocks = limits.blocks_of(prompt_tokens, sampling.max_tokens);
+        if blocks > limits.kv_blocks {
+            let fault = format!(
+                "a sample of {prompt_tokens} prompt tokens and {} new ones takes {blocks} blocks of {} tokens, the \
+                 key-value cache has {}",
+                sampling.max_tokens, limits.block_size, limits.kv_blocks
+            );
+            return Err(EngineError::InvalidRequest(fault));
+        }
+        let keys = prompt_keys(&self.runner, prompt, &self.root, limits.block_size)?;
         let id = self.next_id;
         self.next_id += 1;
-        self.scheduler.enqueue(id, *n, prompt_tokens, sampling.max_tokens);
-        let active = Active {
+        let group = Group::new(id, *n, Arc::new(recipe), prompt_tokens, keys);
+        self.scheduler.enqueue(group);
+        self.deadlines.extend(deadline.map(|deadline| (deadline, id)));
+        let asked = Asked {
             prompt: prompt.clone(),
-            recipe: Arc::new(recipe),
-            row_tokens: prompt_tokens + sampling.max_tokens,
-            unfinished: *n,
-            cancelled: false,
+            deadline: *deadline,
         };
-        self.requests.insert(id, active);
+        self.asked.insert(id, asked);
         Ok(id)
     }
 
-    /// Ends a request: nothing of it comes out any more, and its rows are freed at the next step.
+    /// Ends a request: nothing of it comes out any more, and its blocks are free.
     pub fn cancel(&mut self, request: RequestId) {
         self.scheduler.cancel(request);
-        let running = self.rows.iter().any(|row| row.request == request);
-        match self.requests.get_mut(&request) {
-            Some(active) if running => active.cancelled = true,
-            _ => drop(self.requests.remove(&request)),
-        }
+        self.forget_ended(request);
     }
 
-    /// Ends a sample that runs, without another event of it. False if it does not run (any more).
+    /// Ends a sample without another event of it. False if it has ended before.
     pub fn end(&mut self, request: RequestId, sample: usize) -> bool {
-        let of_it = |row: &Sequence| row.request == request && row.sample == sample;
-        match self.rows.iter_mut().find(|row| of_it(row)) {
-            Some(row) if !row.ended => {
-                row.ended = true;
-                true
-            }
-            _ => false,
-        }
+        let ended = self.scheduler.end(request, sample);
+        self.forget_ended(request);
+        ended
     }
 
     /// Ends every request.
     pub fn clear(&mut self) {
-        let limits = self.scheduler.limits();
-        self.scheduler = Scheduler::new(limits);
-        self.requests.clear();
-        self.rows.clear();
-        self.cache = None;
+        for request in std::mem::take(&mut self.asked).into_keys() {
+            self.scheduler.cancel(request);
+        }
+        // A step that failed may have left anything in the blocks.
+        self.scheduler.flush();
+        self.deadlines.clear();
+        self.failures.clear();
+    }
+
+    fn forget_ended(&mut self, request: RequestId) {
+        if !self.scheduler.has(request)
+            && let Some(asked) = self.asked.remove(&request)
+            && let Some(deadline) = asked.deadline
+        {
+            self.deadlines.remove(&(deadline, request));
+        }
+    }
+
+    fn fail(&mut self, request: RequestId, error: EngineError) {
+        self.cancel(request);
+        self.failures.push((request, error));
     }
 
     /// Requests of which not all samples have started.
@@ -129,155 +188,222 @@ impl<R: Runner> Engine<R> {
         self.scheduler.waiting()
     }
 
-    /// Samples that are being decoded.
+    /// Samples that have blocks.
     pub fn running(&self) -> usize {
-        self.rows.len()
+        self.scheduler.running()
+    }
+
+    /// Requests of which something has started.
+    pub fn started(&self) -> usize {
+        self.scheduler.started()
+    }
+
+    /// Blocks that hold keys and values of samples, running or kept to start from.
+    pub fn used_blocks(&self) -> usize {
+        self.scheduler.blocks().used()
     }
 
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.scheduler.is_idle()
+        self.scheduler.is_idle() && self.failures.is_empty()
     }
 
-    /// Lets waiting requests start and draws one token for every row. After an error the engine must be
+    /// From now on requests of which nothing has started wait (or no more).
+    pub fn drain(&mut self, draining: bool) {
+        self.scheduler.drain(draining);
+    }
+
+    /// Computes the next tokens of what runs, lets waiting samples start, and draws. After an error the engine must be
     /// [cleared](Self::clear).
-    pub fn step(&mut self) -> Result<Vec<Event>, EngineError> {
-        self.drop_cancelled()?;
-        let mut events = self.advance()?;
-        let admissions = self.scheduler.admit();
-        if !admissions.is_empty() {
-            events.extend(self.start(&admissions)?);
+    pub fn step(&mut self) -> Result<Step, EngineError> {
+        self.fail_expired();
+        let plan = self.scheduler.schedule();
+        let logits = self.run(&plan)?;
+        let events = self.postprocess(&plan, &logits)?;
+        self.report();
+        Ok(Step {
+            events,
+            failures: std::mem::take(&mut self.failures),
+        })
+    }
+
+    /// Ends the requests whose deadline has passed.
+    fn fail_expired(&mut self) {
+        if self.deadlines.is_empty() {
+            return;
         }
-        Ok(events)
-    }
-
-    /// Frees the rows of cancelled requests and ended samples.
-    fn drop_cancelled(&mut self) -> Result<(), EngineError> {
-        let mut kept = Vec::with_capacity(self.rows.len());
-        for index in 0..self.rows.len() {
-            let row = &self.rows[index];
-            let (request, ended) = (row.request, row.ended);
-            if ended {
-                self.finish(request);
-            } else if self.requests.get(&request).is_none_or(|active| active.cancelled) {
-                if let Some(active) = self.requests.get(&request) {
-                    self.scheduler.release(active.row_tokens);
-                }
-            } else {
-                kept.push(index);
-            }
+        let now = Instant::now();
+        while let Some((deadline, request)) = self.deadlines.first().copied()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
+            self.fail(request, EngineError::Deadline);
         }
-        self.requests.retain(|_, active| !active.cancelled);
-        self.keep(&kept)
     }
 
-    /// One token for every running row.
-    fn advance(&mut self) -> Result<Vec<Event>, EngineError> {
-        let Some(cache) = &mut self.cache else {
-            return Ok(Vec::new());
-        };
-        let ids: Vec<u32> = self.rows.iter().map(Sequence::last).collect();
-        let logits = self
-            .runner
-            .decode(cache, &ids)
-            .map_err(model_error("decode", ids.len()))?;
-        let mut rows = std::mem::take(&mut self.rows);
-        let (events, unfinished) = self.extend(&mut rows, &logits)?;
-        self.rows = rows;
-        self.keep(&unfinished)?;
-        Ok(events)
+    fn run(&mut self, plan: &Plan) -> Result<Logits, EngineError> {
+        let rows = plan.parts.len();
+        if !plan.copies.is_empty() {
+            let copied = self.runner.copy(&mut self.pool, &plan.copies);
+            copied.map_err(model_error("copy", rows))?;
+        }
+        if plan.parts.is_empty() {
+            return Ok(Logits::default());
+        }
+        let (scheduler, asked) = (&self.scheduler, &self.asked);
+        let chunks = plan.parts.iter().filter_map(|part| {
+            let row = scheduler.row(part.ticket)?;
+            Some(Chunk {
+                prompt: asked.get(&part.ticket.request)?.prompt.as_ref(),
+                drawn: &row.drawn,
+                stored: row.stored,
+                tokens: part.tokens,
+                blocks: &row.blocks,
+                wanted: part.wanted,
+            })
+        });
+        let chunks = chunks.collect::<Vec<_>>();
+        let logits = self.runner.step(&mut self.pool, &chunks);
+        logits.map_err(model_error("compute", rows))
     }
 
-    /// Computes the prompts of what was admitted, draws the first tokens and lets the rows join the others.
-    fn start(&mut self, admissions: &[Admission]) -> Result<Vec<Event>, EngineError> {
-        let mut prompts = Vec::with_capacity(admissions.len());
-        let mut repeat = Vec::with_capacity(admissions.len());
-        let mut rows = Vec::new();
-        let mut room = 0;
-        for admission in admissions {
-            let Some(active) = self.requests.get(&admission.request) else {
-                continue;
+    /// Counts what is stored now, tells the prefix cache, draws tokens and lets samples start from prompts that are
+    /// computed.
+    fn postprocess(&mut self, plan: &Plan, logits: &Logits) -> Result<Vec<Event>, EngineError> {
+        let mut events = Vec::with_capacity(plan.parts.len());
+        let mut wanted = 0;
+        for part in &plan.parts {
+            let (runner, asked, root) = (&self.runner, &self.asked, &self.root);
+            let block_size = self.scheduler.limits().block_size;
+            let key = |row: &Row, index: usize| {
+                let asked = asked.get(&part.ticket.request).ok_or(EngineError::Stopped)?;
+                let parent = row.keys.last().unwrap_or(root);
+                block_key(runner, &asked.prompt, &row.drawn, parent, index, block_size)
             };
-            prompts.push(active.prompt.clone());
-            repeat.push(admission.samples.len());
-            room = room.max(active.recipe.sampling().max_tokens);
-            let recipe = &active.recipe;
-            let sequence = |sample| Sequence::new(admission.request, sample, recipe.clone());
-            rows.extend(admission.samples.clone().map(sequence));
-        }
-        let prompts: Vec<&R::Prompt> = prompts.iter().map(AsRef::as_ref).collect();
-        let (mut cache, logits) = self
-            .runner
-            .prefill(&prompts, &repeat, room)
-            .map_err(model_error("prefill", prompts.len()))?;
-        let (events, unfinished) = self.extend(&mut rows, &logits)?;
-        if !unfinished.is_empty() {
-            let count = rows.len();
-            self.runner
-                .keep(&mut cache, &unfinished)
-                .map_err(model_error("drop", count))?;
-            self.rows.extend(select(rows, &unfinished));
-            match &mut self.cache {
-                Some(running) => self.runner.append(running, cache).map_err(model_error("join", count))?,
-                None => self.cache = Some(cache),
+            let runs = self.scheduler.advance(part, key)?;
+            if !part.wanted {
+                continue;
             }
+            let logits = logits.row(wanted);
+            wanted += 1;
+            if runs {
+                self.scheduler.keep_prompt(part.ticket, logits);
+                self.draw(part.ticket, logits, &mut events);
+            }
+        }
+        for ticket in &plan.forks {
+            self.draw_first(*ticket, &mut events);
+        }
+        for ticket in self.scheduler.start_forks() {
+            self.draw_first(ticket, &mut events);
         }
         Ok(events)
     }
 
-    /// Draws a token for each row; also the indices of the rows that go on.
-    fn extend(&mut self, rows: &mut [Sequence], logits: &Logits) -> Result<(Vec<Event>, Vec<usize>), EngineError> {
-        let mut events = Vec::with_capacity(rows.len());
-        let mut unfinished = Vec::with_capacity(rows.len());
-        for (index, row) in rows.iter_mut().enumerate() {
-            let (token, finish) = row.extend(logits.row(index))?;
-            match finish {
-                Some(_) => self.finish(row.request),
-                None => unfinished.push(index),
-            }
-            events.push(Event {
-                request: row.request,
-                sample: row.sample,
-                token,
-                finish,
-            });
-        }
-        Ok((events, unfinished))
-    }
-
-    /// Counts one sample of a request as finished.
-    fn finish(&mut self, request: RequestId) {
-        if let Some(active) = self.requests.get_mut(&request) {
-            active.unfinished -= 1;
-            self.scheduler.release(active.row_tokens);
-            if active.unfinished == 0 {
-                self.requests.remove(&request);
-            }
+    /// Draws the first token of a sample whose prompt another one has computed.
+    fn draw_first(&mut self, ticket: Ticket, events: &mut Vec<Event>) {
+        let first = self.scheduler.row_mut(ticket).and_then(|row| row.first.take());
+        if let Some(logits) = first {
+            self.draw(ticket, &logits, events);
         }
     }
 
-    /// Keeps these rows of the batch.
-    fn keep(&mut self, kept: &[usize]) -> Result<(), EngineError> {
-        if kept.len() == self.rows.len() {
-            return Ok(());
+    fn draw(&mut self, ticket: Ticket, logits: &[f32], events: &mut Vec<Event>) {
+        let Some(row) = self.scheduler.row_mut(ticket) else {
+            return;
+        };
+        match row.sequence.extend(logits) {
+            Ok((token, finish)) => {
+                row.drawn.push(token.id);
+                events.push(Event {
+                    request: ticket.request,
+                    sample: ticket.sample,
+                    token,
+                    finish,
+                });
+                if finish.is_some() {
+                    self.end(ticket.request, ticket.sample);
+                }
+            }
+            Err(error) => self.fail(ticket.request, error),
         }
-        self.rows = select(std::mem::take(&mut self.rows), kept);
-        if kept.is_empty() {
-            self.cache = None;
-        } else if let Some(cache) = &mut self.cache {
-            self.runner.keep(cache, kept).map_err(model_error("drop", kept.len()))?;
+    }
+
+    fn report(&self) {
+        let (stats, counts, visuals) = (&self.stats, self.scheduler.counts(), self.runner.visual_counts());
+        stats.waiting.set(self.waiting());
+        stats.running.set(self.running());
+        stats.kv_blocks_used.set(self.used_blocks());
+        stats.steps.add(1);
+        stats.prefill_tokens.set(counts.prefill_tokens);
+        stats.prefix_queries.set(counts.prefix_queries);
+        stats.prefix_hits.set(counts.prefix_hits);
+        stats.preemptions.set(counts.preemptions);
+        stats.visual_queries.set(visuals.queries);
+        stats.visual_hits.set(visuals.hits);
+    }
+
+    /// Puts other weights in place between two steps. Requests go on with the tokens that they have drawn; everything that
+    /// was computed from the weights before is forgotten in the same moment: keys and values, the prefix cache, features of
+    /// pictures. If `apply` fails the version stays, and what `apply` has left of the weights is used.
+    pub fn load_weights(
+        &mut self,
+        version: &str,
+        apply: impl FnOnce(&mut R) -> Result<(), Cause>,
+    ) -> Result<(), EngineError> {
+        let applied = apply(&mut self.runner);
+        self.scheduler.flush();
+        self.runner.flush();
+        if applied.is_ok() {
+            self.version = version.into();
+            self.root = prefix::root(version);
         }
-        Ok(())
+        let block_size = self.scheduler.limits().block_size;
+        let (runner, asked, root) = (&self.runner, &self.asked, &self.root);
+        self.scheduler.rekey(|request| match asked.get(&request) {
+            Some(asked) => prompt_keys(runner, &asked.prompt, root, block_size),
+            None => Ok(Vec::new()),
+        })?;
+        applied.map_err(|source| EngineError::Weights {
+            version: version.to_owned(),
+            source,
+        })
     }
 }
 
-/// The items at these rising indices.
-fn select<T>(items: Vec<T>, indices: &[usize]) -> Vec<T> {
-    let mut wanted = indices.iter().copied().peekable();
-    let is_wanted = |(index, item): (usize, T)| wanted.next_if_eq(&index).map(|_| item);
-    items.into_iter().enumerate().filter_map(is_wanted).collect()
+/// Keys of the full blocks of a prompt.
+fn prompt_keys<R: Runner>(
+    runner: &R,
+    prompt: &R::Prompt,
+    root: &Key,
+    block_size: usize,
+) -> Result<Vec<Key>, EngineError> {
+    let count = runner.prompt_tokens(prompt) / block_size;
+    let mut keys = Vec::with_capacity(count);
+    let mut parent = *root;
+    for index in 0..count {
+        parent = block_key(runner, prompt, &[], &parent, index, block_size)?;
+        keys.push(parent);
+    }
+    Ok(keys)
 }
 
-fn model_error(step: &'static str, rows: usize) -> impl FnOnce(crate::runner::Cause) -> EngineError {
+/// The key of a full block of the prompt followed by drawn tokens.
+fn block_key<R: Runner>(
+    runner: &R,
+    prompt: &R::Prompt,
+    drawn: &[u32],
+    parent: &Key,
+    index: usize,
+    block_size: usize,
+) -> Result<Key, EngineError> {
+    let mut content = Vec::new();
+    let range = index * block_size..(index + 1) * block_size;
+    let identified = runner.content(prompt, drawn, range, &mut content);
+    identified.map_err(model_error("identify", 1))?;
+    Ok(prefix::next(parent, &content))
+}
+
+fn model_error(step: &'static str, rows: usize) -> impl FnOnce(Cause) -> EngineError {
     move |source| EngineError::Model { step, rows, source }
 }

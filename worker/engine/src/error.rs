@@ -4,11 +4,11 @@
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The model failed.
-    #[error("the model failed to {step} {rows} rows")]
+    #[error("the model failed to {step} tokens of {rows} samples")]
     Model {
-        /// `prefill`, `decode`, `drop` or `join`.
+        /// `compute`, `copy` or `identify`.
         step: &'static str,
-        /// Rows in the batch.
+        /// Samples that took part.
         rows: usize,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -21,6 +21,27 @@ pub enum EngineError {
         /// Tokens generated before.
         tokens: usize,
     },
+    /// The pool of keys and values could not be made.
+    #[error("failed to make a pool of {blocks} blocks of {block_size} tokens")]
+    Pool {
+        /// Blocks.
+        blocks: usize,
+        /// Tokens of a block.
+        block_size: usize,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// New weights could not be put in place.
+    #[error("failed to load the weights {version:?}")]
+    Weights {
+        /// Their version.
+        version: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The engine's thread could not be started.
+    #[error("failed to start the engine's thread")]
+    Thread(#[source] std::io::Error),
     /// A request cannot be run as it is.
     #[error("invalid request: {0}")]
     InvalidRequest(String),

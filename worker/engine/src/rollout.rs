@@ -3,15 +3,33 @@
 use crate::{
     engine::Engine,
     error::EngineError,
+    limits::Limits,
     request::{Completion, FinishReason, Group, Token},
     runner::{RequestFor, Runner},
-    scheduler::Limits,
 };
 
-/// Runs the requests to their end and gives their groups in the same order. `cancelled` is asked between two steps;
-/// once it says yes the call ends with [`EngineError::Cancelled`].
+/// Version of weights that live no longer than a call.
+const UNNAMED: &str = "";
+
+/// An engine with no more blocks than these requests can use at once.
+pub fn engine_for<R: Runner>(
+    runner: R,
+    version: &str,
+    requests: &[RequestFor<R>],
+    limits: Limits,
+) -> Result<Engine<R>, EngineError> {
+    let sizes = requests.iter().map(|request| {
+        let prompt_tokens = runner.prompt_tokens(&request.prompt);
+        (request.n, prompt_tokens, request.sampling.max_tokens)
+    });
+    let limits = limits.fit(sizes);
+    Engine::new(runner, version, limits)
+}
+
+/// Runs the requests to their end and gives their groups in the same order. The same calls give the same bits. `cancelled`
+/// is asked between two steps; once it says yes the call ends with [`EngineError::Cancelled`].
 pub fn generate<R: Runner>(
-    runner: &R,
+    runner: R,
     requests: &[RequestFor<R>],
     limits: Limits,
     cancelled: &dyn Fn() -> bool,
@@ -27,13 +45,13 @@ pub fn generate<R: Runner>(
 
 /// As [`generate`], but hands over each group with the index of its request as soon as its last sample has ended.
 pub fn generate_each<R: Runner>(
-    runner: &R,
+    runner: R,
     requests: &[RequestFor<R>],
     limits: Limits,
     cancelled: &dyn Fn() -> bool,
     finished: &mut dyn FnMut(usize, Group),
 ) -> Result<(), EngineError> {
-    let mut engine = Engine::new(runner, limits);
+    let mut engine = engine_for(runner, UNNAMED, requests, limits)?;
     let mut groups = Vec::with_capacity(requests.len());
     for request in requests {
         // A fresh engine numbers its requests from zero: the number is the index.
@@ -44,7 +62,11 @@ pub fn generate_each<R: Runner>(
         if cancelled() {
             return Err(EngineError::Cancelled);
         }
-        for event in engine.step()? {
+        let step = engine.step()?;
+        if let Some((_, error)) = step.failures.into_iter().next() {
+            return Err(error);
+        }
+        for event in step.events {
             let Ok(index) = usize::try_from(event.request) else {
                 continue;
             };

@@ -1,6 +1,8 @@
-//! What a model must offer to be run by the engine.
+//! What a model must offer to be run by the engine, on whatever device.
 
-use crate::request::Request;
+use std::ops::Range;
+
+use crate::{blocks::Block, request::Request};
 
 /// Why a model call failed.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -22,12 +24,45 @@ impl Logits {
     }
 }
 
-/// A model with a cache of keys and values. Rows of a cache have their own lengths.
+/// The next tokens of one sequence: a part of its prompt, a token that was drawn, or both where it is computed again.
+#[derive(Debug)]
+pub struct Chunk<'a, P> {
+    /// The prompt of the sequence.
+    pub prompt: &'a P,
+    /// Tokens that follow the prompt.
+    pub drawn: &'a [u32],
+    /// Tokens of prompt and drawn tokens whose keys and values are stored.
+    pub stored: usize,
+    /// Tokens to compute after them.
+    pub tokens: usize,
+    /// Blocks of the sequence in its order; they have room for the tokens.
+    pub blocks: &'a [Block],
+    /// Whether the logits after the last token are wanted.
+    pub wanted: bool,
+}
+
+impl<P> Chunk<'_, P> {
+    /// Indices of the tokens to compute.
+    pub fn range(&self) -> Range<usize> {
+        self.stored..self.stored + self.tokens
+    }
+}
+
+/// How often features of pictures and videos were needed, and how often they were there.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct VisualCounts {
+    /// Visuals that prompts needed the features of.
+    pub queries: usize,
+    /// Those whose features were cached.
+    pub hits: usize,
+}
+
+/// A model with a pool of blocks for keys and values.
 pub trait Runner {
     /// A prompt, ready to be computed.
     type Prompt;
-    /// Keys and values of the rows that are being decoded.
-    type Cache;
+    /// Blocks of keys and values.
+    type Pool;
 
     /// Ids of a prompt's tokens, placeholders of visuals included.
     fn prompt_ids<'a>(&self, prompt: &'a Self::Prompt) -> &'a [u32];
@@ -37,24 +72,38 @@ pub trait Runner {
         self.prompt_ids(prompt).len()
     }
 
-    /// Computes each prompt once and lays prompt `i` `repeat[i]` times into a new cache with room for `room` more tokens
-    /// a row. The logits are those after the prompt, one row for each row of the cache.
-    fn prefill(&self, prompts: &[&Self::Prompt], repeat: &[usize], room: usize)
-    -> Result<(Self::Cache, Logits), Cause>;
+    /// Appends to `out` what the tokens in `range` of the prompt followed by `drawn` are: equal bytes after equal bytes must
+    /// mean equal keys and values.
+    fn content(
+        &self,
+        prompt: &Self::Prompt,
+        drawn: &[u32],
+        range: Range<usize>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Cause>;
 
-    /// Appends one token to each row and gives the logits after it.
-    fn decode(&self, cache: &mut Self::Cache, ids: &[u32]) -> Result<Logits, Cause>;
+    /// A pool of `blocks` blocks of `block_size` tokens.
+    fn pool(&self, blocks: usize, block_size: usize) -> Result<Self::Pool, Cause>;
 
-    /// Keeps the rows at these indices, in this order.
-    fn keep(&self, cache: &mut Self::Cache, rows: &[usize]) -> Result<(), Cause>;
+    /// Copies whole blocks, from the first of each pair to the second, as if in order.
+    fn copy(&mut self, pool: &mut Self::Pool, pairs: &[(Block, Block)]) -> Result<(), Cause>;
 
-    /// Adds the rows of `other` after those of `cache`.
-    fn append(&self, cache: &mut Self::Cache, other: Self::Cache) -> Result<(), Cause>;
+    /// Computes chunks of different sequences together and stores their keys and values. Gives one row of logits for each
+    /// chunk that wants it, in their order.
+    fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<Logits, Cause>;
+
+    /// Forgets what was computed from the weights: they have changed.
+    fn flush(&mut self) {}
+
+    /// Counts since the beginning.
+    fn visual_counts(&self) -> VisualCounts {
+        VisualCounts::default()
+    }
 }
 
-impl<R: Runner> Runner for &R {
+impl<R: Runner> Runner for &mut R {
     type Prompt = R::Prompt;
-    type Cache = R::Cache;
+    type Pool = R::Pool;
 
     fn prompt_ids<'a>(&self, prompt: &'a Self::Prompt) -> &'a [u32] {
         (**self).prompt_ids(prompt)
@@ -64,25 +113,34 @@ impl<R: Runner> Runner for &R {
         (**self).prompt_tokens(prompt)
     }
 
-    fn prefill(
+    fn content(
         &self,
-        prompts: &[&Self::Prompt],
-        repeat: &[usize],
-        room: usize,
-    ) -> Result<(Self::Cache, Logits), Cause> {
-        (**self).prefill(prompts, repeat, room)
+        prompt: &Self::Prompt,
+        drawn: &[u32],
+        range: Range<usize>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Cause> {
+        (**self).content(prompt, drawn, range, out)
     }
 
-    fn decode(&self, cache: &mut Self::Cache, ids: &[u32]) -> Result<Logits, Cause> {
-        (**self).decode(cache, ids)
+    fn pool(&self, blocks: usize, block_size: usize) -> Result<Self::Pool, Cause> {
+        (**self).pool(blocks, block_size)
     }
 
-    fn keep(&self, cache: &mut Self::Cache, rows: &[usize]) -> Result<(), Cause> {
-        (**self).keep(cache, rows)
+    fn copy(&mut self, pool: &mut Self::Pool, pairs: &[(Block, Block)]) -> Result<(), Cause> {
+        (**self).copy(pool, pairs)
     }
 
-    fn append(&self, cache: &mut Self::Cache, other: Self::Cache) -> Result<(), Cause> {
-        (**self).append(cache, other)
+    fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<Logits, Cause> {
+        (**self).step(pool, chunks)
+    }
+
+    fn flush(&mut self) {
+        (**self).flush();
+    }
+
+    fn visual_counts(&self) -> VisualCounts {
+        (**self).visual_counts()
     }
 }
 

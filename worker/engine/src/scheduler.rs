@@ -1,72 +1,84 @@
-//! Who may start: rows and tokens, first come first served.
+//! Who runs in a step: tokens, rows and blocks, in a fair order.
+//!
+//! Samples are served in the order of their tickets. Sample `k` of a request has the tag `virtual time at its arrival + k`,
+//! and the virtual time is the tag of the sample admitted last: a request of many samples does not keep the first sample of
+//! a later one waiting, and nobody waits for requests that came after it. A sample with a smaller ticket never loses its
+//! blocks to one with a larger one, so the smallest always goes on.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Bound,
+};
 
-use serde::{Deserialize, Serialize};
+use crate::{
+    blocks::{Block, Blocks},
+    group::{Group, Kept, PromptState},
+    limits::Limits,
+    prefix::Key,
+    row::{Row, Ticket},
+    sequence::RequestId,
+};
 
-use crate::sequence::RequestId;
+/// Waiting samples that are looked at in one step, where those before them wait for a prompt that is being computed.
+const LOOK_AHEAD: usize = 1024;
 
-/// What may be in memory at once, and how much one step computes.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// Samples that are computed at once.
-    pub max_rows: usize,
-    /// Tokens that one step computes: one for each sample that is decoded, the rest prompts, in chunks.
-    pub max_step_tokens: usize,
-    /// Blocks of the key-value cache.
-    pub kv_blocks: usize,
-    /// Tokens of a block.
-    pub block_size: usize,
-    /// Bytes of pictures' features that are kept for other requests.
-    pub feature_bytes: usize,
+/// What one step does.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Blocks that are copied first, from and to.
+    pub copies: Vec<(Block, Block)>,
+    /// Tokens that go through the model.
+    pub parts: Vec<Part>,
+    /// Samples that draw their first token from the logits of a prompt that is computed already.
+    pub forks: Vec<Ticket>,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_rows: 256,
-            max_step_tokens: 2048,
-            kv_blocks: 1 << 16,
-            block_size: 16,
-            feature_bytes: 256 << 20,
-        }
-    }
+/// The next tokens of one sample.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Part {
+    /// The sample.
+    pub ticket: Ticket,
+    /// Tokens.
+    pub tokens: usize,
+    /// Whether it draws a token afterwards.
+    pub wanted: bool,
 }
 
-impl Limits {
-    /// Tokens that the blocks hold.
-    pub fn kv_tokens(&self) -> usize {
-        self.kv_blocks.saturating_mul(self.block_size)
-    }
+/// Counts since the beginning.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_queries: usize,
+    /// Those found there.
+    pub prefix_hits: usize,
+    /// Samples whose blocks were taken away.
+    pub preemptions: usize,
+    /// Prompt tokens that went through the model.
+    pub prefill_tokens: usize,
 }
 
-/// Samples of one request that start together and share its prefill.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Admission {
-    /// The request.
-    pub request: RequestId,
-    /// Indices of its samples.
-    pub samples: Range<usize>,
-}
-
-/// A request of which not all samples have started.
-#[derive(Clone, Debug)]
-struct Waiting {
-    request: RequestId,
-    samples: Range<usize>,
-    prompt_tokens: usize,
-    /// Prompt and completion of one sample.
-    row_tokens: usize,
-}
-
-/// Holds what waits and counts what runs. Nobody is overtaken, so nobody starves.
+/// What waits, what runs, and whose blocks are whose.
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
-    waiting: VecDeque<Waiting>,
-    rows: usize,
-    cache_tokens: usize,
+    blocks: Blocks,
+    groups: BTreeMap<RequestId, Group>,
+    /// Samples without blocks; those that have drawn tokens already come with what they are.
+    waiting: BTreeMap<Ticket, Option<Row>>,
+    running: BTreeMap<Ticket, Row>,
+    virtual_time: u64,
+    /// Requests of which nothing has started stay where they are.
+    draining: bool,
+    counts: Counts,
+}
+
+/// What became of a waiting sample.
+enum Admission {
+    Started,
+    /// Another sample is computing what it needs.
+    Later,
+    /// Tokens or blocks are used up.
+    NoRoom,
 }
 
 impl Scheduler {
@@ -74,173 +86,470 @@ impl Scheduler {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            waiting: VecDeque::new(),
-            rows: 0,
-            cache_tokens: 0,
+            blocks: Blocks::new(limits.kv_blocks),
+            groups: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            virtual_time: 0,
+            draining: false,
+            counts: Counts::default(),
         }
     }
 
-    /// What may be in memory at once.
-    pub fn limits(&self) -> Limits {
-        self.limits
+    /// Puts a request in the queue.
+    pub fn enqueue(&mut self, mut group: Group) {
+        group.tag = self.virtual_time;
+        let tickets = (0..group.n).map(|sample| (group.ticket(sample), None));
+        self.waiting.extend(tickets);
+        self.groups.insert(group.request, group);
     }
 
-    /// Puts a request at the end of the queue.
-    pub fn enqueue(&mut self, request: RequestId, n: usize, prompt_tokens: usize, max_tokens: usize) {
-        self.waiting.push_back(Waiting {
-            request,
-            samples: 0..n,
-            prompt_tokens,
-            row_tokens: prompt_tokens + max_tokens,
+    /// Chooses what the next step does, and gives blocks to it.
+    pub fn schedule(&mut self) -> Plan {
+        let mut plan = Plan::default();
+        let mut budget = self.limits.max_step_tokens;
+        self.decode(&mut plan, &mut budget);
+        self.go_on(&mut plan, &mut budget);
+        self.admit(&mut plan, &mut budget);
+        plan
+    }
+
+    /// One token for each sample whose tokens but the last are stored.
+    fn decode(&mut self, plan: &mut Plan, budget: &mut usize) {
+        let is_next = |row: &Row| row.remaining() == 1 && !row.drawn.is_empty();
+        let ready = self
+            .running
+            .iter()
+            .filter(|(_, row)| is_next(row))
+            .map(|(ticket, _)| *ticket);
+        for ticket in ready.collect::<Vec<_>>() {
+            if *budget == 0 {
+                break;
+            }
+            if self.make_room(ticket, &mut plan.copies) {
+                *budget -= 1;
+                plan.parts.push(Part {
+                    ticket,
+                    tokens: 1,
+                    wanted: true,
+                });
+            }
+        }
+    }
+
+    /// Gives a sample a slot for its next token that nobody else has. False if it had to leave.
+    fn make_room(&mut self, ticket: Ticket, copies: &mut Vec<(Block, Block)>) -> bool {
+        loop {
+            let Some(row) = self.running.get_mut(&ticket) else {
+                return false;
+            };
+            let index = row.stored / self.limits.block_size;
+            let old = row.blocks.get(index).copied();
+            if old.is_some_and(|block| !self.blocks.is_shared(block)) {
+                return true;
+            }
+            match (self.blocks.take(), old) {
+                (Some(block), Some(old)) => {
+                    copies.push((old, block));
+                    row.blocks[index] = block;
+                    self.blocks.release(old);
+                    return true;
+                }
+                (Some(block), None) => {
+                    row.blocks.push(block);
+                    return true;
+                }
+                (None, _) => {}
+            }
+            if !self.drop_kept() {
+                let last = self.running.last_key_value().map(|(last, _)| *last);
+                last.inspect(|last| self.preempt(*last));
+            }
+        }
+    }
+
+    /// Gives up the computed prompt of the last request that has one.
+    fn drop_kept(&mut self) -> bool {
+        let dropped = self.groups.values_mut().rev().find_map(Group::drop_kept);
+        if let Some(blocks) = &dropped {
+            self.blocks.release_all(blocks);
+        }
+        dropped.is_some()
+    }
+
+    /// Takes the blocks of a running sample, which waits until it can be computed again.
+    fn preempt(&mut self, ticket: Ticket) {
+        let Some(mut row) = self.running.remove(&ticket) else {
+            return;
+        };
+        self.blocks.release_all(&row.blocks);
+        self.counts.preemptions += 1;
+        if row.drawn.is_empty() {
+            if let Some(group) = self.groups.get_mut(&ticket.request) {
+                group.unstarted += 1;
+            }
+            self.leave_prompt(ticket);
+            self.waiting.insert(ticket, None);
+        } else {
+            row.blocks.clear();
+            (row.stored, row.remembered) = (0, 0);
+            self.waiting.insert(ticket, Some(row));
+        }
+    }
+
+    /// A sample that was computing the prompt of its group does so no more.
+    fn leave_prompt(&mut self, ticket: Ticket) {
+        if let Some(group) = self.groups.get_mut(&ticket.request)
+            && matches!(group.prompt, PromptState::Computing(sample) if sample == ticket.sample)
+        {
+            group.prompt = PromptState::Open;
+        }
+    }
+
+    /// The next chunk of each sample whose prompt is computed in part.
+    fn go_on(&mut self, plan: &mut Plan, budget: &mut usize) {
+        for (ticket, row) in &self.running {
+            let remaining = row.remaining();
+            if *budget == 0 {
+                break;
+            }
+            if remaining > 1 || (remaining == 1 && row.drawn.is_empty()) {
+                plan.parts.push(part(*ticket, remaining, budget));
+            }
+        }
+    }
+
+    /// Lets waiting samples start, in the order of their tickets.
+    fn admit(&mut self, plan: &mut Plan, budget: &mut usize) {
+        if self.waiting.is_empty() || self.running.len() >= self.limits.max_rows {
+            return;
+        }
+        let mut pending = self.pending();
+        let mut after = Bound::Unbounded;
+        for _ in 0..LOOK_AHEAD {
+            let next = self.waiting.range((after, Bound::Unbounded)).next();
+            let Some(ticket) = next.map(|(ticket, _)| *ticket) else {
+                break;
+            };
+            if self.running.len() >= self.limits.max_rows {
+                break;
+            }
+            match self.try_start(ticket, &mut pending, plan, budget) {
+                Admission::Started => self.virtual_time = self.virtual_time.max(ticket.tag),
+                Admission::Later => {}
+                Admission::NoRoom => break,
+            }
+            after = Bound::Excluded(ticket);
+        }
+    }
+
+    /// Keys of the blocks that running samples are going to fill.
+    fn pending(&self) -> HashSet<Key> {
+        let rows = self.running.values();
+        rows.flat_map(|row| row.keys.iter().skip(row.remembered).copied())
+            .collect()
+    }
+
+    fn try_start(
+        &mut self,
+        ticket: Ticket,
+        pending: &mut HashSet<Key>,
+        plan: &mut Plan,
+        budget: &mut usize,
+    ) -> Admission {
+        let Some(group) = self.groups.get(&ticket.request) else {
+            self.waiting.remove(&ticket);
+            return Admission::Later;
+        };
+        let preempted = self.waiting.get(&ticket).and_then(Option::as_ref);
+        if preempted.is_none() {
+            match group.prompt {
+                PromptState::Kept(_) => {
+                    self.fork(ticket);
+                    plan.forks.push(ticket);
+                    return Admission::Started;
+                }
+                PromptState::Computing(_) => return Admission::Later,
+                PromptState::Open if self.draining && !group.started => return Admission::Later,
+                PromptState::Open => {}
+            }
+        }
+        if *budget == 0 {
+            return Admission::NoRoom;
+        }
+        let keys = preempted.map_or(&group.keys, |row| &row.keys);
+        let tokens = preempted.map_or(group.prompt_tokens, Row::tokens);
+        let found = keys.iter().map_while(|key| self.blocks.find(key)).collect::<Vec<_>>();
+        if keys.get(found.len()).is_some_and(|key| pending.contains(key)) {
+            return Admission::Later;
+        }
+        pending.extend(keys.iter().skip(found.len()));
+        let Some(blocks) = self.allot(found, tokens, &mut plan.copies) else {
+            return Admission::NoRoom;
+        };
+        let preempted = self.waiting.remove(&ticket).flatten();
+        let Some(group) = self.groups.get_mut(&ticket.request) else {
+            return Admission::Later;
+        };
+        let mut row = preempted.unwrap_or_else(|| {
+            group.unstarted -= 1;
+            group.prompt = PromptState::Computing(ticket.sample);
+            group.row(ticket.sample)
         });
+        group.started = true;
+        row.remembered = blocks.found;
+        // The last token always goes through the model: the next one is drawn from its logits.
+        row.stored = (blocks.found * self.limits.block_size).min(tokens - 1);
+        row.blocks = blocks.all;
+        self.counts.prefix_queries += row.prompt_tokens;
+        self.counts.prefix_hits += row.stored.min(row.prompt_tokens);
+        plan.parts.push(part(ticket, row.remaining(), budget));
+        self.running.insert(ticket, row);
+        Admission::Started
     }
 
-    /// Takes what starts now and counts it as running.
-    pub fn admit(&mut self) -> Vec<Admission> {
-        let mut admissions = Vec::new();
-        let mut longest = 0;
-        while let Some(next) = self.waiting.front_mut() {
-            let idle = self.rows == 0;
-            let padded = longest.max(next.prompt_tokens) * (admissions.len() + 1);
-            if !admissions.is_empty() && padded > self.limits.max_step_tokens {
+    /// Blocks for a sample of `tokens` tokens of which the first ones are found, if there are enough: every running sample
+    /// must be able to take another one.
+    fn allot(&mut self, found: Vec<Block>, tokens: usize, copies: &mut Vec<(Block, Block)>) -> Option<Allotted> {
+        let count = tokens.div_ceil(self.limits.block_size);
+        // Where everything is found the last block is written into once more, in a copy.
+        let copied = found.len() * self.limits.block_size >= tokens;
+        let new = count - found.len() + usize::from(copied);
+        loop {
+            let idle = found.iter().filter(|block| self.blocks.is_free(**block)).count();
+            if self.blocks.free() >= new + idle + self.running.len() {
                 break;
             }
-            let by_rows = self.limits.max_rows.saturating_sub(self.rows);
-            let by_cache = self.limits.kv_tokens().saturating_sub(self.cache_tokens) / next.row_tokens.max(1);
-            // What does not fit into an empty engine runs alone rather than never.
-            let fits = by_rows.min(by_cache).max(usize::from(idle));
-            let wanted = next.samples.len();
-            // The prompt is computed again for samples that start later: a few free rows are not worth that.
-            if fits == 0 || (fits < wanted && !idle && fits * 4 < self.limits.max_rows) {
-                break;
-            }
-            let count = fits.min(wanted);
-            let end = next.samples.start + count;
-            admissions.push(Admission {
-                request: next.request,
-                samples: next.samples.start..end,
-            });
-            self.rows += count;
-            self.cache_tokens += count * next.row_tokens;
-            longest = longest.max(next.prompt_tokens);
-            next.samples.start = end;
-            if next.samples.is_empty() {
-                self.waiting.pop_front();
+            if !self.drop_kept() {
+                return None;
             }
         }
-        admissions
+        found.iter().for_each(|block| self.blocks.share(*block));
+        let hits = found.len();
+        let mut all = found;
+        if copied && let Some(old) = all.pop() {
+            let block = self.blocks.take()?;
+            copies.push((old, block));
+            all.push(block);
+            self.blocks.release(old);
+        }
+        while all.len() < count {
+            all.push(self.blocks.take()?);
+        }
+        Some(Allotted { all, found: hits })
     }
 
-    /// Frees the place of one sample.
-    pub fn release(&mut self, row_tokens: usize) {
-        self.rows = self.rows.saturating_sub(1);
-        self.cache_tokens = self.cache_tokens.saturating_sub(row_tokens);
+    /// Starts a sample from the computed prompt of its group.
+    fn fork(&mut self, ticket: Ticket) {
+        let Some(group) = self.groups.get_mut(&ticket.request) else {
+            return;
+        };
+        let PromptState::Kept(kept) = &group.prompt else {
+            return;
+        };
+        let mut row = group.row(ticket.sample);
+        row.first = Some(kept.logits.clone());
+        row.blocks = kept.blocks.clone();
+        row.stored = row.prompt_tokens;
+        row.remembered = row.keys.len();
+        row.blocks.iter().for_each(|block| self.blocks.share(*block));
+        self.waiting.remove(&ticket);
+        self.running.insert(ticket, row);
+        group.unstarted -= 1;
+        if group.unstarted == 0 {
+            self.forget_kept(ticket.request);
+        }
     }
 
-    /// Forgets the samples of a request that have not started.
+    fn forget_kept(&mut self, request: RequestId) {
+        if let Some(blocks) = self.groups.get_mut(&request).and_then(Group::drop_kept) {
+            self.blocks.release_all(&blocks);
+        }
+    }
+
+    /// Starts the samples that are first in the queue and whose prompt is computed, as far as there are rows.
+    pub fn start_forks(&mut self) -> Vec<Ticket> {
+        let mut started = Vec::new();
+        while self.running.len() < self.limits.max_rows
+            && let Some((ticket, None)) = self.waiting.first_key_value()
+            && let Some(group) = self.groups.get(&ticket.request)
+            && matches!(group.prompt, PromptState::Kept(_))
+        {
+            let ticket = *ticket;
+            self.fork(ticket);
+            self.virtual_time = self.virtual_time.max(ticket.tag);
+            started.push(ticket);
+        }
+        started
+    }
+
+    /// Counts tokens of a sample as stored; `key` gives the key of a full block from the row and the key's index. False if the
+    /// sample has left.
+    pub fn advance<E>(&mut self, part: &Part, mut key: impl FnMut(&Row, usize) -> Result<Key, E>) -> Result<bool, E> {
+        let Some(row) = self.running.get_mut(&part.ticket) else {
+            return Ok(false);
+        };
+        let prompt_tokens = row.prompt_tokens.saturating_sub(row.stored).min(part.tokens);
+        self.counts.prefill_tokens += prompt_tokens;
+        row.stored += part.tokens;
+        while row.remembered < row.stored / self.limits.block_size {
+            let index = row.remembered;
+            if index == row.keys.len() {
+                let key = key(row, index)?;
+                row.keys.push(key);
+            }
+            self.blocks.remember(row.blocks[index], row.keys[index]);
+            row.remembered += 1;
+        }
+        Ok(true)
+    }
+
+    /// Keeps the prompt that a sample has computed for the samples of its group that have not started.
+    pub fn keep_prompt(&mut self, ticket: Ticket, logits: &[f32]) {
+        let Some(group) = self.groups.get_mut(&ticket.request) else {
+            return;
+        };
+        let Some(row) = self.running.get(&ticket) else {
+            return;
+        };
+        if !matches!(group.prompt, PromptState::Computing(sample) if sample == ticket.sample) {
+            return;
+        }
+        group.prompt = PromptState::Open;
+        if group.unstarted > 0 {
+            row.blocks.iter().for_each(|block| self.blocks.share(*block));
+            group.prompt = PromptState::Kept(Kept {
+                blocks: row.blocks.clone(),
+                logits: logits.into(),
+            });
+        }
+    }
+
+    /// A running sample.
+    pub fn row(&self, ticket: Ticket) -> Option<&Row> {
+        self.running.get(&ticket)
+    }
+
+    /// A running sample.
+    pub fn row_mut(&mut self, ticket: Ticket) -> Option<&mut Row> {
+        self.running.get_mut(&ticket)
+    }
+
+    /// Ends a sample wherever it is, and frees its blocks. False if it has ended before. The group goes with its last sample.
+    pub fn end(&mut self, request: RequestId, sample: usize) -> bool {
+        let Some(group) = self.groups.get_mut(&request) else {
+            return false;
+        };
+        let ticket = group.ticket(sample);
+        if let Some(row) = self.running.remove(&ticket) {
+            group.unfinished -= 1;
+            self.blocks.release_all(&row.blocks);
+            self.leave_prompt(ticket);
+        } else if let Some(row) = self.waiting.remove(&ticket) {
+            group.unfinished -= 1;
+            group.unstarted -= usize::from(row.is_none());
+            if group.unstarted == 0 {
+                self.forget_kept(request);
+            }
+        } else {
+            return false;
+        }
+        if self.groups.get(&request).is_some_and(|group| group.unfinished == 0) {
+            self.forget_kept(request);
+            self.groups.remove(&request);
+        }
+        true
+    }
+
+    /// Ends all samples of a request.
     pub fn cancel(&mut self, request: RequestId) {
-        self.waiting.retain(|waiting| waiting.request != request);
+        let samples = self.groups.get(&request).map_or(0, |group| group.n);
+        for sample in 0..samples {
+            self.end(request, sample);
+        }
+    }
+
+    /// Whether a request has not ended.
+    pub fn has(&self, request: RequestId) -> bool {
+        self.groups.contains_key(&request)
+    }
+
+    /// Takes all blocks away and forgets what they held: the weights have changed.
+    pub fn flush(&mut self) {
+        let running = self.running.keys().copied().collect::<Vec<_>>();
+        running.into_iter().rev().for_each(|ticket| self.preempt(ticket));
+        while self.drop_kept() {}
+        self.blocks.forget();
+    }
+
+    /// Gives every group new keys of its prompt.
+    pub fn rekey<E>(&mut self, mut keys: impl FnMut(RequestId) -> Result<Vec<Key>, E>) -> Result<(), E> {
+        for group in self.groups.values_mut() {
+            group.keys = keys(group.request)?;
+        }
+        for (ticket, row) in &mut self.waiting {
+            if let (Some(row), Some(group)) = (row, self.groups.get(&ticket.request)) {
+                row.keys.clone_from(&group.keys);
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on requests of which nothing has started wait (or no more).
+    pub fn drain(&mut self, draining: bool) {
+        self.draining = draining;
+    }
+
+    /// Requests of which something has started.
+    pub fn started(&self) -> usize {
+        self.groups.values().filter(|group| group.started).count()
     }
 
     /// Requests of which not all samples have started.
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.groups.values().filter(|group| group.unstarted > 0).count()
     }
 
-    /// Samples that are being decoded.
+    /// Samples that have blocks.
     pub fn running(&self) -> usize {
-        self.rows
+        self.running.len()
     }
 
     /// Whether nothing waits or runs.
     pub fn is_idle(&self) -> bool {
-        self.rows == 0 && self.waiting.is_empty()
+        self.groups.is_empty()
+    }
+
+    /// The blocks.
+    pub fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
+    /// Bounds.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Counts since the beginning.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// Blocks of a sample that starts.
+struct Allotted {
+    all: Vec<Block>,
+    /// How many of them hold their tokens already.
+    found: usize,
+}
 
-    use super::*;
-
-    fn limits(max_rows: usize, max_step_tokens: usize, max_cache_tokens: usize) -> Limits {
-        Limits {
-            max_rows,
-            max_step_tokens,
-            kv_blocks: max_cache_tokens,
-            block_size: 1,
-            ..Limits::default()
-        }
-    }
-
-    #[test]
-    fn a_prefill_counts_its_padding() {
-        let mut scheduler = Scheduler::new(limits(8, 20, 1000));
-        scheduler.enqueue(1, 1, 4, 4);
-        scheduler.enqueue(2, 1, 10, 4);
-        scheduler.enqueue(3, 1, 4, 4);
-        let admitted: Vec<_> = scheduler.admit().iter().map(|admission| admission.request).collect();
-        assert_eq!(admitted, [1, 2]);
-        assert_eq!(scheduler.waiting(), 1);
-    }
-
-    #[test]
-    fn a_group_larger_than_the_engine_is_run_in_parts() {
-        let mut scheduler = Scheduler::new(limits(4, 100, 1000));
-        scheduler.enqueue(1, 6, 4, 4);
-        assert_eq!(scheduler.admit()[0].samples, 0..4);
-        assert!(scheduler.admit().is_empty());
-        for _ in 0..4 {
-            scheduler.release(8);
-        }
-        assert_eq!(scheduler.admit()[0].samples, 4..6);
-    }
-
-    #[test]
-    fn a_row_that_exceeds_the_cache_runs_alone() {
-        let mut scheduler = Scheduler::new(limits(4, 100, 10));
-        scheduler.enqueue(1, 1, 400, 4);
-        scheduler.enqueue(2, 1, 4, 4);
-        assert_eq!(scheduler.admit().len(), 1);
-        scheduler.release(404);
-        assert_eq!(scheduler.admit()[0].request, 2);
-    }
-
-    proptest! {
-        #[test]
-        fn every_sample_starts_once_and_in_order_and_limits_hold(
-            requests in prop::collection::vec((1usize..20, 1usize..30, 1usize..10), 1..20),
-            max_rows in 1usize..12,
-            max_prefill in 1usize..100,
-            max_cache in 1usize..200,
-        ) {
-            let mut scheduler = Scheduler::new(limits(max_rows, max_prefill, max_cache));
-            for (id, (n, prompt, new)) in requests.iter().enumerate() {
-                scheduler.enqueue(id as RequestId, *n, *prompt, *new);
-            }
-            let mut started: Vec<(RequestId, usize)> = Vec::new();
-            let mut running: VecDeque<usize> = VecDeque::new();
-            while !scheduler.is_idle() {
-                for admission in scheduler.admit() {
-                    let (_, prompt, new) = requests[usize::try_from(admission.request).expect("small")];
-                    for sample in admission.samples {
-                        started.push((admission.request, sample));
-                        running.push_back(prompt + new);
-                    }
-                }
-                prop_assert_eq!(running.len(), scheduler.running());
-                prop_assert!(!running.is_empty(), "an engine with waiting requests never idles");
-                prop_assert!(running.len() <= max_rows);
-                prop_assert!(running.len() == 1 || running.iter().sum::<usize>() <= max_cache);
-                scheduler.release(running.pop_front().expect("not empty"));
-            }
-            let expected: Vec<_> = requests
-                .iter()
-                .enumerate()
-                .flat_map(|(id, (n, _, _))| (0..*n).map(move |sample| (id as RequestId, sample)))
-                .collect();
-            prop_assert_eq!(started, expected);
-        }
+/// As many of the remaining tokens as the budget allows.
+fn part(ticket: Ticket, remaining: usize, budget: &mut usize) -> Part {
+    let tokens = remaining.min(*budget);
+    *budget -= tokens;
+    Part {
+        ticket,
+        tokens,
+        wanted: tokens == remaining,
     }
 }

@@ -26,8 +26,6 @@ pub struct Sequence {
     pub request: RequestId,
     /// Its index in the request.
     pub sample: usize,
-    /// The caller has seen enough.
-    pub ended: bool,
     recipe: Arc<Recipe>,
     sampler: Sampler,
     history: History,
@@ -44,7 +42,6 @@ impl Sequence {
         Self {
             request,
             sample,
-            ended: false,
             recipe,
             sampler,
             history: History::default(),

@@ -1,23 +1,25 @@
 //! The loop on its own thread: one thread owns the model, async callers send requests and receive tokens.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
-use tokio::sync::{mpsc, watch};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, Event},
     error::EngineError,
+    limits::Limits,
     request::{FinishReason, Token},
-    runner::{RequestFor, Runner},
-    scheduler::Limits,
+    runner::{Cause, RequestFor, Runner},
     sequence::RequestId,
     stats::Stats,
 };
@@ -90,12 +92,53 @@ struct Ending {
     sample: usize,
 }
 
+/// What the thread is told.
+enum Command<R: Runner> {
+    Submit(Submission<R>),
+    Load(Load<R>),
+}
+
 /// A request on its way to the thread.
-struct Command<R: Runner> {
+struct Submission<R: Runner> {
     ticket: Ticket,
     request: RequestFor<R>,
     output: mpsc::UnboundedSender<Output>,
     place: Place,
+}
+
+/// What becomes of requests when other weights are loaded.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoadPolicy {
+    /// All end with [`EngineError::Aborted`].
+    Abort,
+    /// Those that have started end with the old weights; the others begin with the new ones.
+    #[default]
+    Finish,
+    /// All go on at once: what they have drawn stays, and its keys and values are computed again with the new weights.
+    Keep,
+}
+
+/// Weights on their way to the thread.
+struct Load<R> {
+    version: String,
+    policy: LoadPolicy,
+    apply: Apply<R>,
+    done: oneshot::Sender<Result<(), EngineError>>,
+}
+
+/// Puts weights in place.
+pub type Apply<R> = Box<dyn FnOnce(&mut R) -> Result<(), Cause> + Send>;
+
+/// How the thread is.
+#[derive(Clone, Copy, Debug)]
+pub struct Health {
+    /// Whether it runs.
+    pub alive: bool,
+    /// Whether it has something to compute.
+    pub busy: bool,
+    /// When it ended its last step, or began to wait for one.
+    pub last_step: Instant,
 }
 
 /// A place in the queue; dropping it gives it back.
@@ -116,6 +159,7 @@ pub struct EngineHandle<R: Runner> {
     tickets: Arc<AtomicU64>,
     queued: Arc<AtomicUsize>,
     stats: Arc<Stats>,
+    health: watch::Receiver<Health>,
     max_queue: usize,
 }
 
@@ -127,6 +171,7 @@ impl<R: Runner> Clone for EngineHandle<R> {
             tickets: self.tickets.clone(),
             queued: self.queued.clone(),
             stats: self.stats.clone(),
+            health: self.health.clone(),
             max_queue: self.max_queue,
         }
     }
@@ -142,20 +187,41 @@ impl<R: Runner> EngineHandle<R> {
         }
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let (output, receiver) = mpsc::unbounded_channel();
-        let command = Command {
+        let command = Command::Submit(Submission {
             ticket,
             request,
             output,
             place: Place(self.queued.clone()),
-        };
-        if let Err(mpsc::error::SendError(command)) = self.commands.send(command) {
-            let _ = command.output.send(Output::Failed(EngineError::Stopped));
+        });
+        if let Err(mpsc::error::SendError(Command::Submit(lost))) = self.commands.send(command) {
+            let _ = lost.output.send(Output::Failed(EngineError::Stopped));
         }
         Ok(Tokens {
             receiver,
             endings: self.endings.clone(),
             ticket,
         })
+    }
+
+    /// Puts other weights in place between two steps, in the order of calls. Everything that was computed from the ones before
+    /// is forgotten in the same moment, and every token says which version drew it. If `apply` fails the engine goes on under
+    /// the version that it had.
+    pub async fn load_weights(&self, version: &str, policy: LoadPolicy, apply: Apply<R>) -> Result<(), EngineError> {
+        let (done, loaded) = oneshot::channel();
+        let load = Load {
+            version: version.to_owned(),
+            policy,
+            apply,
+            done,
+        };
+        // A thread that has ended drops what it is told, and with it the answer.
+        let _ = self.commands.send(Command::Load(load));
+        loaded.await.unwrap_or(Err(EngineError::Stopped))
+    }
+
+    /// How the thread is, as it changes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
     }
 
     /// Requests before their first token.
@@ -184,39 +250,47 @@ impl EngineThread {
         version: &str,
         limits: Limits,
         max_queue: usize,
-    ) -> std::io::Result<(Self, EngineHandle<R>)>
+    ) -> Result<(Self, EngineHandle<R>), EngineError>
     where
         R: Runner + Send + 'static,
         R::Prompt: Send + Sync,
-        R::Cache: Send,
+        R::Pool: Send,
     {
         let (commands, receiver) = mpsc::unbounded_channel();
         let (ending, ended) = watch::channel(false);
         let (endings, ended_samples) = mpsc::unbounded_channel();
-        let stats = Arc::new(Stats::default());
-        let shared = stats.clone();
-        let version = version.into();
-        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+        let (reports, health) = watch::channel(Health {
+            alive: true,
+            busy: false,
+            last_step: Instant::now(),
+        });
+        let engine = Engine::new(runner, version, limits)?;
+        let stats = engine.stats().clone();
+        let work = move || {
             let mut worker = Loop {
-                engine: Engine::new(runner, limits),
-                clients: HashMap::new(),
+                engine,
+                clients: BTreeMap::new(),
                 endings: ended_samples,
-                stats: shared,
-                version,
+                loads: VecDeque::new(),
+                reports,
             };
             // A panic in a kernel ends this thread only; the process says so and is replaced.
             if catch_unwind(AssertUnwindSafe(|| worker.run(receiver))).is_err() {
                 tracing::error!("the engine thread panicked");
             }
+            worker.reports.send_modify(|health| health.alive = false);
             drop(worker);
             let _ = ending.send(true);
-        })?;
+        };
+        let thread = std::thread::Builder::new().name("engine".to_owned());
+        let thread = thread.spawn(work).map_err(EngineError::Thread)?;
         let handle = EngineHandle {
             commands,
             endings,
             tickets: Arc::default(),
             queued: Arc::default(),
             stats,
+            health,
             max_queue,
         };
         Ok((Self { thread, ended }, handle))
@@ -247,40 +321,60 @@ struct Client {
 /// The state of the thread.
 struct Loop<R: Runner> {
     engine: Engine<R>,
-    clients: HashMap<RequestId, Client>,
+    clients: BTreeMap<RequestId, Client>,
     endings: mpsc::UnboundedReceiver<Ending>,
-    stats: Arc<Stats>,
-    version: Arc<str>,
+    /// Weights that wait for requests to end, in order.
+    loads: VecDeque<Load<R>>,
+    reports: watch::Sender<Health>,
 }
 
 impl<R: Runner> Loop<R> {
     /// Until the last handle is dropped and the last request has ended.
     fn run(&mut self, mut commands: mpsc::UnboundedReceiver<Command<R>>) {
         loop {
-            if self.engine.is_idle() {
+            if self.engine.is_idle() && self.loads.is_empty() {
+                self.report(false);
                 match commands.blocking_recv() {
-                    Some(command) => self.accept(command),
+                    Some(command) => self.take(command),
                     None => return,
                 }
             }
             while let Ok(command) = commands.try_recv() {
-                self.accept(command);
+                self.take(command);
             }
             self.end_samples();
             self.cancel_abandoned();
-            self.step();
-            self.stats.waiting.set(self.engine.waiting());
-            self.stats.running.set(self.engine.running());
+            self.load_ready();
+            if !self.engine.is_idle() {
+                self.step();
+                self.report(true);
+            }
         }
     }
 
-    fn accept(&mut self, command: Command<R>) {
-        let Command {
+    fn report(&self, busy: bool) {
+        let health = Health {
+            alive: true,
+            busy,
+            last_step: Instant::now(),
+        };
+        self.reports.send_replace(health);
+    }
+
+    fn take(&mut self, command: Command<R>) {
+        match command {
+            Command::Submit(submission) => self.accept(submission),
+            Command::Load(load) => self.loads.push_back(load),
+        }
+    }
+
+    fn accept(&mut self, submission: Submission<R>) {
+        let Submission {
             ticket,
             request,
             output,
             place,
-        } = command;
+        } = submission;
         match self.engine.submit(&request) {
             Ok(id) => {
                 let client = Client {
@@ -292,6 +386,29 @@ impl<R: Runner> Loop<R> {
                 self.clients.insert(id, client);
             }
             Err(error) => drop(output.send(Output::Failed(error))),
+        }
+    }
+
+    /// Puts the weights in place whose turn it is.
+    fn load_ready(&mut self) {
+        while let Some(load) = self.loads.front() {
+            let waits = load.policy == LoadPolicy::Finish && self.engine.started() > 0;
+            self.engine.drain(waits);
+            if waits {
+                return;
+            }
+            let Some(load) = self.loads.pop_front() else {
+                return;
+            };
+            if load.policy == LoadPolicy::Abort {
+                self.fail_all(|| EngineError::Aborted(load.version.clone()));
+            }
+            let loaded = self.engine.load_weights(&load.version, load.apply);
+            if let Err(error) = &loaded {
+                tracing::error!(version = load.version, "weights were not loaded: {}", describe(error));
+            }
+            // The caller may have gone.
+            let _ = load.done.send(loaded);
         }
     }
 
@@ -325,12 +442,23 @@ impl<R: Runner> Loop<R> {
 
     fn step(&mut self) {
         match self.engine.step() {
-            Ok(events) => events.into_iter().for_each(|event| self.deliver(event)),
-            Err(error) => self.fail(&error),
+            Ok(step) => {
+                step.events.into_iter().for_each(|event| self.deliver(event));
+                for (request, error) in step.failures {
+                    if let Some(client) = self.clients.remove(&request) {
+                        let _ = client.output.send(Output::Failed(error));
+                    }
+                }
+            }
+            Err(error) => {
+                let message = describe(&error);
+                tracing::error!(requests = self.clients.len(), "a step failed: {message}");
+                self.fail_all(|| EngineError::Step(message.clone()));
+            }
         }
     }
 
-    fn deliver(&mut self, event: crate::engine::Event) {
+    fn deliver(&mut self, event: Event) {
         let Some(client) = self.clients.get_mut(&event.request) else {
             return;
         };
@@ -341,20 +469,17 @@ impl<R: Runner> Loop<R> {
             sample: event.sample,
             token: event.token,
             finish: event.finish,
-            version: self.version.clone(),
+            version: self.engine.version().clone(),
         });
         if client.unfinished == 0 {
             self.clients.remove(&event.request);
         }
     }
 
-    /// Ends all requests: a failed step leaves no cache to go on with.
-    fn fail(&mut self, error: &EngineError) {
-        let message = describe(error);
-        tracing::error!(requests = self.clients.len(), "a step failed: {message}");
-        for (_, client) in self.clients.drain() {
-            let failure = EngineError::Step(message.clone());
-            let _ = client.output.send(Output::Failed(failure));
+    /// Ends all requests.
+    fn fail_all(&mut self, error: impl Fn() -> EngineError) {
+        for (_, client) in std::mem::take(&mut self.clients) {
+            let _ = client.output.send(Output::Failed(error()));
         }
         self.engine.clear();
     }

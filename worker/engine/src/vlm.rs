@@ -1,91 +1,180 @@
 //! The runner of the vision-language models.
 
-use candle_core::{DType, Tensor};
-use flotilla_model::{
-    Pass, Visual, Vlm,
-    batch::{Row, TextBatch},
-    cache::KvCache,
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, btree_map::Entry},
+    ops::Range,
 };
 
-use crate::runner::{Cause, Logits, Runner};
+use candle_core::{DType, Tensor};
+use flotilla_model::{KvPool, Pass, Span, Visual, Vlm, rope::Position};
 
-/// A prompt: tokens with their positions, and pictures and videos as features or still as pixels.
-#[derive(Clone, Debug, Default)]
-pub struct Prompt {
-    /// Tokens; its features are those of images that the caller has encoded (a trainer with a frozen vision tower does
-    /// so once for a whole run).
-    pub row: Row,
-    /// Visuals that the engine encodes, with the index of the first placeholder token that each replaces.
-    pub visuals: Vec<(usize, Visual)>,
+use crate::{
+    blocks::Block,
+    features::FeatureCache,
+    limits::Limits,
+    prompt::{Digest, Prompt},
+    runner::{Cause, Chunk, Logits, Runner, VisualCounts},
+};
+
+/// A model, its own (a server) or lent (a trainer between two updates), with the features of the pictures and videos that it
+/// has seen.
+#[derive(Debug)]
+pub struct VlmRunner<M = Vlm> {
+    model: M,
+    features: FeatureCache,
+    counts: VisualCounts,
 }
 
-impl From<Row> for Prompt {
-    fn from(row: Row) -> Self {
+impl<M: Borrow<Vlm>> VlmRunner<M> {
+    /// Keeps features within the bytes that the limits allow.
+    pub fn new(model: M, limits: &Limits) -> Self {
         Self {
-            row,
-            visuals: Vec::new(),
+            model,
+            features: FeatureCache::new(limits.feature_bytes),
+            counts: VisualCounts::default(),
         }
     }
-}
 
-impl From<flotilla_model::Prompt> for Prompt {
-    fn from(prompt: flotilla_model::Prompt) -> Self {
-        let row = Row {
-            ids: prompt.ids,
-            positions: prompt.positions,
-            features: Vec::new(),
-        };
-        let starts = prompt.spans.iter().map(|(start, _)| *start);
-        let visuals = starts.zip(prompt.visuals).collect();
-        Self { row, visuals }
+    /// The model.
+    pub fn model(&self) -> &Vlm {
+        self.model.borrow()
+    }
+
+    /// The model, to change what it is made of: the engine's [`load_weights`](crate::Engine::load_weights) calls for it.
+    pub fn model_mut(&mut self) -> &mut M {
+        &mut self.model
+    }
+
+    /// Features of the visuals that the chunks reach, by digest. What is missing is encoded together.
+    fn features(&mut self, chunks: &[Chunk<'_, Prompt>]) -> Result<BTreeMap<Digest, Tensor>, Cause> {
+        let mut found = BTreeMap::new();
+        let mut missing: BTreeMap<Digest, &Visual> = BTreeMap::new();
+        for chunk in chunks {
+            let reached = chunk.prompt.identity()?.visuals.iter().zip(&chunk.prompt.visuals);
+            for ((tokens, digest), (_, visual)) in reached {
+                if overlap(tokens, &chunk.range()).is_none() {
+                    continue;
+                }
+                // A chunk in the middle of a picture asks again for what its first chunk has asked for.
+                let asks = chunk.range().contains(&tokens.start);
+                self.counts.queries += usize::from(asks);
+                if let Some(features) = self.features.get(digest) {
+                    found.insert(*digest, features);
+                    self.counts.hits += usize::from(asks);
+                    continue;
+                }
+                match missing.entry(*digest) {
+                    Entry::Vacant(place) => drop(place.insert(visual)),
+                    Entry::Occupied(_) => self.counts.hits += usize::from(asks),
+                }
+            }
+        }
+        let visuals = missing.values().copied().collect::<Vec<_>>();
+        let encoded = self.model.borrow().encode(&visuals, Pass::Infer)?;
+        for (digest, features) in missing.into_keys().zip(encoded) {
+            // A copy: the features of one visual may be a view of those of all.
+            let features = features.copy()?;
+            self.features.insert(digest, features.clone());
+            found.insert(digest, features);
+        }
+        Ok(found)
     }
 }
 
-impl Runner for Vlm {
+/// What a span borrows from.
+struct Piece {
+    ids: Vec<u32>,
+    positions: Vec<Position>,
+    features: Vec<(usize, Tensor)>,
+}
+
+impl Piece {
+    fn new(chunk: &Chunk<'_, Prompt>, encoded: &BTreeMap<Digest, Tensor>) -> Result<Self, Cause> {
+        let (ids, positions) = chunk.prompt.tokens(chunk.drawn, chunk.range())?;
+        let mut features = Vec::new();
+        for (start, given) in &chunk.prompt.row.features {
+            features.extend(cut(*start, given, &chunk.range())?);
+        }
+        for (tokens, digest) in &chunk.prompt.identity()?.visuals {
+            if let Some(made) = encoded.get(digest)
+                && overlap(tokens, &chunk.range()).is_some()
+            {
+                features.extend(cut(tokens.start, made, &chunk.range())?);
+            }
+        }
+        Ok(Self {
+            ids,
+            positions,
+            features,
+        })
+    }
+}
+
+/// What two ranges have in common.
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> Option<Range<usize>> {
+    let range = a.start.max(b.start)..a.end.min(b.end);
+    (!range.is_empty()).then_some(range)
+}
+
+/// The part of the features that begin at token `start` that falls into a chunk, with its first index there.
+fn cut(start: usize, features: &Tensor, chunk: &Range<usize>) -> Result<Option<(usize, Tensor)>, Cause> {
+    let Some(range) = overlap(&(start..start + features.dim(0)?), chunk) else {
+        return Ok(None);
+    };
+    let part = features.narrow(0, range.start - start, range.len())?;
+    Ok(Some((range.start - chunk.start, part)))
+}
+
+impl<M: Borrow<Vlm>> Runner for VlmRunner<M> {
     type Prompt = Prompt;
-    type Cache = KvCache;
+    type Pool = KvPool;
 
     fn prompt_ids<'a>(&self, prompt: &'a Prompt) -> &'a [u32] {
         &prompt.row.ids
     }
 
-    fn prefill(&self, prompts: &[&Prompt], repeat: &[usize], room: usize) -> Result<(KvCache, Logits), Cause> {
-        let batch = TextBatch::new(&with_features(self, prompts)?)?;
-        let (cache, hidden) = Self::prefill(self, &batch, repeat, room)?;
-        Ok((cache, logits(self, &hidden)?))
+    fn content(&self, prompt: &Prompt, drawn: &[u32], range: Range<usize>, out: &mut Vec<u8>) -> Result<(), Cause> {
+        prompt.content(drawn, range, out)
     }
 
-    fn decode(&self, cache: &mut KvCache, ids: &[u32]) -> Result<Logits, Cause> {
-        let hidden = Self::decode(self, cache, ids)?;
-        Ok(logits(self, &hidden)?)
+    fn pool(&self, blocks: usize, block_size: usize) -> Result<KvPool, Cause> {
+        Ok(self.model().pool(blocks, block_size)?)
     }
 
-    fn keep(&self, cache: &mut KvCache, rows: &[usize]) -> Result<(), Cause> {
-        Ok(cache.keep(rows)?)
+    fn copy(&mut self, pool: &mut KvPool, pairs: &[(Block, Block)]) -> Result<(), Cause> {
+        Ok(self.model().copy(pool, pairs)?)
     }
 
-    fn append(&self, cache: &mut KvCache, other: KvCache) -> Result<(), Cause> {
-        Ok(cache.append(other)?)
+    fn step(&mut self, pool: &mut KvPool, chunks: &[Chunk<'_, Prompt>]) -> Result<Logits, Cause> {
+        let encoded = self.features(chunks)?;
+        let pieces = chunks.iter().map(|chunk| Piece::new(chunk, &encoded));
+        let pieces = pieces.collect::<Result<Vec<_>, _>>()?;
+        let spans = chunks.iter().zip(pieces.iter()).map(|(chunk, piece)| Span {
+            ids: &piece.ids,
+            positions: &piece.positions,
+            features: piece.features.clone(),
+            stored: chunk.stored,
+            blocks: chunk.blocks,
+            wanted: chunk.wanted,
+        });
+        let hidden = self.model().extend(pool, &spans.collect::<Vec<_>>())?;
+        logits(self.model(), &hidden)
+    }
+
+    fn flush(&mut self) {
+        self.features.clear();
+    }
+
+    fn visual_counts(&self) -> VisualCounts {
+        self.counts
     }
 }
 
-/// The rows of the prompts with all visuals encoded, those of all prompts together.
-fn with_features(model: &Vlm, prompts: &[&Prompt]) -> Result<Vec<Row>, Cause> {
-    let visuals: Vec<_> = prompts
-        .iter()
-        .flat_map(|prompt| prompt.visuals.iter().map(|(_, visual)| visual))
-        .collect();
-    let mut features = model.encode(&visuals, Pass::Infer)?.into_iter();
-    let rows = prompts.iter().map(|prompt| {
-        let mut row = prompt.row.clone();
-        let starts = prompt.visuals.iter().map(|(start, _)| *start);
-        row.features.extend(starts.zip(features.by_ref()));
-        row
-    });
-    Ok(rows.collect())
-}
-
-fn logits(model: &Vlm, hidden: &Tensor) -> Result<Logits, flotilla_model::ModelError> {
+fn logits(model: &Vlm, hidden: &Tensor) -> Result<Logits, Cause> {
+    if hidden.dim(0)? == 0 {
+        return Ok(Logits::default());
+    }
     let logits = model.logits(hidden, Pass::Infer)?.to_dtype(DType::F32)?;
     let vocabulary = logits.dim(1)?;
     let values = logits.flatten_all()?.to_vec1()?;

@@ -1,82 +1,21 @@
-//! The loop, over a model whose arithmetic is exact: logits are a hash of the row so far.
+//! The engine over a model whose arithmetic is exact: logits are a hash of the tokens that are read back from the blocks.
 
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
-use std::{cell::Cell, sync::Arc};
+mod pool;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use flotilla_engine::{
-    Engine, EngineError, EngineThread, FinishReason, Group, Limits, Request, Runner, Sampling, Tokens, generate,
-    runner::{Cause, Logits},
-    thread::Output,
+    Engine, EngineError, EngineThread, FinishReason, Group, Limits, LoadPolicy, Recipe, Request, Runner, Sampling,
+    Tokens, generate, sequence::Sequence, thread::Output,
 };
+use pool::{Toy, logits};
 use proptest::prelude::*;
-
-const VOCABULARY: u32 = 11;
-
-/// Counts what it computes; fails where it is told to.
-#[derive(Debug, Default)]
-struct Toy {
-    prefilled: Cell<usize>,
-    widest: Cell<usize>,
-    fail_at: Option<u32>,
-}
-
-impl Toy {
-    fn logits(&self, rows: &[Vec<u32>]) -> Result<Logits, Cause> {
-        self.widest.set(self.widest.get().max(rows.len()));
-        let mut values = Vec::new();
-        for row in rows {
-            if self.fail_at.is_some_and(|id| row.contains(&id)) {
-                return Err("told to fail".into());
-            }
-            let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-            for id in row {
-                hash = (hash ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3);
-            }
-            values.extend((0..VOCABULARY).map(|id| ((hash >> (id * 5)) % 32) as f32 / 8.0));
-        }
-        let vocabulary = VOCABULARY as usize;
-        Ok(Logits { values, vocabulary })
-    }
-}
-
-impl Runner for Toy {
-    type Prompt = Vec<u32>;
-    type Cache = Vec<Vec<u32>>;
-
-    fn prompt_ids<'a>(&self, prompt: &'a Vec<u32>) -> &'a [u32] {
-        prompt
-    }
-
-    fn prefill(&self, prompts: &[&Vec<u32>], repeat: &[usize], _: usize) -> Result<(Self::Cache, Logits), Cause> {
-        self.prefilled.set(self.prefilled.get() + prompts.len());
-        let rows: Self::Cache = prompts
-            .iter()
-            .zip(repeat)
-            .flat_map(|(prompt, n)| std::iter::repeat_n((*prompt).clone(), *n))
-            .collect();
-        let logits = self.logits(&rows)?;
-        Ok((rows, logits))
-    }
-
-    fn decode(&self, cache: &mut Self::Cache, ids: &[u32]) -> Result<Logits, Cause> {
-        assert_eq!(cache.len(), ids.len());
-        for (row, id) in cache.iter_mut().zip(ids) {
-            row.push(*id);
-        }
-        self.logits(cache)
-    }
-
-    fn keep(&self, cache: &mut Self::Cache, rows: &[usize]) -> Result<(), Cause> {
-        *cache = rows.iter().map(|row| cache[*row].clone()).collect();
-        Ok(())
-    }
-
-    fn append(&self, cache: &mut Self::Cache, other: Self::Cache) -> Result<(), Cause> {
-        cache.extend(other);
-        Ok(())
-    }
-}
 
 fn request(prompt: &[u32], n: usize, max_tokens: usize, seed: u64) -> Request<Vec<u32>> {
     let sampling = Sampling {
@@ -88,47 +27,85 @@ fn request(prompt: &[u32], n: usize, max_tokens: usize, seed: u64) -> Request<Ve
     Request::new(prompt.to_vec(), n, sampling)
 }
 
-fn run(requests: &[Request<Vec<u32>>], limits: Limits) -> Vec<Group> {
-    generate(&Toy::default(), requests, limits, &|| false).expect("generates")
+/// A request that ends by its length alone.
+fn endless(prompt: &[u32], n: usize, max_tokens: usize) -> Request<Vec<u32>> {
+    let mut request = request(prompt, n, max_tokens, 7);
+    request.sampling.stop_ids.clear();
+    request
 }
 
-/// What [`generate`] must give for one sample, written down without an engine.
-fn expected(request: &Request<Vec<u32>>, sample: usize) -> Vec<u32> {
+fn run(requests: &[Request<Vec<u32>>], limits: Limits) -> (Toy, Vec<Group>) {
+    let mut toy = Toy::default();
+    let groups = generate(&mut toy, requests, limits, &|| false).expect("generates");
+    (toy, groups)
+}
+
+/// What the engine must give for one sample, written down without an engine. `salt` is that of the weights at each token.
+fn expected_with(request: &Request<Vec<u32>>, sample: usize, salt: impl Fn(usize) -> u64) -> Vec<u32> {
+    let recipe = Recipe::new(&request.sampling, None, request.n, &request.prompt).expect("a recipe");
+    let mut sequence = Sequence::new(0, sample, Arc::new(recipe));
     let mut row = (*request.prompt).clone();
-    let mut sampler = flotilla_engine::sampler::Sampler::new(request.sampling.seed, sample);
     let mut ids = Vec::new();
-    while ids.len() < request.sampling.max_tokens {
-        let logits = Toy::default().logits(std::slice::from_ref(&row)).expect("logits");
-        let id = sampler.draw(logits.row(0), &request.sampling).expect("draws").id;
-        row.push(id);
-        ids.push(id);
-        if request.sampling.stop_ids.contains(&id) {
-            break;
+    loop {
+        let (token, finish) = sequence.extend(&logits(&row, salt(ids.len()))).expect("draws");
+        row.push(token.id);
+        ids.push(token.id);
+        if finish.is_some() {
+            return ids;
         }
     }
-    ids
 }
 
+fn expected(request: &Request<Vec<u32>>, sample: usize) -> Vec<u32> {
+    expected_with(request, sample, |_| 0)
+}
+
+/// Prompts of few different tokens, so that many begin alike.
 fn requests() -> impl Strategy<Value = Vec<Request<Vec<u32>>>> {
-    let one = (prop::collection::vec(1u32..9, 1..6), 1usize..7, 1usize..9, any::<u64>())
+    let one = (
+        prop::collection::vec(1u32..3, 1..14),
+        1usize..7,
+        1usize..9,
+        any::<u64>(),
+    )
         .prop_map(|(prompt, n, max_tokens, seed)| request(&prompt, n, max_tokens, seed));
     prop::collection::vec(one, 1..8)
 }
 
+/// From hardly enough blocks for one sample to plenty for all.
 fn limits() -> impl Strategy<Value = Limits> {
-    (1usize..12, 1usize..20, 1usize..60).prop_map(|(max_rows, max_step_tokens, max_cache_tokens)| Limits {
+    (1usize..12, 1usize..20, 1usize..6, 0usize..60).prop_map(|(max_rows, max_step_tokens, block_size, spare)| Limits {
         max_rows,
         max_step_tokens,
-        kv_blocks: max_cache_tokens,
-        block_size: 1,
+        kv_blocks: 21usize.div_ceil(block_size) + spare,
+        block_size,
         ..Limits::default()
     })
 }
 
+/// Draws of an engine by request and sample.
+type Drawn = BTreeMap<(u64, usize), Vec<u32>>;
+
+/// One step, within its limits; what it draws is added.
+fn step(engine: &mut Engine<Toy>, limits: Limits, drawn: &mut Drawn) {
+    let step = engine.step().expect("steps");
+    assert!(step.failures.is_empty());
+    for event in step.events {
+        let ids = drawn.entry((event.request, event.sample)).or_default();
+        ids.push(event.token.id);
+    }
+    let record = engine.runner().record();
+    assert!(record.widest_step <= limits.max_step_tokens, "the token budget holds");
+    assert!(record.most_rows <= limits.max_rows, "the row limit holds");
+    assert!(engine.running() <= limits.max_rows, "the row limit holds");
+    assert!(engine.used_blocks() <= limits.kv_blocks);
+}
+
 proptest! {
     #[test]
-    fn tokens_do_not_depend_on_what_else_is_in_the_batch(requests in requests(), limits in limits()) {
-        for (request, group) in requests.iter().zip(run(&requests, limits)) {
+    fn tokens_are_those_of_one_request_at_a_time(requests in requests(), limits in limits()) {
+        let (toy, groups) = run(&requests, limits);
+        for (request, group) in requests.iter().zip(groups) {
             prop_assert_eq!(group.completions.len(), request.n);
             for (sample, completion) in group.completions.iter().enumerate() {
                 prop_assert_eq!(completion.ids(), expected(request, sample));
@@ -136,105 +113,340 @@ proptest! {
                 prop_assert_eq!(completion.finish == FinishReason::Stop, stopped);
             }
         }
+        prop_assert!(toy.record().widest_step <= limits.max_step_tokens);
+        prop_assert!(toy.record().most_rows <= limits.max_rows);
     }
 
     #[test]
-    fn requests_may_join_and_be_cancelled_at_any_step(
+    fn requests_may_join_end_and_be_cancelled_at_any_step(
         requests in requests(),
         limits in limits(),
         joins in prop::collection::vec(0usize..6, 8),
         cancels in prop::collection::vec(prop::option::of(0usize..10), 8),
+        ends in prop::collection::vec((0usize..8, 0usize..6, 0usize..10), 0..4),
     ) {
-        let mut engine = Engine::new(Toy::default(), limits);
-        let mut drawn = std::collections::HashMap::<_, Vec<u32>>::new();
+        let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+        let mut drawn = Drawn::new();
         let mut ids = vec![None; requests.len()];
-        let mut cancelled = vec![false; requests.len()];
-        for step in 0.. {
+        let mut stopped = HashMap::new();
+        for round in 0..2000 {
             for (index, request) in requests.iter().enumerate() {
-                if ids[index].is_none() && joins[index] <= step {
+                if ids[index].is_none() && joins[index] <= round {
                     ids[index] = Some(engine.submit(request).expect("submits"));
                 }
-                if let (Some(id), Some(at)) = (ids[index], cancels[index]) && at == step {
+                let Some(id) = ids[index] else { continue };
+                if cancels[index] == Some(round) {
                     engine.cancel(id);
-                    cancelled[index] = true;
+                    for sample in 0..request.n {
+                        let before = drawn.get(&(id, sample)).map_or(0, Vec::len);
+                        stopped.entry((id, sample)).or_insert(before);
+                    }
                 }
             }
-            for event in engine.step().expect("steps") {
-                let index = ids.iter().position(|id| *id == Some(event.request)).expect("known");
-                prop_assert!(!cancelled[index], "a cancelled request gives no more tokens");
-                drawn.entry((index, event.sample)).or_default().push(event.token.id);
+            for (index, sample, at) in &ends {
+                if let Some(Some(id)) = ids.get(*index) && *at == round && engine.end(*id, *sample) {
+                    stopped.insert((*id, *sample), drawn.get(&(*id, *sample)).map_or(0, Vec::len));
+                }
             }
-            if step > 12 && engine.is_idle() {
+            step(&mut engine, limits, &mut drawn);
+            if round > 12 && engine.is_idle() {
                 break;
             }
         }
+        prop_assert!(engine.is_idle(), "everything ends within bounded steps");
+        prop_assert_eq!(engine.used_blocks(), 0, "all blocks are free at the end");
+        prop_assert_eq!((engine.running(), engine.waiting()), (0, 0));
         for (index, request) in requests.iter().enumerate() {
             for sample in 0..request.n {
+                let key = (ids[index].expect("joined"), sample);
                 let whole = expected(request, sample);
-                let drawn = drawn.get(&(index, sample)).map_or(&[][..], Vec::as_slice);
+                let drawn = drawn.get(&key).map_or(&[][..], Vec::as_slice);
                 prop_assert!(whole.starts_with(drawn));
-                prop_assert!(cancelled[index] || drawn.len() == whole.len());
+                match stopped.get(&key) {
+                    Some(before) => prop_assert!(drawn.len() == *before || drawn.len() == whole.len()),
+                    None => prop_assert_eq!(drawn.len(), whole.len()),
+                }
             }
         }
-        prop_assert_eq!(engine.running(), 0);
+    }
+
+    #[test]
+    fn what_is_drawn_stays_when_weights_are_loaded_and_the_rest_is_drawn_with_the_new_ones(
+        requests in requests(),
+        limits in limits(),
+        at in 1usize..8,
+    ) {
+        let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+        for request in &requests {
+            engine.submit(request).expect("submits");
+        }
+        let mut drawn = Drawn::new();
+        (0..at).for_each(|_| step(&mut engine, limits, &mut drawn));
+        let before = drawn.clone();
+        engine.load_weights("v1", |toy| { toy.salt = 1; Ok(()) }).expect("loads");
+        prop_assert_eq!(engine.used_blocks(), 0, "nothing computed from the old weights is kept");
+        while !engine.is_idle() {
+            step(&mut engine, limits, &mut drawn);
+        }
+        for (index, request) in requests.iter().enumerate() {
+            for sample in 0..request.n {
+                let key = (index as u64, sample);
+                let old = before.get(&key).map_or(0, Vec::len);
+                prop_assert_eq!(&drawn[&key], &expected_with(request, sample, |token| u64::from(token >= old)));
+            }
+        }
     }
 }
 
 #[test]
-fn the_samples_of_a_group_share_one_prefill() {
-    let toy = Toy::default();
-    generate(&toy, &[request(&[1, 2, 3], 8, 4, 0)], Limits::default(), &|| false).expect("generates");
-    assert_eq!(toy.prefilled.get(), 1);
+fn samples_that_lose_their_blocks_draw_the_same_tokens() {
+    let limits = Limits {
+        kv_blocks: 12,
+        block_size: 2,
+        ..Limits::default()
+    };
+    let requests = [endless(&[1, 2, 1], 3, 12), endless(&[1, 2, 2, 2], 3, 12)];
+    let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+    for request in &requests {
+        engine.submit(request).expect("submits");
+    }
+    let mut drawn = Drawn::new();
+    while !engine.is_idle() {
+        step(&mut engine, limits, &mut drawn);
+    }
+    assert!(engine.stats().preemptions.get() > 0, "the pool is too small for all");
+    for ((request, sample), ids) in drawn {
+        let request = &requests[usize::try_from(request).expect("small")];
+        assert_eq!(ids, expected(request, sample));
+    }
 }
 
 #[test]
-fn the_row_limit_holds() {
-    let toy = Toy::default();
+fn the_samples_of_a_group_compute_their_prompt_once() {
+    let prompt: Vec<u32> = (1..39).collect();
+    let (toy, _) = run(&[endless(&prompt, 32, 4)], Limits::default());
+    // Each sample but the last token of each goes through the model too.
+    assert_eq!(toy.record().computed, 38 + 32 * 3);
+    assert_eq!(toy.record().steps, 1 + 3, "all samples draw their first token together");
+}
+
+#[test]
+fn a_prefix_is_computed_once_however_many_requests_that_have_it_arrive_together() {
+    let prefix: Vec<u32> = (0..64).map(|i| i % 7 + 1).collect();
+    let requests = (0..20).map(|i| {
+        let mut prompt = prefix.clone();
+        prompt.extend([10, i, 10]);
+        endless(&prompt, 1, 1)
+    });
+    let requests: Vec<_> = requests.collect();
     let limits = Limits {
-        max_rows: 5,
+        max_step_tokens: 24,
         ..Limits::default()
     };
-    let requests: Vec<_> = (0..6).map(|seed| request(&[1, 2], 3, 6, seed)).collect();
-    generate(&toy, &requests, limits, &|| false).expect("generates");
-    assert_eq!(toy.widest.get(), 5);
+    let (toy, _) = run(&requests, limits);
+    assert_eq!(toy.record().computed, 64 + 20 * 3);
+}
+
+#[test]
+fn a_prompt_that_was_computed_before_costs_one_token() {
+    let prompt: Vec<u32> = (1..33).collect();
+    let limits = Limits::default();
+    let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+    for computed in [32, 33] {
+        engine.submit(&endless(&prompt, 1, 1)).expect("submits");
+        while !engine.is_idle() {
+            engine.step().expect("steps");
+        }
+        assert_eq!(engine.runner().record().computed, computed);
+    }
+    assert_eq!(engine.stats().prefix_hits.get(), 31);
+    assert_eq!(engine.stats().prefix_queries.get(), 64);
+}
+
+#[test]
+fn other_weights_find_no_prefix_of_the_ones_before() {
+    let prompt: Vec<u32> = (1..33).collect();
+    let mut engine = Engine::new(Toy::default(), "v0", Limits::default()).expect("an engine");
+    for version in ["v1", "v2"] {
+        engine.submit(&endless(&prompt, 1, 1)).expect("submits");
+        while !engine.is_idle() {
+            engine.step().expect("steps");
+        }
+        engine.load_weights(version, |_| Ok(())).expect("loads");
+    }
+    assert_eq!(engine.runner().record().computed, 64);
+    assert_eq!(engine.stats().prefix_hits.get(), 0);
+}
+
+#[test]
+fn weights_that_cannot_be_loaded_leave_the_version_and_the_requests() {
+    let mut engine = Engine::new(Toy::default(), "v0", Limits::default()).expect("an engine");
+    let request = endless(&[1, 2], 1, 3);
+    engine.submit(&request).expect("submits");
+    let mut drawn = Drawn::new();
+    step(&mut engine, Limits::default(), &mut drawn);
+    let error = engine
+        .load_weights("v1", |_| Err("no such file".into()))
+        .expect_err("fails");
+    assert!(error.to_string().contains("\"v1\""), "{error}");
+    assert_eq!(engine.version().as_ref(), "v0");
+    while !engine.is_idle() {
+        step(&mut engine, Limits::default(), &mut drawn);
+    }
+    assert_eq!(drawn[&(0, 0)], expected(&request, 0));
+}
+
+#[test]
+fn a_large_group_does_not_keep_a_later_request_waiting() {
+    let limits = Limits {
+        max_rows: 4,
+        ..Limits::default()
+    };
+    let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+    engine.submit(&endless(&[1], 40, 5)).expect("submits");
+    let mut drawn = Drawn::new();
+    step(&mut engine, limits, &mut drawn);
+    let late = engine.submit(&endless(&[2], 2, 5)).expect("submits");
+    let begins = |drawn: &Drawn, sample| drawn.contains_key(&(late, sample));
+    let mut rounds = 0;
+    while !begins(&drawn, 0) {
+        step(&mut engine, limits, &mut drawn);
+        rounds += 1;
+    }
+    assert!(rounds <= 6, "it begins when the first rows are free: {rounds}");
+    while !begins(&drawn, 1) {
+        step(&mut engine, limits, &mut drawn);
+        rounds += 1;
+    }
+    assert!(rounds <= 12, "its second sample is served like the group's: {rounds}");
+}
+
+#[test]
+fn a_cancelled_request_frees_its_blocks_at_once() {
+    let mut engine = Engine::new(Toy::default(), "v0", Limits::default()).expect("an engine");
+    let id = engine.submit(&endless(&[1; 40], 4, 8)).expect("submits");
+    let other = engine.submit(&endless(&[2; 40], 1, 8)).expect("submits");
+    engine.step().expect("steps");
+    let both = engine.used_blocks();
+    engine.cancel(id);
+    assert!(engine.used_blocks() < both);
+    assert!(engine.end(other, 0));
+    assert_eq!(engine.used_blocks(), 0);
+    assert!(engine.is_idle());
+}
+
+#[test]
+fn a_sample_that_is_ended_before_it_has_begun_leaves_the_others() {
+    let limits = Limits {
+        max_rows: 1,
+        ..Limits::default()
+    };
+    let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+    let request = endless(&[1, 2, 3], 3, 4);
+    let id = engine.submit(&request).expect("submits");
+    let mut drawn = Drawn::new();
+    step(&mut engine, limits, &mut drawn);
+    assert!(engine.end(id, 1));
+    assert!(!engine.end(id, 1), "once");
+    while !engine.is_idle() {
+        step(&mut engine, limits, &mut drawn);
+    }
+    assert_eq!(drawn.keys().map(|(_, sample)| *sample).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(drawn[&(id, 2)], expected(&request, 2));
+}
+
+#[test]
+fn a_request_ends_at_its_deadline() {
+    let mut engine = Engine::new(Toy::default(), "v0", Limits::default()).expect("an engine");
+    let mut late = endless(&[1, 2], 2, 9);
+    late.deadline = Some(Instant::now());
+    let id = engine.submit(&late).expect("submits");
+    let other = engine.submit(&endless(&[1, 2], 1, 2)).expect("submits");
+    let step = engine.step().expect("steps");
+    assert!(matches!(step.failures[..], [(request, EngineError::Deadline)] if request == id));
+    assert!(step.events.iter().all(|event| event.request == other));
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_their_request_alone() {
+    let toy = Toy {
+        broken_after: Some(10),
+        ..Toy::default()
+    };
+    let mut engine = Engine::new(toy, "v0", Limits::default()).expect("an engine");
+    let broken = engine.submit(&endless(&[10], 2, 4)).expect("submits");
+    let fine = engine.submit(&endless(&[1], 1, 1)).expect("submits");
+    let step = engine.step().expect("steps");
+    assert!(matches!(step.failures[..], [(request, EngineError::NotFinite { .. })] if request == broken));
+    assert_eq!(step.events[0].request, fine);
+    assert_eq!(engine.used_blocks(), 0);
 }
 
 #[test]
 fn a_cancelled_rollout_says_so() {
-    let outcome = generate(&Toy::default(), &[request(&[1], 1, 4, 0)], Limits::default(), &|| true);
+    let outcome = generate(Toy::default(), &[request(&[1], 1, 4, 0)], Limits::default(), &|| true);
     assert!(matches!(outcome, Err(EngineError::Cancelled)));
 }
 
 #[test]
 fn what_cannot_be_run_is_refused() {
-    let limits = Limits::default();
-    for request in [request(&[], 1, 4, 0), request(&[1], 0, 4, 0), request(&[1], 1, 0, 0)] {
-        let outcome = generate(&Toy::default(), &[request], limits, &|| false);
-        assert!(matches!(outcome, Err(EngineError::InvalidRequest(_))));
+    let limits = Limits {
+        kv_blocks: 4,
+        block_size: 2,
+        ..Limits::default()
+    };
+    let refused = |request: Request<Vec<u32>>| {
+        let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+        match engine.submit(&request) {
+            Err(EngineError::InvalidRequest(fault)) => fault,
+            other => panic!("{other:?}"),
+        }
+    };
+    for nothing in [request(&[], 1, 4, 0), request(&[1], 0, 4, 0), request(&[1], 1, 0, 0)] {
+        refused(nothing);
     }
+    let fault = refused(request(&[1; 5], 1, 5, 0));
+    assert!(
+        fault.contains("5 prompt tokens and 5 new ones takes 5 blocks of 2 tokens"),
+        "{fault}"
+    );
+    let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+    engine
+        .submit(&request(&[1; 5], 9, 4, 0))
+        .expect("eight tokens are stored");
+    let none = Limits { max_rows: 0, ..limits };
+    assert!(Engine::new(Toy::default(), "v0", none).is_err());
 }
 
-fn tokens(mut output: Tokens) -> Result<Vec<u32>, EngineError> {
+fn tokens(mut output: Tokens) -> Result<Vec<(u32, String)>, EngineError> {
     let mut ids = Vec::new();
     while let Some(output) = output.blocking_recv() {
         match output {
-            Output::Token { token, .. } => ids.push(token.id),
+            Output::Token { token, version, .. } => ids.push((token.id, version.to_string())),
             Output::Failed(error) => return Err(error),
         }
     }
     Ok(ids)
 }
 
+fn ids(output: Tokens) -> Vec<u32> {
+    tokens(output).expect("ends").into_iter().map(|(id, _)| id).collect()
+}
+
+fn spawn(toy: Toy, limits: Limits, max_queue: usize) -> (EngineThread, flotilla_engine::EngineHandle<Toy>) {
+    EngineThread::spawn(toy, "v0", limits, max_queue).expect("spawns")
+}
+
 #[test]
 fn the_thread_serves_many_callers_and_ends_with_its_last_handle() {
-    let (thread, handle) = EngineThread::spawn(Toy::default(), "v0", Limits::default(), 64).expect("spawns");
+    let (thread, handle) = spawn(Toy::default(), Limits::default(), 64);
     let callers: Vec<_> = (0..16)
         .map(|seed| {
             let handle = handle.clone();
             std::thread::spawn(move || {
                 let request = request(&[1, 2, 3], 1, 20, seed);
                 let output = handle.submit(request.clone()).expect("has room");
-                assert_eq!(tokens(output).expect("ends"), expected(&request, 0));
+                assert_eq!(ids(output), expected(&request, 0));
             })
         })
         .collect();
@@ -242,13 +454,16 @@ fn the_thread_serves_many_callers_and_ends_with_its_last_handle() {
         caller.join().expect("holds");
     }
     assert_eq!(handle.queued(), 0);
+    let health = handle.health();
+    assert!(health.borrow().alive);
     drop(handle);
     thread.join();
+    assert!(!health.borrow().alive);
 }
 
 #[test]
 fn a_full_queue_refuses() {
-    let (_thread, handle) = EngineThread::spawn(Toy::default(), "v0", Limits::default(), 0).expect("spawns");
+    let (_thread, handle) = spawn(Toy::default(), Limits::default(), 0);
     let refused = handle.submit(request(&[1], 1, 4, 0)).expect_err("nobody may wait");
     assert_eq!((refused.waiting, refused.limit), (0, 0));
 }
@@ -259,13 +474,91 @@ fn a_failed_step_ends_its_requests_and_not_the_thread() {
         fail_at: Some(10),
         ..Toy::default()
     };
-    let (_thread, handle) = EngineThread::spawn(toy, "v0", Limits::default(), 8).expect("spawns");
+    let (_thread, handle) = spawn(toy, Limits::default(), 8);
     let failed = tokens(handle.submit(request(&[10], 1, 4, 0)).expect("has room"));
-    assert!(failed.expect_err("fails").to_string().contains("prefill"));
-    let mut fine = request(&[1], 1, 1, 0);
-    fine.sampling.stop_ids.clear();
-    assert_eq!(
-        tokens(handle.submit(fine).expect("has room")).expect("goes on").len(),
-        1
+    assert!(failed.expect_err("fails").to_string().contains("failed to compute"));
+    let fine = endless(&[1], 1, 1);
+    assert_eq!(ids(handle.submit(fine).expect("has room")).len(), 1);
+}
+
+/// Loads weights with salt 1 as `v1` while a request runs that takes a while and another one waits behind it.
+fn load_while_running(policy: LoadPolicy) -> [Result<Vec<(u32, String)>, EngineError>; 2] {
+    let limits = Limits {
+        max_rows: 1,
+        ..Limits::default()
+    };
+    let toy = Toy {
+        pause: Duration::from_millis(2),
+        ..Toy::default()
+    };
+    let (_thread, handle) = spawn(toy, limits, 8);
+    let mut first = handle.submit(endless(&[1, 2, 3], 1, 40)).expect("has room");
+    let second = handle.submit(endless(&[1, 2, 4], 1, 4)).expect("has room");
+    let begun = first.blocking_recv();
+    assert!(matches!(begun, Some(Output::Token { .. })));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    let apply = Box::new(|toy: &mut Toy| {
+        toy.salt = 1;
+        Ok(())
+    });
+    runtime
+        .block_on(handle.load_weights("v1", policy, apply))
+        .expect("loads");
+    [tokens(first), tokens(second)]
+}
+
+#[test]
+fn loading_by_abort_ends_what_runs_and_what_waits() {
+    for outcome in load_while_running(LoadPolicy::Abort) {
+        let error = outcome.expect_err("aborted");
+        assert!(
+            matches!(&error, EngineError::Aborted(version) if version == "v1"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn loading_by_finish_lets_what_runs_end_with_the_old_weights() {
+    let [first, second] = load_while_running(LoadPolicy::Finish).map(|outcome| outcome.expect("ends"));
+    assert_eq!(first.len(), 39);
+    assert!(first.iter().all(|(_, version)| version == "v0"));
+    assert!(second.iter().all(|(_, version)| version == "v1"));
+    let drawn: Vec<_> = second.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(drawn, expected_with(&endless(&[1, 2, 4], 1, 4), 0, |_| 1));
+}
+
+#[test]
+fn loading_by_keep_goes_on_with_the_tokens_that_were_drawn() {
+    let [first, second] = load_while_running(LoadPolicy::Keep).map(|outcome| outcome.expect("ends"));
+    let old = 1 + first.iter().filter(|(_, version)| version == "v0").count();
+    assert!(old < 40, "the weights came while it ran");
+    let whole = expected_with(&endless(&[1, 2, 3], 1, 40), 0, |token| u64::from(token >= old));
+    let drawn: Vec<_> = first.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(drawn, whole[1..]);
+    assert!(second.iter().all(|(_, version)| version == "v1"));
+}
+
+#[test]
+fn a_request_that_does_not_fit_is_refused_and_the_thread_goes_on() {
+    let limits = Limits {
+        kv_blocks: 1,
+        ..Limits::default()
+    };
+    let (_thread, handle) = spawn(Toy::default(), limits, 8);
+    let refused = tokens(handle.submit(endless(&[1; 17], 1, 1)).expect("has room"));
+    assert!(
+        refused
+            .expect_err("is refused")
+            .to_string()
+            .contains("the key-value cache has 1")
     );
+    assert_eq!(ids(handle.submit(endless(&[1; 16], 1, 1)).expect("has room")).len(), 1);
+}
+
+#[test]
+fn the_prompt_of_a_runner_is_told_by_its_tokens() {
+    assert_eq!(Toy::default().prompt_tokens(&vec![1, 2, 3]), 3);
 }

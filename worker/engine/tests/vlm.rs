@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc};
 
 use candle_core::{D, Tensor};
 use candle_nn::ops::log_softmax;
-use flotilla_engine::{Limits, Prompt, Request, Sampling, generate};
+use flotilla_engine::{Group, Limits, Prompt, Request, Sampling, VlmRunner, generate};
 use flotilla_model::{Config, Layout, LoadOptions, Pass, Row, TextBatch, Visual, Vlm};
 
 fn model() -> Vlm {
@@ -26,6 +26,10 @@ fn request(ids: &[u32], n: usize, seed: u64, temperature: f32) -> Request<Prompt
     Request::new(Prompt::from(Row::text(ids.to_vec())), n, sampling)
 }
 
+fn run(model: &Vlm, requests: &[Request<Prompt>], limits: Limits) -> Vec<Group> {
+    generate(VlmRunner::new(model, &limits), requests, limits, &|| false).expect("generates")
+}
+
 #[test]
 fn a_sample_has_the_same_tokens_alone_and_in_a_crowd() {
     let model = model();
@@ -43,10 +47,10 @@ fn a_sample_has_the_same_tokens_alone_and_in_a_crowd() {
         max_rows: 4,
         ..Limits::default()
     };
-    let crowd = generate(&model, &requests, Limits::default(), &|| false).expect("generates");
-    let crowded_out = generate(&model, &requests, small, &|| false).expect("generates");
+    let crowd = run(&model, &requests, Limits::default());
+    let crowded_out = run(&model, &requests, small);
     for ((request, group), other) in requests.iter().zip(&crowd).zip(&crowded_out) {
-        let alone = generate(&model, std::slice::from_ref(request), Limits::default(), &|| false).expect("generates");
+        let alone = run(&model, std::slice::from_ref(request), Limits::default());
         for ((a, b), c) in alone[0]
             .completions
             .iter()
@@ -68,7 +72,7 @@ fn log_probabilities_are_those_of_a_forward_over_prompt_and_completion() {
     let model = model();
     let temperature = 0.7;
     let request = request(&[20, 30, 40, 50], 3, 5, temperature);
-    let groups = generate(&model, std::slice::from_ref(&request), Limits::default(), &|| false).expect("generates");
+    let groups = run(&model, std::slice::from_ref(&request), Limits::default());
     for completion in &groups[0].completions {
         let row = request.prompt.row.followed_by(&completion.ids());
         let batch = TextBatch::new(&[row]).expect("a batch");
@@ -104,26 +108,23 @@ fn pixels_and_features_of_an_image_give_the_same_tokens() {
     let mut ids = vec![5];
     ids.extend(std::iter::repeat_n(pad, tokens));
     ids.push(6);
-    let pixels = Prompt {
-        row: Row::text(ids),
-        visuals: vec![(1, image)],
-    };
+    let pixels = Prompt::new(Row::text(ids), vec![(1, image)]);
     let mut row = pixels.row.clone();
     row.features.push((1, features[0].clone()));
-    let run = |prompt: Prompt| {
+    let ids_of = |prompt: Prompt| {
         let request = Request {
             prompt: Arc::new(prompt),
             ..request(&[1], 2, 9, 1.0)
         };
-        let groups = generate(&model, &[request], Limits::default(), &|| false).expect("generates");
+        let groups = run(&model, &[request], Limits::default());
         groups[0]
             .completions
             .iter()
             .map(flotilla_engine::Completion::ids)
             .collect::<Vec<_>>()
     };
-    let blind = run(Row::text(pixels.row.ids.clone()).into());
-    let seen = run(pixels);
-    assert_eq!(seen, run(row.into()));
+    let blind = ids_of(Row::text(pixels.row.ids.clone()).into());
+    let seen = ids_of(pixels);
+    assert_eq!(seen, ids_of(row.into()));
     assert_ne!(seen, blind, "the image matters");
 }

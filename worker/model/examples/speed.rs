@@ -9,7 +9,7 @@
 use std::{sync::OnceLock, time::Instant};
 
 use candle_core::Tensor;
-use flotilla_model::{Config, Layout, LoadOptions, Pass, Row, TextBatch, Visual, Vlm, ops::Kernels};
+use flotilla_model::{Config, Layout, LoadOptions, Pass, Row, Span, TextBatch, Visual, Vlm, ops::Kernels};
 use serde_json::json;
 
 #[global_allocator]
@@ -70,15 +70,52 @@ fn train(model: &Vlm, batch: &TextBatch) {
     loss.backward().unwrap();
 }
 
-fn decode(model: &Vlm, prompts: &TextBatch, group: usize) {
-    let (mut cache, _) = model
-        .prefill(prompts, &vec![group; prompts.rows()], NEW_TOKENS)
-        .unwrap();
+/// `group` samples of `NEW_TOKENS` tokens after each prompt; they share the prompt's blocks.
+fn decode(model: &Vlm, prompts: &[Row], group: usize) {
+    let length = prompts[0].ids.len();
+    let shared = length.div_ceil(NEW_TOKENS) as u32;
+    // Blocks as long as a completion: a sample has the prompt's and two of its own.
+    let samples = (prompts.len() * group) as u32;
+    let first = prompts.len() as u32 * shared;
+    let mut pool = model.pool((first + 2 * samples) as usize, NEW_TOKENS).unwrap();
+    let own = (0..prompts.len() as u32)
+        .map(|prompt| (prompt * shared..(prompt + 1) * shared).collect::<Vec<_>>())
+        .collect::<Vec<_>>();
+    let spans = prompts.iter().zip(&own).map(|(row, blocks)| Span {
+        ids: &row.ids,
+        positions: &row.positions,
+        features: Vec::new(),
+        stored: 0,
+        blocks,
+        wanted: true,
+    });
+    model.extend(&mut pool, &spans.collect::<Vec<_>>()).unwrap();
+    let full = length / NEW_TOKENS;
+    let tables = (0..samples).map(|sample| {
+        let prompt = &own[sample as usize / group];
+        let mut blocks = prompt[..full].to_vec();
+        blocks.extend([first + 2 * sample, first + 2 * sample + 1]);
+        blocks
+    });
+    let tables = tables.collect::<Vec<_>>();
+    if length % NEW_TOKENS > 0 {
+        let pair = |sample: u32| (own[sample as usize / group][full], first + 2 * sample);
+        model
+            .copy(&mut pool, &(0..samples).map(pair).collect::<Vec<_>>())
+            .unwrap();
+    }
     for step in 0..NEW_TOKENS {
-        let ids = (0..cache.rows() as u32)
-            .map(|row| (row + step as u32) % 300)
-            .collect::<Vec<_>>();
-        let hidden = model.decode(&mut cache, &ids).unwrap();
+        let ids = (0..samples).map(|row| (row + step as u32) % 300).collect::<Vec<_>>();
+        let position = [[(length + step) as u32; 3]];
+        let spans = tables.iter().enumerate().map(|(index, blocks)| Span {
+            ids: &ids[index..=index],
+            positions: &position,
+            features: Vec::new(),
+            stored: length + step,
+            blocks,
+            wanted: true,
+        });
+        let hidden = model.extend(&mut pool, &spans.collect::<Vec<_>>()).unwrap();
         model.logits(&hidden, Pass::Infer).unwrap();
     }
 }
@@ -102,7 +139,7 @@ fn main() {
     let (rows, width) = (argument(1, 64), argument(2, 48));
     let row = |length: usize| Row::text((0..length as u32).map(|i| (i * 7) % 300).collect());
     let batch = TextBatch::new(&vec![row(width); rows]).unwrap();
-    let prompts = TextBatch::new(&vec![row(width - NEW_TOKENS); rows.div_ceil(8)]).unwrap();
+    let prompts = vec![row(width - NEW_TOKENS); rows.div_ceil(8)];
     let images = vec![
         Visual {
             values: (0..16 * 1176).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect(),
@@ -119,7 +156,7 @@ fn main() {
         [
             (rows * width) as f64 / best(|| train(model, &batch)),
             (rows * width) as f64 / best(|| drop(model.forward(&batch, Pass::Infer).unwrap())),
-            (prompts.rows() * 8 * NEW_TOKENS) as f64 / best(|| decode(model, &prompts, 8)),
+            (prompts.len() * 8 * NEW_TOKENS) as f64 / best(|| decode(model, &prompts, 8)),
             rows as f64 / best(|| vision(model, &images)),
         ]
     };

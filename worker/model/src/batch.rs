@@ -1,6 +1,6 @@
 //! Ragged rows of tokens and image features, padded on the right.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use crate::{ModelError, Result, rope::Position};
 
@@ -52,7 +52,6 @@ pub struct TextBatch {
     pub(crate) positions: Vec<Position>,
     pub(crate) features: Vec<Tensor>,
     pub(crate) feature_slots: Vec<u32>,
-    pub(crate) next_positions: Vec<u32>,
 }
 
 impl TextBatch {
@@ -67,7 +66,6 @@ impl TextBatch {
             positions: vec![[0; 3]; rows.len() * width],
             features: Vec::new(),
             feature_slots: Vec::new(),
-            next_positions: rows.iter().map(Row::next_position).collect(),
         };
         for (index, row) in rows.iter().enumerate() {
             batch.place(index, row)?;
@@ -113,15 +111,12 @@ impl TextBatch {
     pub fn lengths(&self) -> &[usize] {
         &self.lengths
     }
-
-    /// The ids as `[rows * width]`.
-    pub(crate) fn flat_ids(&self, device: &Device) -> Result<Tensor> {
-        Ok(Tensor::from_slice(&self.ids, self.ids.len(), device)?)
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]

@@ -23,12 +23,11 @@
 //! | `layers.rs` | the pieces that towers are made of |
 //! | `rope.rs` | rotary tables |
 //! | `batch.rs` | ragged rows of tokens and visual features |
-//! | `cache.rs` | keys and values of rows that are being decoded |
+//! | `pool.rs` | keys and values of sequences that grow, in blocks |
 //! | `ops/` | normalization, linear, gate, rotation, attention: composed and fused |
 //! | `error.rs` | what can go wrong, with the file, tensor or number that was wrong |
 
 pub mod batch;
-pub mod cache;
 pub mod chat;
 pub mod config;
 mod error;
@@ -38,6 +37,7 @@ pub mod lora;
 pub mod media;
 pub mod ops;
 pub mod parameter;
+pub mod pool;
 pub mod processor;
 pub mod qwen2_5_vl;
 pub mod rope;
@@ -50,13 +50,13 @@ mod vlm;
 pub mod weights;
 
 pub use batch::{Row, TextBatch};
-pub use cache::KvCache;
 pub use chat::{ChatTemplate, Content, Message, Part};
 pub use config::{Config, Vision};
 pub use error::{ModelError, WeightProblems};
 pub use lora::{Lora, LoraConfig};
 pub use media::{ImageLimits, Medium, MediumSize, Picture, Sampling, Video, VideoLimits};
 pub use parameter::Parameter;
+pub use pool::{KvPool, Span};
 pub use processor::{Plan, Processor, Prompt};
 pub use tokenizer::{TokenBytes, Tokenizer};
 pub use visual::{Grid, Layout, Visual, VisualProcessor};

@@ -182,6 +182,21 @@ impl Processor {
         self.lay_out(plan.ids, plan.spans, visuals)
     }
 
+    /// As [`Self::prepare`], with visuals that were made for another conversation about the same media in the same order:
+    /// they are not resized and cut again.
+    pub fn prepare_again(&self, messages: &[Message], visuals: Vec<Visual>, max_tokens: usize) -> Result<Prompt> {
+        let ids = self.tokenizer.encode(&self.template.render(messages, true)?)?;
+        let layouts = visuals.iter().map(|visual| visual.layout).collect::<Vec<_>>();
+        let (ids, spans) = self.expand(&ids, &layouts)?;
+        if ids.len() > max_tokens {
+            return Err(ModelError::TooLong {
+                tokens: ids.len(),
+                limit: max_tokens,
+            });
+        }
+        self.lay_out(ids, spans, visuals)
+    }
+
     /// A prompt whose placeholders are expanded already, as [`Self::prepare`] left them: the same ids and visuals give the
     /// same prompt. Visuals of one kind must be in the order of their placeholders.
     pub fn arrange(&self, ids: Vec<u32>, visuals: Vec<Visual>) -> Result<Prompt> {

@@ -10,6 +10,7 @@ use crate::{
     Config, Layout, LoadOptions, Medium, Message, ModelError, Pass, Picture, Processor, Vision, Visual, Vlm,
     batch::{Row, TextBatch},
     ops::Kernels,
+    pool::Span,
     qwen2_5_vl::positions::{VisualSpan, positions},
 };
 
@@ -145,70 +146,142 @@ fn rows_of_a_batch_do_not_see_each_other() {
     }
 }
 
-#[test]
-fn decoding_over_the_cache_equals_the_whole_sequence() {
-    for kernels in [Kernels::Auto, Kernels::Composed] {
-        let mut model = model();
-        model.set_kernels(kernels);
-        let prompts = [
-            row(&model, &image([1, 4, 6], 1), &[5, 6, 7], Pass::Infer),
-            Row::text((1..12).collect::<Vec<_>>()),
-        ];
-        let batch = TextBatch::new(&prompts).unwrap();
-        let (mut cache, last) = model.prefill(&batch, &[2, 1], 4).unwrap();
-        assert_eq!(cache.lengths(), [11, 11, 11]);
-        let new = [[10, 11, 12], [20, 21, 22], [30, 31, 32]];
-        let mut states = vec![last];
-        for step in 0..3 {
-            let ids = new.iter().map(|row| row[step]).collect::<Vec<_>>();
-            states.push(model.decode(&mut cache, &ids).unwrap());
+/// A sequence that grows over a pool of blocks of 4 tokens.
+struct Growing {
+    row: Row,
+    stored: usize,
+    blocks: Vec<u32>,
+}
+
+impl Growing {
+    fn new(row: Row, blocks: &[u32]) -> Self {
+        Self {
+            row,
+            stored: 0,
+            blocks: blocks.to_vec(),
         }
-        for (index, new) in new.iter().enumerate() {
-            let whole = prompts[[0, 0, 1][index]].followed_by(new);
-            let batch = TextBatch::new(std::slice::from_ref(&whole)).unwrap();
-            let hidden = model.forward(&batch, Pass::Infer).unwrap().squeeze(0).unwrap();
-            let first = whole.ids.len() - 4;
-            for (step, state) in states.iter().enumerate() {
-                assert_near(
-                    &state.narrow(0, index, 1).unwrap(),
-                    &hidden.narrow(0, first + step, 1).unwrap(),
-                    1e-5,
-                );
-            }
+    }
+
+    /// The next `tokens` tokens; features that begin among them are cut where they end.
+    fn span(&self, tokens: usize, wanted: bool) -> Span<'_> {
+        let range = self.stored..self.stored + tokens;
+        let cut = |(start, features): &(usize, Tensor)| {
+            let from = range.start.max(*start);
+            let to = range.end.min(start + features.dim(0).unwrap());
+            (from < to).then(|| (from - range.start, features.narrow(0, from - start, to - from).unwrap()))
+        };
+        Span {
+            ids: &self.row.ids[range.clone()],
+            positions: &self.row.positions[range.clone()],
+            features: self.row.features.iter().filter_map(cut).collect(),
+            stored: self.stored,
+            blocks: &self.blocks,
+            wanted,
         }
     }
 }
 
+/// Hidden states of whole sequences, `[tokens, hidden]`.
+fn whole(model: &Vlm, row: &Row) -> Tensor {
+    let batch = TextBatch::new(std::slice::from_ref(row)).unwrap();
+    model.forward(&batch, Pass::Infer).unwrap().squeeze(0).unwrap()
+}
+
 #[test]
-fn rows_can_leave_and_join_a_cache() {
+fn spans_over_a_pool_equal_the_whole_sequence() {
+    for kernels in [Kernels::Auto, Kernels::Composed] {
+        let mut model = model();
+        model.set_kernels(kernels);
+        let mut pool = model.pool(12, 4).unwrap();
+        let picture = row(&model, &image([1, 4, 6], 1), &[5, 6, 7], Pass::Infer);
+        let mut sequences = [
+            Growing::new(picture.followed_by(&[10, 20, 30]), &[9, 2, 5, 0]),
+            Growing::new(Row::text((1..15).collect()), &[1, 8, 3, 11]),
+        ];
+        let expected = [0, 1].map(|index| whole(&model, &sequences[index].row));
+        // Chunks cut the picture in two and mix with a single token; the second sequence starts later.
+        for step in [[5, 0], [4, 7], [1, 1], [2, 4], [1, 1], [1, 1]] {
+            let spans = sequences.iter().zip(step).filter(|(_, tokens)| *tokens > 0);
+            let spans = spans.map(|(sequence, tokens)| sequence.span(tokens, true));
+            let states = model.extend(&mut pool, &spans.collect::<Vec<_>>()).unwrap();
+            let mut state = 0;
+            for (index, tokens) in step.into_iter().enumerate().filter(|(_, tokens)| *tokens > 0) {
+                sequences[index].stored += tokens;
+                let last = expected[index].narrow(0, sequences[index].stored - 1, 1).unwrap();
+                assert_near(&states.narrow(0, state, 1).unwrap(), &last, 1e-5);
+                state += 1;
+            }
+        }
+        assert_eq!(sequences.map(|sequence| sequence.stored), [14, 14]);
+    }
+}
+
+#[test]
+fn sequences_share_blocks_until_one_of_them_writes() {
     let model = model();
-    let prompt = |ids: &[u32]| TextBatch::new(&[Row::text(ids.to_vec())]).unwrap();
-    let both = TextBatch::new(&[Row::text(vec![1, 2, 3]), Row::text(vec![4, 5])]).unwrap();
-    let (mut cache, _) = model.prefill(&both, &[1, 1], 3).unwrap();
-    model.decode(&mut cache, &[7, 8]).unwrap();
-    cache.keep(&[1]).unwrap();
-    let (other, _) = model.prefill(&prompt(&[6, 7, 8, 9]), &[1], 5).unwrap();
-    cache.append(other).unwrap();
-    assert_eq!(cache.lengths(), [3, 4]);
-    let states = model.decode(&mut cache, &[9, 10]).unwrap();
-    for (index, ids) in [vec![4, 5, 8, 9], vec![6, 7, 8, 9, 10]].iter().enumerate() {
-        let hidden = model.forward(&prompt(ids), Pass::Infer).unwrap().squeeze(0).unwrap();
-        let last = hidden.narrow(0, ids.len() - 1, 1).unwrap();
+    let mut pool = model.pool(4, 4).unwrap();
+    let prompt = Growing::new(Row::text(vec![1, 2, 3, 4, 5, 6]), &[0, 1]);
+    model.extend(&mut pool, &[prompt.span(6, false)]).unwrap();
+    model.copy(&mut pool, &[(1, 3)]).unwrap();
+    let fork = |id: u32, blocks: &[u32]| Growing {
+        stored: 6,
+        ..Growing::new(prompt.row.followed_by(&[id]), blocks)
+    };
+    let forks = [fork(7, &[0, 1]), fork(8, &[0, 3])];
+    let states = model
+        .extend(&mut pool, &[forks[0].span(1, true), forks[1].span(1, true)])
+        .unwrap();
+    for (index, fork) in forks.iter().enumerate() {
+        let last = whole(&model, &fork.row).narrow(0, 6, 1).unwrap();
         assert_near(&states.narrow(0, index, 1).unwrap(), &last, 1e-5);
     }
 }
 
 #[test]
-fn a_full_cache_is_refused() {
+fn states_are_those_of_the_spans_that_want_them() {
     let model = model();
-    let batch = TextBatch::new(&[Row::text(vec![1, 2])]).unwrap();
-    let (mut cache, _) = model.prefill(&batch, &[1], 1).unwrap();
-    model.decode(&mut cache, &[3]).unwrap();
-    let error = model.decode(&mut cache, &[3]).unwrap_err();
+    let mut pool = model.pool(3, 4).unwrap();
+    let sequences = [[1, 2, 3], [4, 5, 6], [7, 8, 9]].map(|ids| Row::text(ids.to_vec()));
+    let sequences = [0, 1, 2].map(|i| Growing::new(sequences[i as usize].clone(), &[i]));
+    let wanted = [false, true, false];
+    let spans = sequences
+        .iter()
+        .zip(wanted)
+        .map(|(sequence, wanted)| sequence.span(3, wanted));
+    let states = model.extend(&mut pool, &spans.collect::<Vec<_>>()).unwrap();
+    assert_eq!(states.dims()[0], 1);
+    assert_near(
+        &states,
+        &whole(&model, &sequences[1].row).narrow(0, 2, 1).unwrap(),
+        1e-5,
+    );
+    let nobody = sequences
+        .iter()
+        .map(|sequence| sequence.span(3, false))
+        .collect::<Vec<_>>();
+    assert_eq!(model.extend(&mut pool, &nobody).unwrap().dims()[0], 0);
+}
+
+#[test]
+fn a_span_without_room_is_refused() {
+    let model = model();
+    let mut pool = model.pool(2, 4).unwrap();
+    let mut refused = |blocks: &[u32], stored: usize| {
+        let sequence = Growing {
+            stored,
+            ..Growing::new(Row::text((1..8).collect()), blocks)
+        };
+        let error = model.extend(&mut pool, &[sequence.span(2, true)]).unwrap_err();
+        error.to_string()
+    };
+    let error = refused(&[1], 3);
     assert!(
-        error.to_string().contains("row 0 of the cache is full: 3 tokens"),
+        error.contains("1 blocks of 4 tokens have no room for 2 tokens after 3"),
         "{error}"
     );
+    let error = refused(&[2], 0);
+    assert!(error.contains("no block 2 in a pool of 2"), "{error}");
+    assert!(model.pool(0, 16).is_err());
 }
 
 fn loss(model: &Vlm) -> Tensor {

@@ -7,12 +7,12 @@ use candle_core::{DType, Device, Tensor, Var};
 use crate::{
     ModelError, Result,
     batch::TextBatch,
-    cache::KvCache,
     config::{Config, Vision},
     layers::Source,
     llava_onevision,
     lora::Lora,
     ops::Kernels,
+    pool::{KvPool, PackedSpans, Span},
     qwen2_5_vl,
     text::TextTower,
     visual::{Layout, Visual},
@@ -287,17 +287,29 @@ impl Vlm {
         Ok(logits.reshape(shape)?)
     }
 
-    /// Runs the prompts once and lays row `i`'s keys and values `repeat[i]` times into a cache with room for `room`
-    /// more tokens a row. Also the normalized hidden state of each cache row's last token, `[cache rows, hidden]`:
-    /// the logits of the first new token come from it.
-    pub fn prefill(&self, batch: &TextBatch, repeat: &[usize], room: usize) -> Result<(KvCache, Tensor)> {
-        self.infer.text.prefill(batch, repeat, room, self.kernels)
+    /// Room for the keys and values of `blocks * block_size` tokens of sequences that [`Self::extend`] computes.
+    pub fn pool(&self, blocks: usize, block_size: usize) -> Result<KvPool> {
+        KvPool::new(&self.config.text, blocks, block_size, self.dtype(), self.device())
     }
 
-    /// Feeds one token per row and returns its normalized hidden state, `[rows, hidden]`. Rows may have different
-    /// lengths; positions continue where each row stands.
-    pub fn decode(&self, cache: &mut KvCache, ids: &[u32]) -> Result<Tensor> {
-        self.infer.text.decode(cache, ids, self.kernels)
+    /// Copies whole blocks of a pool, from the first of each pair to the second. No pair reads what one before it has
+    /// written, and no block is written twice.
+    pub fn copy(&self, pool: &mut KvPool, pairs: &[(u32, u32)]) -> Result<()> {
+        pool.copy(pairs, self.kernels)
+    }
+
+    /// Computes the next tokens of several sequences together: parts of prompts and drawn tokens in any mixture, without
+    /// padding. Their keys and values go into the pool. Gives the normalized hidden state of the last token of each span
+    /// that wants it, `[wanted, hidden]`.
+    ///
+    /// No two spans may be of one sequence, and none may write into a block that another one has.
+    pub fn extend(&self, pool: &mut KvPool, spans: &[Span<'_>]) -> Result<Tensor> {
+        if spans.is_empty() {
+            let shape = (0, self.config.text.hidden_size);
+            return Ok(Tensor::zeros(shape, self.dtype(), self.device())?);
+        }
+        let packed = PackedSpans::new(spans, pool)?;
+        self.infer.text.extend(pool, &packed, self.kernels)
     }
 }
 

@@ -49,6 +49,10 @@ pub struct ServeArguments {
     /// Critic template: a builtin (critic-short, critic-criteria) or a file.
     #[arg(long, value_name = "NAME|FILE", default_value = "critic-short")]
     pub template: String,
+    /// A further template, which requests ask for by this name; may be repeated. The file is Jinja, with an optional
+    /// head, or YAML that describes a template beside it: see docs/critic-api.md.
+    #[arg(long = "critic-template", value_name = "NAME=FILE")]
+    pub critic_templates: Vec<String>,
     /// Longest prompt plus completion, in tokens.
     #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
     pub max_model_len: u32,
@@ -168,6 +172,7 @@ pub(super) fn by_hand(arguments: ServeArguments) -> Result<Assignment, WorkerErr
         served_model_name: name.clone(),
         purpose: arguments.purpose.into(),
         critic_template: Some(crate::prompt::template_argument(&arguments.template)?),
+        critic_templates: crate::prompt::named_templates(&arguments.critic_templates)?,
         max_model_len: arguments.max_model_len,
         max_queue: arguments.max_queue,
         engine: arguments.engine.into(),

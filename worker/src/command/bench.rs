@@ -5,10 +5,10 @@ use std::{hint::black_box, time::Instant};
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
 use flotilla_grpo::{gradient::Gradients, logprob::token_log_probs};
-use flotilla_model::{ModelError, Pass, Row, TextBatch, Vlm};
+use flotilla_model::{ModelError, Pass, Row, Span, TextBatch, Vlm};
 use serde_json::json;
 
-use super::{arguments::ModelArguments, bytes};
+use super::{arguments::ModelArguments, bytes, throughput};
 use crate::{error::WorkerError, train::parallel::map_parts};
 
 /// Arguments of `bench`.
@@ -46,6 +46,9 @@ const MEMORY_BYTES: usize = 1 << 29;
 /// Side of the matrices that measure arithmetic.
 const MATRIX: usize = 2048;
 
+/// Tokens of a block of keys and values.
+const BLOCK: usize = 16;
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum What {
@@ -55,6 +58,8 @@ pub enum What {
     Decode,
     /// Log-probabilities of every token, and the gradient of their mean.
     Train,
+    /// Requests through the engine: 1, 8, 32 and 128 at once and a group over one prompt, beside one after the other.
+    Engine,
 }
 
 /// One line of the table.
@@ -80,6 +85,12 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
     let bandwidth = memory_bandwidth(arguments.rounds);
     let arithmetic = matrix_rate(model.dtype(), arguments.rounds).map_err(failed)?;
     let lines = measure(arguments, &model, bandwidth, arithmetic).map_err(failed)?;
+    let engine = if arguments.what.contains(&What::Engine) {
+        let measured = throughput::measure(&model, arguments.prompt_tokens, arguments.new_tokens);
+        measured.map_err(|error| WorkerError::permanent("failed to generate", error))?
+    } else {
+        Vec::new()
+    };
     if arguments.json {
         let measured = lines.iter().map(|line| {
             json!({
@@ -89,7 +100,7 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
         });
         let document = json!({
             "memory_bytes_per_second": bandwidth, "flops": arithmetic, "dtype": arguments.model.dtype.to_string(),
-            "measured": measured.collect::<Vec<_>>(),
+            "measured": measured.collect::<Vec<_>>(), "engine": throughput::document(&engine),
         });
         println!("{document:#}");
         return Ok(());
@@ -100,6 +111,11 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
         arithmetic / 1e9,
         arguments.model.dtype
     );
+    print(&lines, &engine);
+    Ok(())
+}
+
+fn print(lines: &[Line], engine: &[throughput::Throughput]) {
     println!(
         "{:<34} {:>12} {:>12} {:>7}  AT MOST BY",
         "WHAT", "TOKENS/S", "AT MOST", "RATIO"
@@ -111,15 +127,18 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
             line.what, line.tokens_per_second, line.ceiling, line.ceiling_is
         );
     }
-    Ok(())
+    if !engine.is_empty() {
+        throughput::print(engine);
+    }
 }
 
 fn measure(arguments: &BenchArguments, model: &Vlm, bandwidth: f64, arithmetic: f64) -> Result<Vec<Line>, ModelError> {
     let costs = Costs::of(model, bandwidth, arithmetic);
-    let measured = arguments.what.iter().map(|what| match what {
-        What::Prefill => prefill(arguments, model, &costs),
-        What::Decode => decode(arguments, model, &costs),
-        What::Train => train(arguments, model, &costs),
+    let measured = arguments.what.iter().filter_map(|what| match what {
+        What::Prefill => Some(prefill(arguments, model, &costs)),
+        What::Decode => Some(decode(arguments, model, &costs)),
+        What::Train => Some(train(arguments, model, &costs)),
+        What::Engine => None,
     });
     measured.collect()
 }
@@ -163,12 +182,26 @@ fn ids(model: &Vlm, length: usize) -> Vec<u32> {
     (0..length).map(|i| ((i * 7919 + 13) % vocabulary) as u32).collect()
 }
 
+/// A prompt that is computed at once.
+fn whole<'a>(row: &'a Row, blocks: &'a [u32]) -> Span<'a> {
+    Span {
+        ids: &row.ids,
+        positions: &row.positions,
+        features: Vec::new(),
+        stored: 0,
+        blocks,
+        wanted: true,
+    }
+}
+
 /// Only the last position's logits are computed.
 fn prefill(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Line, ModelError> {
     let length = arguments.prompt_tokens;
-    let batch = TextBatch::new(&[Row::text(ids(model, length))])?;
+    let row = Row::text(ids(model, length));
+    let blocks = (0..length.div_ceil(BLOCK) as u32).collect::<Vec<_>>();
+    let mut pool = model.pool(blocks.len(), BLOCK)?;
     let seconds = fastest(arguments.rounds, || {
-        let (_, hidden) = model.prefill(&batch, &[1], 1)?;
+        let hidden = model.extend(&mut pool, &[whole(&row, &blocks)])?;
         model.logits(&hidden, Pass::Infer)
     })?;
     Ok(Line {
@@ -183,16 +216,30 @@ fn prefill(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Lin
 fn decode(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Line, ModelError> {
     let (length, batch, new) = (arguments.prompt_tokens, arguments.batch, arguments.new_tokens);
     let text = &model.config().text;
-    let prompt = TextBatch::new(&[Row::text(ids(model, length))])?;
-    let (prefilled, _) = model.prefill(&prompt, &[batch], new)?;
+    let row = Row::text(ids(model, length));
+    // Every row has blocks of its own, as samples over different prompts do.
+    let own = (length + new).div_ceil(BLOCK) as u32;
+    let tables = (0..batch as u32).map(|row| (row * own..(row + 1) * own).collect::<Vec<_>>());
+    let tables = tables.collect::<Vec<_>>();
+    let mut pool = model.pool(batch * own as usize, BLOCK)?;
+    for blocks in &tables {
+        model.extend(&mut pool, &[whole(&row, blocks)])?;
+    }
     let mut best = f64::INFINITY;
     for _ in 0..arguments.rounds {
-        let mut cache = prefilled.clone();
-        cache.reserve(length + new)?;
         let start = Instant::now();
         for step in 0..new {
-            let ids = vec![(step * 31 % text.vocab_size) as u32; batch];
-            let hidden = model.decode(&mut cache, &ids)?;
+            let ids = [(step * 31 % text.vocab_size) as u32];
+            let positions = [[(length + step) as u32; 3]];
+            let spans = tables.iter().map(|blocks| Span {
+                ids: &ids,
+                positions: &positions,
+                features: Vec::new(),
+                stored: length + step,
+                blocks,
+                wanted: true,
+            });
+            let hidden = model.extend(&mut pool, &spans.collect::<Vec<_>>())?;
             black_box(model.logits(&hidden, Pass::Infer)?);
         }
         best = best.min(start.elapsed().as_secs_f64());

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use flotilla_engine::{Engine, FinishReason, Limits, Prompt, Request, Sampling};
+use flotilla_engine::{FinishReason, Limits, Prompt, Request, Sampling, VlmRunner, engine_for};
 use flotilla_model::Tokenizer;
 use serde_json::{Value, json};
 
@@ -93,8 +93,10 @@ pub fn run(arguments: &GenerateArguments) -> Result<(), WorkerError> {
     };
     let request = Request::new(Prompt::from(prepared), arguments.n, sampling);
     let begin = Instant::now();
-    let mut engine = Engine::new(&model, Limits::default());
     let failed = |error: flotilla_engine::EngineError| WorkerError::permanent("failed to generate", error);
+    let limits = Limits::default();
+    let runner = VlmRunner::new(&model, &limits);
+    let mut engine = engine_for(runner, "", std::slice::from_ref(&request), limits).map_err(failed)?;
     engine.submit(&request).map_err(failed)?;
     let mut drafts = Vec::new();
     drafts.resize_with(arguments.n, Draft::default);
@@ -102,7 +104,11 @@ pub fn run(arguments: &GenerateArguments) -> Result<(), WorkerError> {
     let streams = arguments.n == 1 && !arguments.json;
     let mut first_token = None;
     while !engine.is_idle() {
-        for event in engine.step().map_err(failed)? {
+        let step = engine.step().map_err(failed)?;
+        if let Some((_, error)) = step.failures.into_iter().next() {
+            return Err(failed(error));
+        }
+        for event in step.events {
             first_token.get_or_insert_with(|| begin.elapsed().as_secs_f64());
             let Some(draft) = drafts.get_mut(event.sample) else {
                 continue;

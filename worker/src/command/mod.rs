@@ -9,16 +9,20 @@
 //! | [`generate`] | answers to a conversation |
 //! | [`logits`] | everything that the model computes for a conversation, as a file |
 //! | [`bench`] | how fast a model runs here, beside what the machine could do at most |
+//! | [`throughput`] | how much faster the engine is on many requests than on one after the other |
+//! | [`best_of_n`] | what sharing saves in best of n |
 //! | [`convert`] | a checkpoint in another precision, with an adapter merged, in the hub's layout |
 
 pub mod arguments;
 pub mod bench;
+pub mod best_of_n;
 pub mod convert;
 pub mod generate;
 pub mod inspect;
 pub mod logits;
 pub mod messages;
 pub mod plan;
+pub mod throughput;
 
 /// A number of bytes as people read it.
 fn bytes(count: u64) -> String {

@@ -7,9 +7,9 @@ use utoipa_axum::router::OpenApiRouter;
 pub use super::body::Body;
 use super::{
     access::{self, Gate},
-    chat, compare, completions,
+    chat, completions, critic,
     error::ApiError,
-    models,
+    models, page,
 };
 use crate::{
     progress::ProgressCell,
@@ -51,7 +51,7 @@ impl Api {
         if service.purpose != Purpose::Both && service.purpose != wanted {
             let message = match service.purpose {
                 Purpose::Policy => "this deployment has purpose Policy: it answers /v1/chat/completions",
-                _ => "this deployment has purpose Critic: it answers /v1/critic/compare",
+                _ => "this deployment has purpose Critic: it answers /v1/critic/compare and /v1/critic/score",
             };
             return Err(ApiError::new(StatusCode::FORBIDDEN, "purpose", message));
         }
@@ -84,7 +84,8 @@ pub fn router(state: Api) -> OpenApiRouter {
         .merge(models::router(state.clone()))
         .merge(chat::router(state.clone()))
         .merge(completions::router(state.clone()))
-        .merge(compare::router(state.clone()))
+        .merge(critic::router(state.clone()))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .route_layer(from_fn_with_state(state, access::enter))
+        .merge(page::router().into())
 }

@@ -4,6 +4,7 @@ use flotilla_model::{Content, Message, Part};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+pub use super::sampling_fields::Stop;
 use super::{error::ApiError, sampling_fields::SamplingFields};
 use crate::service::{prompt::Conversation, wanted::Wanted};
 
@@ -11,7 +12,7 @@ use crate::service::{prompt::Conversation, wanted::Wanted};
 pub const MAX_TOP_LOGPROBS: usize = 20;
 
 /// A conversation to be continued.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub struct ChatRequest {
     /// Name of the served model; whatever is served if absent.
     pub model: Option<String>,
@@ -42,6 +43,20 @@ pub struct ChatMessage {
     role: String,
     /// What was said.
     content: ChatContent,
+}
+
+impl ChatMessage {
+    /// A turn of the user: the pictures, then the text.
+    pub fn user(image_urls: &[String], text: &str) -> Self {
+        let pictures = image_urls.iter().map(|url| ChatPart::ImageUrl {
+            image_url: ImageUrl::Bare(url.clone()),
+        });
+        let text = ChatPart::Text { text: text.to_owned() };
+        Self {
+            role: "user".to_owned(),
+            content: ChatContent::Parts(pictures.chain([text]).collect()),
+        }
+    }
 }
 
 /// Text or parts.
@@ -114,7 +129,8 @@ impl ChatRequest {
     }
 }
 
-fn conversation(messages: Vec<ChatMessage>) -> Result<Conversation, ApiError> {
+/// The turns, and the pictures that they show.
+pub fn conversation(messages: Vec<ChatMessage>) -> Result<Conversation, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "messages is empty"));
     }

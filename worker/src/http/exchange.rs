@@ -296,6 +296,8 @@ impl Drop for Metered {
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt as _;
+
     use super::*;
 
     fn id_of(value: &str) -> String {
@@ -312,5 +314,72 @@ mod tests {
         for id in ["", "a b", "a\tb", "\"", "é", "<script>", &"a".repeat(MAX_ID + 1)] {
             assert!(uuid::Uuid::parse_str(&id_of(id)).is_ok(), "{id}");
         }
+    }
+
+    fn passing(routes: axum::Router) -> (axum::Router, Registry) {
+        let mut registry = Registry::default();
+        let exchanges = Exchanges::register(&mut registry);
+        let layer = axum::middleware::from_fn_with_state(exchanges, exchange);
+        (routes.layer(layer), registry)
+    }
+
+    async fn ask(app: &axum::Router, path: &str) -> Response {
+        let request = Request::get(path).body(Body::empty()).expect("a request");
+        tower::ServiceExt::oneshot(app.clone(), request).await.expect("answers")
+    }
+
+    fn counted(registry: &Registry, route: &str, status: u16) -> bool {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).expect("encodes");
+        let line = format!("flotilla_http_requests_total{{method=\"GET\",route=\"{route}\",status=\"{status}\"}} 1");
+        text.contains(&line)
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered_in_the_shape_of_errors_and_the_next_request_as_ever() {
+        async fn failing() -> &'static str {
+            panic!("a fault of a handler")
+        }
+        let routes = axum::Router::new()
+            .route("/panic/{name}", axum::routing::get(failing))
+            .route("/fine", axum::routing::get(|| async { "fine" }));
+        let (app, registry) = passing(routes);
+        let response = ask(&app, "/panic/a").await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(response.headers().contains_key(REQUEST_ID));
+        let body = axum::body::to_bytes(response.into_body(), 4096).await.expect("a body");
+        let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(body["error"]["code"], "internal_error");
+        assert!(
+            counted(&registry, "/panic/{name}", 500),
+            "by its route, not by its path"
+        );
+        drop(ask(&app, "/fine").await);
+        assert!(counted(&registry, "/fine", 200));
+        drop(ask(&app, "/elsewhere").await);
+        assert!(counted(&registry, NO_ROUTE, 404));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_panics_breaks_off() {
+        let streaming = || async {
+            let chunks = futures::stream::iter([1, 0]).map(|number| {
+                assert!(number > 0, "a fault of a stream");
+                Ok::<_, std::convert::Infallible>(Bytes::from_static(b"one"))
+            });
+            Body::from_stream(chunks)
+        };
+        let (app, _registry) = passing(axum::Router::new().route("/", axum::routing::get(streaming)));
+        let response = ask(&app, "/").await;
+        assert!(axum::body::to_bytes(response.into_body(), 4096).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_before_the_answer_is_counted_as_such() {
+        let routes = axum::Router::new().route("/", axum::routing::get(std::future::pending::<()>));
+        let (app, registry) = passing(routes);
+        let waiting = tokio::time::timeout(Duration::from_millis(20), ask(&app, "/")).await;
+        assert!(waiting.is_err());
+        assert!(counted(&registry, "/", 499));
     }
 }

@@ -50,6 +50,9 @@ struct Model {
     owned_by: &'static str,
     /// Longest prompt plus completion, in tokens.
     max_model_len: usize,
+    /// What it is for: `Policy` (completions), `Critic` (`/v1/critic/*`) or `Both`.
+    #[schema(value_type = String)]
+    purpose: Purpose,
 }
 
 impl Model {
@@ -60,6 +63,7 @@ impl Model {
             created: service.created,
             owned_by: "flotilla",
             max_model_len: service.max_model_len,
+            purpose: service.purpose,
         }
     }
 }

@@ -57,7 +57,7 @@ const REFUSED: [(&str, &[&str]); 28] = [
 ];
 
 /// How tokens are drawn. Everything may be absent or null.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub struct SamplingFields {
     /// Completions; 1 if absent. All of them share one pass over the prompt.
     #[schema(minimum = 1, maximum = 128)]

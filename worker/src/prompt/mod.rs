@@ -3,21 +3,38 @@
 //! Templates are data: Jinja over `question`, `response_1` and `response_2`, shipped in `worker/templates` or named by
 //! the resource. Preparing data and serving a critic render with the same code, so that a critic is asked as it was
 //! trained.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`critic`] | a critic's template with its labels and its box |
+//! | [`placeholders`] | texts with `{name}` placeholders |
 
-use std::path::PathBuf;
+pub mod critic;
+pub mod placeholders;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use flotilla_api::conversion::Template;
-use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
+use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use serde::Deserialize;
 
+use self::{
+    critic::CriticTemplate,
+    placeholders::{PlaceholderError, Placeholders},
+};
 use crate::{
     error::WorkerError,
     uri::{UriError, Volumes},
 };
 
 /// The templates that come with the worker, by name.
-const BUILTIN: [(&str, &str); 4] = [
+const BUILTIN: [(&str, &str); 5] = [
     ("critic-short", include_str!("../../templates/critic-short.jinja")),
     ("critic-criteria", include_str!("../../templates/critic-criteria.jinja")),
+    ("critic-score", include_str!("../../templates/critic-score.jinja")),
     ("policy-think", include_str!("../../templates/policy-think.jinja")),
     ("plain", include_str!("../../templates/plain.jinja")),
 ];
@@ -69,6 +86,38 @@ pub enum PromptError {
         /// Why.
         source: minijinja::Error,
     },
+    /// The placeholders of the template cannot be read.
+    #[error("template {name:?} is invalid")]
+    Placeholder {
+        /// Name of the template.
+        name: String,
+        /// Why.
+        source: PlaceholderError,
+    },
+    /// The head or description of the template cannot be read.
+    #[error("the description of template {name:?} is invalid")]
+    Description {
+        /// Name of the template.
+        name: String,
+        /// Why.
+        source: serde_yaml::Error,
+    },
+    /// The template is not one for what it is to do.
+    #[error("template {name:?}: {fault}")]
+    Invalid {
+        /// Name of the template.
+        name: String,
+        /// What is wrong.
+        fault: String,
+    },
+    /// The template has a placeholder for something that there is not.
+    #[error("template {name:?} has a placeholder {{{placeholder}}}, for which there is no value")]
+    NoValue {
+        /// Name of the template.
+        name: String,
+        /// The placeholder.
+        placeholder: String,
+    },
     /// The template asks for something that the row does not have.
     #[error("failed to render template {name:?}")]
     Render {
@@ -85,77 +134,172 @@ impl From<PromptError> for WorkerError {
     }
 }
 
+/// How a template is written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Syntax {
+    /// `{{ question }}`, with filters and conditions.
+    #[default]
+    Jinja,
+    /// `{question}`, as Python's `str.format` reads it.
+    Format,
+}
+
 /// A compiled template.
 #[derive(Clone, Debug)]
 pub struct PromptTemplate {
     name: String,
-    environment: Environment<'static>,
+    body: Body,
+    /// Our names to those that the template uses.
+    names: BTreeMap<String, String>,
+    /// A template over `content`, the filled template.
+    wrap: Option<Box<Self>>,
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    Jinja(Box<Environment<'static>>),
+    Format(Placeholders),
 }
 
 impl PromptTemplate {
-    /// The template that a spec names.
+    /// The template that a spec names; of a critic's template with a head or description what it renders.
     pub fn load(template: &Template, volumes: &Volumes) -> Result<Self, PromptError> {
-        match (&template.builtin, &template.uri, &template.inline) {
-            (Some(name), None, None) => Self::builtin(name),
-            (None, Some(uri), None) => {
-                let path = volumes.resolve(uri)?;
-                let read = |source| PromptError::Read {
-                    path: path.clone(),
-                    source,
-                };
-                let bytes = std::fs::metadata(&path).map_err(read)?.len();
-                if bytes > MAX_TEMPLATE_BYTES {
-                    return Err(PromptError::TooLong { path, bytes });
-                }
-                Self::compile(uri, std::fs::read_to_string(&path).map_err(read)?)
-            }
-            (None, None, Some(text)) => Self::compile("inline", text.clone()),
-            _ => Err(PromptError::Ambiguous),
+        let (name, path, text) = source(template, volumes)?;
+        if critic::is_described(path.as_deref(), &text) {
+            return Ok(CriticTemplate::load(template, volumes)?.into_prompt());
         }
+        Self::compile(&name, text, Syntax::Jinja)
     }
 
     /// A template that comes with the worker.
     pub fn builtin(name: &str) -> Result<Self, PromptError> {
-        match BUILTIN.iter().find(|(known, _)| *known == name) {
-            Some((name, text)) => Self::compile(name, (*text).to_owned()),
-            None => Err(PromptError::UnknownBuiltin {
-                name: name.to_owned(),
-                known: BUILTIN.map(|(name, _)| name).join(", "),
-            }),
-        }
+        Self::compile(name, builtin_text(name)?.to_owned(), Syntax::Jinja)
     }
 
-    fn compile(name: &str, text: String) -> Result<Self, PromptError> {
-        let mut environment = Environment::new();
-        // A missing response must not silently become an empty one.
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment
-            .add_template_owned(TEMPLATE, text)
-            .map_err(|source| PromptError::Syntax {
-                name: name.to_owned(),
-                source,
-            })?;
+    fn compile(name: &str, text: String, syntax: Syntax) -> Result<Self, PromptError> {
+        let body = match syntax {
+            Syntax::Jinja => Body::Jinja(Box::new(environment(name, text)?)),
+            Syntax::Format => {
+                // Jinja drops the last line end of a file too.
+                let text = text.strip_suffix('\n').unwrap_or(&text);
+                let placeholders = Placeholders::parse(text).map_err(|source| PromptError::Placeholder {
+                    name: name.to_owned(),
+                    source,
+                })?;
+                Body::Format(placeholders)
+            }
+        };
         Ok(Self {
             name: name.to_owned(),
-            environment,
+            body,
+            names: BTreeMap::new(),
+            wrap: None,
         })
     }
 
     /// The user's text for a question and, where a critic is asked, the two responses.
     pub fn render(&self, question: &str, responses: Option<[&str; 2]>) -> Result<String, PromptError> {
-        let values = match responses {
-            Some([response_1, response_2]) => context! { question, response_1, response_2 },
-            None => context! { question },
-        };
-        self.environment
-            .get_template(TEMPLATE)
-            .and_then(|template| template.render(values))
-            .map_err(|source| PromptError::Render {
-                name: self.name.clone(),
-                source,
-            })
+        let mut values = BTreeMap::from([("question", question.to_owned())]);
+        if let Some([response_1, response_2]) = responses {
+            values.insert("response_1", response_1.to_owned());
+            values.insert("response_2", response_2.to_owned());
+        }
+        self.fill(values)
     }
+
+    /// The text with values under our names and under those that the template has for them.
+    fn fill(&self, values: BTreeMap<&str, String>) -> Result<String, PromptError> {
+        let theirs = self.names.iter().filter_map(|(ours, theirs)| {
+            let value = values.get(ours.as_str())?;
+            Some((theirs.clone(), value.clone()))
+        });
+        let mut named: BTreeMap<String, String> = theirs.collect();
+        for (ours, value) in values {
+            named.entry(ours.to_owned()).or_insert(value);
+        }
+        let content = match &self.body {
+            Body::Jinja(environment) => environment
+                .get_template(TEMPLATE)
+                .and_then(|template| template.render(&named))
+                .map_err(|source| PromptError::Render {
+                    name: self.name.clone(),
+                    source,
+                })?,
+            Body::Format(placeholders) => {
+                let filled = placeholders.fill(|name| named.get(name).cloned());
+                filled.map_err(|placeholder| PromptError::NoValue {
+                    name: self.name.clone(),
+                    placeholder: placeholder.to_owned(),
+                })?
+            }
+        };
+        match &self.wrap {
+            Some(wrap) => wrap.fill(BTreeMap::from([("content", content)])),
+            None => Ok(content),
+        }
+    }
+
+    /// The names that the template asks for.
+    fn used_names(&self) -> BTreeSet<String> {
+        match &self.body {
+            Body::Jinja(environment) => {
+                let template = environment.get_template(TEMPLATE);
+                let used = template.map(|template| template.undeclared_variables(false));
+                used.unwrap_or_default().into_iter().collect()
+            }
+            Body::Format(placeholders) => placeholders.names().map(str::to_owned).collect(),
+        }
+    }
+}
+
+fn environment(name: &str, text: String) -> Result<Environment<'static>, PromptError> {
+    let mut environment = Environment::new();
+    // A missing response must not silently become an empty one.
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment
+        .add_template_owned(TEMPLATE, text)
+        .map_err(|source| PromptError::Syntax {
+            name: name.to_owned(),
+            source,
+        })?;
+    Ok(environment)
+}
+
+/// Name, file and text of the template that a spec names.
+fn source(template: &Template, volumes: &Volumes) -> Result<(String, Option<PathBuf>, String), PromptError> {
+    match (&template.builtin, &template.uri, &template.inline) {
+        (Some(name), None, None) => Ok((name.clone(), None, builtin_text(name)?.to_owned())),
+        (None, Some(uri), None) => {
+            let path = volumes.resolve(uri)?;
+            let text = read(&path)?;
+            Ok((uri.clone(), Some(path), text))
+        }
+        (None, None, Some(text)) => Ok(("inline".to_owned(), None, text.clone())),
+        _ => Err(PromptError::Ambiguous),
+    }
+}
+
+fn builtin_text(name: &str) -> Result<&'static str, PromptError> {
+    let found = BUILTIN.iter().find(|(known, _)| *known == name);
+    found.map(|(_, text)| *text).ok_or_else(|| PromptError::UnknownBuiltin {
+        name: name.to_owned(),
+        known: BUILTIN.map(|(name, _)| name).join(", "),
+    })
+}
+
+fn read(path: &Path) -> Result<String, PromptError> {
+    let failed = |source| PromptError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let bytes = std::fs::metadata(path).map_err(failed)?.len();
+    if bytes > MAX_TEMPLATE_BYTES {
+        let path = path.to_owned();
+        return Err(PromptError::TooLong { path, bytes });
+    }
+    std::fs::read_to_string(path).map_err(failed)
 }
 
 /// Name of the only template in each environment.
@@ -182,6 +326,22 @@ pub fn template_argument(argument: &str) -> Result<Template, WorkerError> {
     })
 }
 
+/// Templates that a command line names, as NAME=FILE.
+pub fn named_templates(arguments: &[String]) -> Result<BTreeMap<String, Template>, WorkerError> {
+    let mut named = BTreeMap::new();
+    for argument in arguments {
+        let Some((name, file)) = argument.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            let what = format!("--critic-template takes NAME=FILE, not {argument:?}");
+            return Err(WorkerError::invalid(what));
+        };
+        if named.insert(name.to_owned(), template_argument(file)?).is_some() {
+            let what = format!("--critic-template {name:?} is given twice");
+            return Err(WorkerError::invalid(what));
+        }
+    }
+    Ok(named)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,7 +361,10 @@ mod tests {
     fn every_builtin_compiles_and_renders() {
         for (name, _) in BUILTIN {
             let template = PromptTemplate::builtin(name).expect("compiles");
-            let text = template.render("Q?", Some(["A", "B"])).expect("renders");
+            let values = template.used_names().into_iter().map(|name| (name, "Q?".to_owned()));
+            let values: BTreeMap<String, String> = values.collect();
+            let values = values.iter().map(|(name, value)| (name.as_str(), value.clone()));
+            let text = template.fill(values.collect()).expect("renders");
             assert!(text.contains("Q?"), "{name}");
         }
     }

@@ -3,7 +3,6 @@
 use std::{path::Path, time::Duration};
 
 use flotilla_api::{
-    conversion::Template,
     progress::Stage,
     role::{Role, Serve},
 };
@@ -25,14 +24,12 @@ use crate::{
         server, tls,
     },
     models::locate,
-    prompt::PromptTemplate,
-    service::{Service, Slot, metrics::Metrics},
+    prompt::critic::CriticTemplate,
+    service::{Service, Slot, critics, metrics::Metrics},
     spans::{ENDPOINT_VARIABLE, Spans},
     watched::{INTERVAL, WatchedFiles},
 };
 
-/// The template of comparisons where the spec names none.
-const DEFAULT_CRITIC_TEMPLATE: &str = "critic-short";
 /// New connections are still taken so long after the readiness probe has begun to fail, so that nobody who has not yet
 /// heard of it is refused.
 const LINGER: Duration = Duration::from_secs(1);
@@ -154,14 +151,7 @@ async fn serve(
     slot: Slot,
     shutdown: &CancellationToken,
 ) -> Result<(), WorkerError> {
-    let template = match &spec.critic_template {
-        Some(template) => template.clone(),
-        None => Template {
-            builtin: Some(DEFAULT_CRITIC_TEMPLATE.to_owned()),
-            ..Template::default()
-        },
-    };
-    let template = PromptTemplate::load(&template, &context.volumes)?;
+    let templates = critics::load(spec.critic_template.as_ref(), &spec.critic_templates, &context.volumes)?;
     let directory = tokio::select! {
         directory = locate(context, &spec.model.uri) => directory?,
         () = shutdown.cancelled() => return Ok(()),
@@ -170,7 +160,7 @@ async fn serve(
         .progress
         .enter(Stage::Loading, format!("loading {}", spec.model.uri));
     let name = spec.served_model_name.clone();
-    let loading = tokio::task::spawn_blocking(move || load(&directory, &spec, template, metrics));
+    let loading = tokio::task::spawn_blocking(move || load(&directory, &spec, templates, metrics));
     let (digest, service, mut engine) = tokio::select! {
         loaded = loading => loaded.map_err(|error| WorkerError::retryable("loading the model panicked", error))??,
         () = shutdown.cancelled() => return Ok(()),
@@ -190,10 +180,10 @@ async fn serve(
 fn load(
     directory: &Path,
     spec: &Serve,
-    template: PromptTemplate,
+    templates: Vec<(String, CriticTemplate)>,
     metrics: Metrics,
 ) -> Result<(Option<String>, Service, flotilla_engine::EngineThread), WorkerError> {
     let digest = check(directory, spec.model.digest.as_deref())?.digest;
-    let (service, engine) = Service::load(directory, spec, template, metrics)?;
+    let (service, engine) = Service::load(directory, spec, templates, metrics)?;
     Ok((digest, service, engine))
 }

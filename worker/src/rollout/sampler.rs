@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use candle_core::Tensor;
-use flotilla_engine::{EngineError, Group, Limits, Prompt, Request, Sampling, generate_each};
+use flotilla_engine::{EngineError, Group, Limits, Prompt, Request, Sampling, VlmRunner, generate_each};
 use flotilla_model::{
     Config, ImageLimits, Layout, LoadOptions, Medium, MediumSize, ModelError, Pass, Picture, Processor, Visual, Vlm,
 };
@@ -159,7 +159,7 @@ impl Held {
             ..Limits::default()
         };
         Ok(generate_each(
-            &self.shared.model,
+            VlmRunner::new(&self.shared.model, &limits),
             &requests,
             limits,
             cancelled,

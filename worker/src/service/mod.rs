@@ -8,11 +8,13 @@
 //! | [`wanted`] | what is drawn after a prompt, and what its text must be |
 //! | [`generation`] | tokens of one request as text, per sample |
 //! | [`text`] | ids to text piece by piece, stop strings |
+//! | [`critics`] | the templates by which the critic is asked, by name |
 //! | [`verdict`] | what a critic's text says, and how sure its tokens were |
 //! | [`metrics`] | counters and latencies |
 //! | [`account`] | what one HTTP request has cost so far |
 
 pub mod account;
+pub mod critics;
 pub mod generation;
 pub mod media;
 pub mod metrics;
@@ -32,12 +34,12 @@ use std::{
 
 use candle_core::DType;
 use flotilla_api::role::{EngineSettings, Precision, Purpose, Serve};
-use flotilla_engine::{EngineHandle, EngineThread, Limits, Overloaded, Stats};
+use flotilla_engine::{EngineHandle, EngineThread, Limits, Overloaded, VlmRunner};
 use flotilla_model::{Config, LoadOptions, Processor, Vlm};
 use tokio::sync::Semaphore;
 
-use self::{media::Media, metrics::Metrics, verdict::VerdictTokens, wanted::Compiler};
-use crate::{error::WorkerError, prompt::PromptTemplate};
+use self::{critics::Critics, media::Media, metrics::Metrics, wanted::Compiler};
+use crate::{error::WorkerError, prompt::critic::CriticTemplate};
 
 /// Bytes that keys and values of all running samples may take.
 const CACHE_BYTES: usize = 2 << 30;
@@ -61,10 +63,9 @@ pub struct Service {
     pub created: i64,
     /// Counters and latencies.
     pub metrics: Metrics,
-    engine: EngineHandle<Vlm>,
+    engine: EngineHandle<VlmRunner>,
     processor: Processor,
-    critic_template: PromptTemplate,
-    verdict_tokens: VerdictTokens,
+    critics: Critics,
     media: Media,
     preparing: Semaphore,
     compiler: Compiler,
@@ -89,12 +90,24 @@ impl Slot {
 }
 
 impl Service {
-    /// Reads model and processor files and starts the engine's thread.
+    /// Reads model and processor files and starts the engine's thread. The critic is asked by the first of the templates
+    /// where a request names none.
     pub fn load(
         directory: &Path,
         spec: &Serve,
-        critic_template: PromptTemplate,
+        templates: Vec<(String, CriticTemplate)>,
         metrics: Metrics,
+    ) -> Result<(Self, EngineThread), WorkerError> {
+        Self::load_within(directory, spec, templates, metrics, |limits| limits)
+    }
+
+    /// As [`Self::load`], with the engine's limits adjusted.
+    pub fn load_within(
+        directory: &Path,
+        spec: &Serve,
+        templates: Vec<(String, CriticTemplate)>,
+        metrics: Metrics,
+        adjust: impl FnOnce(Limits) -> Limits,
     ) -> Result<(Self, EngineThread), WorkerError> {
         let failed = |what: &str| format!("failed to {what} in {}", directory.display());
         let media = Media::new(&spec.media, metrics.clone())?;
@@ -114,21 +127,21 @@ impl Service {
         let processor =
             Processor::load(directory).map_err(|error| WorkerError::permanent(failed("load the processor"), error))?;
         let trained_len = model.config().text.max_position_embeddings;
-        let verdict_tokens = VerdictTokens::new(processor.tokenizer());
-        let limits = limits(&spec.engine, bytes_per_token(&model));
+        let critics = Critics::new(templates, processor.tokenizer());
+        let limits = adjust(limits(&spec.engine, bytes_per_token(&model)));
         let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
-        let (thread, engine) = EngineThread::spawn(model, version, limits, spec.max_queue as usize)
+        let runner = VlmRunner::new(model, &limits);
+        let (thread, engine) = EngineThread::spawn(runner, version, limits, spec.max_queue as usize)
             .map_err(|error| WorkerError::retryable("failed to start the engine's thread", error))?;
         let service = Self {
             name: spec.served_model_name.clone(),
             purpose: spec.purpose,
-            max_model_len: trained_len.min(spec.max_model_len as usize),
+            max_model_len: trained_len.min(spec.max_model_len as usize).min(limits.kv_tokens()),
             created: jiff::Timestamp::now().as_second(),
             metrics,
             engine,
             processor,
-            critic_template,
-            verdict_tokens,
+            critics,
             media,
             preparing: Semaphore::new(PREPARED_AT_ONCE),
             compiler: Compiler::default(),
@@ -141,11 +154,6 @@ impl Service {
     /// Requests before their first token: those whose prompt is being prepared and those that the engine has.
     pub fn waiting(&self) -> usize {
         self.preparations.load(Ordering::Relaxed) + self.engine.queued()
-    }
-
-    /// What the engine holds and has done.
-    pub fn stats(&self) -> &Stats {
-        self.engine.stats()
     }
 
     /// A place among the prompts that are prepared, if not too many requests wait.
@@ -163,14 +171,14 @@ impl Service {
         &self.processor
     }
 
-    /// How a comparison becomes the user's text.
-    pub fn critic_template(&self) -> &PromptTemplate {
-        &self.critic_template
+    /// The templates by which the critic is asked.
+    pub fn critics(&self) -> &Critics {
+        &self.critics
     }
 
-    /// Tokens from which a verdict's log-odds are read.
-    pub fn verdict_tokens(&self) -> &VerdictTokens {
-        &self.verdict_tokens
+    /// What the engine holds and has done.
+    pub fn stats(&self) -> &flotilla_engine::Stats {
+        self.engine.stats()
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Service, ServiceError, media::Encoded};
 
 /// Tokens that steer the conversation; text of a client may not contain them, or a response under judgement could end
 /// its own turn and speak for the critic.
-const CONTROL_TOKENS: [&str; 8] = [
+pub(crate) const CONTROL_TOKENS: [&str; 8] = [
     "<|im_start|>",
     "<|im_end|>",
     "<|endoftext|>",
@@ -63,20 +63,30 @@ impl Service {
         let limit = self.max_model_len;
         let room = limit.saturating_sub(wanted);
         let prepared = self.processor.prepare(messages, &pictures, room);
-        let prompt = prepared.map_err(|error| match error {
-            ModelError::TooLong { tokens, .. } => ServiceError::TooLong {
-                prompt: tokens,
-                completion: wanted,
-                limit,
-            },
-            other => ServiceError::invalid("messages", other.to_string()),
-        })?;
+        let prompt = prepared.map_err(|error| refusal(error, wanted, limit))?;
         let room = limit - prompt.ids.len();
-        Ok((Arc::new(prompt.into()), max_tokens.unwrap_or(room)))
+        let prompt = Prompt::from(prompt);
+        // Digests of the pixels, here rather than on the engine's thread.
+        let identified = prompt.identity();
+        identified.map_err(|error| ServiceError::Engine(format!("failed to identify the prompt: {error}")))?;
+        Ok((Arc::new(prompt), max_tokens.unwrap_or(room)))
     }
 }
 
-fn refuse_control_tokens(message: &Message) -> Result<(), ServiceError> {
+/// Why a conversation is no prompt.
+pub(crate) fn refusal(error: ModelError, wanted: usize, limit: usize) -> ServiceError {
+    match error {
+        ModelError::TooLong { tokens, .. } => ServiceError::TooLong {
+            prompt: tokens,
+            completion: wanted,
+            limit,
+        },
+        other => ServiceError::invalid("messages", other.to_string()),
+    }
+}
+
+/// Refuses text that steers the conversation.
+pub(crate) fn refuse_control_tokens(message: &Message) -> Result<(), ServiceError> {
     let check = |text: &str| match CONTROL_TOKENS.iter().find(|token| text.contains(**token)) {
         Some(token) => Err(ServiceError::invalid(
             "messages",

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use flotilla_engine::{Completion, Group, Limits, Prompt, Request, Sampling, generate};
+use flotilla_engine::{Completion, Group, Limits, Prompt, Request, Sampling, VlmRunner, generate};
 use flotilla_model::{Layout, Tokenizer, Vlm};
 
 use super::{
@@ -95,7 +95,8 @@ impl Rollout<'_> {
         };
         map_parts(self.threads, pieces, |piece| {
             let requests = self.requests(piece, draw)?;
-            Ok(generate(self.model, &requests, limits, &|| (self.cancelled)())?)
+            let runner = VlmRunner::new(self.model, &limits);
+            Ok(generate(runner, &requests, limits, &|| (self.cancelled)())?)
         })
     }
 

@@ -46,6 +46,7 @@ pub fn spec() -> Serve {
         served_model_name: "tiny".to_owned(),
         purpose: Purpose::Both,
         critic_template: None,
+        critic_templates: std::collections::BTreeMap::new(),
         max_model_len: 4096,
         max_queue: 64,
         engine: EngineSettings::default(),

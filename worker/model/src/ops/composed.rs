@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{Heads, Segments};
+use super::{Heads, PagedSpan, Segments};
 use crate::rope::Rotary;
 
 /// See [`super::Kernels::rms_norm`]. The mean square is taken in f32 at least.
@@ -112,79 +112,149 @@ fn attend(qkv: &Tensor, heads: Heads, count: usize, width: usize, causal: bool) 
     let q = split(0, query_heads)?.reshape((count * kv_heads, group, width, head_dim))?;
     let k = split(heads.q_size(), kv_heads)?.reshape((count * kv_heads, width, head_dim))?;
     let v = split(heads.q_size() + heads.kv_size(), kv_heads)?.reshape((count * kv_heads, width, head_dim))?;
+    let mixed = mix(&q, &k, &v, causal.then_some(0))?;
+    join(&mixed, count)
+}
+
+/// Softmax attention of queries `[n, group, width, head_dim]` over `[n, seen, head_dim]`, to the shape of the queries.
+/// `stored` keys come before that of the first query where a query does not see what comes after it.
+fn mix(q: &Tensor, k: &Tensor, v: &Tensor, stored: Option<usize>) -> Result<Tensor> {
+    let (n, group, width, head_dim) = q.dims4()?;
     let mut parts = Vec::with_capacity(width.div_ceil(QUERIES));
     for first in (0..width).step_by(QUERIES) {
         let queries = QUERIES.min(width - first);
-        let seen = if causal { first + queries } else { width };
-        let part = q
-            .narrow(2, first, queries)?
-            .reshape((count * kv_heads, group * queries, head_dim))?;
+        let seen = stored.map_or(k.dim(1)?, |stored| stored + first + queries);
+        let part = q.narrow(2, first, queries)?.reshape((n, group * queries, head_dim))?;
         let (k, v) = (k.narrow(1, 0, seen)?, v.narrow(1, 0, seen)?);
         let mut scores = (part.matmul(&k.t()?)? * (head_dim as f64).sqrt().recip())?;
-        if causal {
-            let row = |i: usize| (0..seen).map(move |j| if j > first + i { f32::NEG_INFINITY } else { 0.0 });
+        if let Some(stored) = stored {
+            let last = stored + first;
+            let row = |i: usize| (0..seen).map(move |j| if j > last + i { f32::NEG_INFINITY } else { 0.0 });
             let mask = (0..queries).flat_map(row).collect::<Vec<_>>();
-            let mask = Tensor::from_vec(mask, (1, 1, queries, seen), qkv.device())?.to_dtype(qkv.dtype())?;
-            scores = scores
-                .reshape((count * kv_heads, group, queries, seen))?
-                .broadcast_add(&mask)?;
-            scores = scores.reshape((count * kv_heads, group * queries, seen))?;
+            let mask = Tensor::from_vec(mask, (1, 1, queries, seen), q.device())?.to_dtype(q.dtype())?;
+            scores = scores.reshape((n, group, queries, seen))?.broadcast_add(&mask)?;
+            scores = scores.reshape((n, group * queries, seen))?;
         }
         let part = softmax(&scores)?.matmul(&v.contiguous()?)?;
-        parts.push(part.reshape((count, query_heads, queries, head_dim))?);
+        parts.push(part.reshape((n, group, queries, head_dim))?);
     }
-    let out = if parts.len() == 1 {
-        parts.remove(0)
-    } else {
-        Tensor::cat(&parts, 2)?
-    };
-    out.transpose(1, 2)?.reshape((count * width, query_heads * head_dim))
+    match parts.len() {
+        1 => Ok(parts.remove(0)),
+        _ => Tensor::cat(&parts, 2),
+    }
 }
 
-/// See [`super::Kernels::decode_attention`].
-pub fn decode_attention(
+/// `[count * kv_heads, group, width, head_dim]` to `[count * width, heads * head_dim]`.
+fn join(mixed: &Tensor, count: usize) -> Result<Tensor> {
+    let (n, group, width, head_dim) = mixed.dims4()?;
+    let heads = n / count * group;
+    mixed
+        .reshape((count, heads, width, head_dim))?
+        .transpose(1, 2)?
+        .reshape((count * width, heads * head_dim))
+}
+
+/// Keys or values of sequences with these blocks, `[sequences * kv_heads, tokens, head_dim]`: of `tokens` tokens each, what a
+/// sequence lacks being anything finite.
+fn gather(blocks: &Tensor, tables: &[&[u32]], tokens: usize, heads: Heads) -> Result<Tensor> {
+    let (_, block_size, size) = blocks.dims3()?;
+    let count = tokens.div_ceil(block_size);
+    let table = tables.iter().flat_map(|table| {
+        let own = table.iter().copied().take(count);
+        own.chain(std::iter::repeat(0)).take(count)
+    });
+    let table = Tensor::from_vec(table.collect::<Vec<_>>(), tables.len() * count, blocks.device())?;
+    blocks
+        .index_select(&table, 0)?
+        .reshape((tables.len(), count * block_size, size))?
+        .narrow(1, 0, tokens)?
+        .reshape((tables.len(), tokens, heads.kv_heads, heads.head_dim))?
+        .transpose(1, 2)?
+        .contiguous()?
+        .reshape((tables.len() * heads.kv_heads, tokens, heads.head_dim))
+}
+
+/// See [`super::Kernels::paged_attention`]: spans of one row.
+pub fn next_attention(
     qkv: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    lengths: &[usize],
+    spans: &[PagedSpan<'_>],
     heads: Heads,
 ) -> Result<Tensor> {
-    let rows = qkv.dim(0)?;
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    let group = heads.heads / heads.kv_heads;
+    let (rows, group) = (spans.len(), heads.heads / heads.kv_heads);
+    let longest = spans.iter().map(PagedSpan::seen).max().unwrap_or(0);
+    let tables = spans.iter().map(|span| span.blocks).collect::<Vec<_>>();
     let q = qkv
         .narrow(1, 0, heads.q_size())?
-        .reshape((rows, heads.kv_heads, group, heads.head_dim))?;
-    let split = |cache: &Tensor| {
-        let shape = (rows, longest, heads.kv_heads, heads.head_dim);
-        cache
-            .narrow(1, 0, longest)?
-            .reshape(shape)?
-            .transpose(1, 2)?
-            .contiguous()
+        .contiguous()?
+        .reshape((rows * heads.kv_heads, group, heads.head_dim))?;
+    let (k, v) = (
+        gather(keys, &tables, longest, heads)?,
+        gather(values, &tables, longest, heads)?,
+    );
+    let row = |span: &PagedSpan<'_>| {
+        let seen = span.seen();
+        (0..longest).map(move |j| if j >= seen { f32::NEG_INFINITY } else { 0.0 })
     };
-    let (k, v) = (split(keys)?, split(values)?);
-    let mask = lengths
-        .iter()
-        .flat_map(|length| (0..longest).map(move |j| if j >= *length { f32::NEG_INFINITY } else { 0.0 }));
-    let mask = Tensor::from_vec(mask.collect::<Vec<_>>(), (rows, 1, 1, longest), qkv.device())?;
-    let scores = (q.contiguous()?.matmul(&k.t()?)? * (heads.head_dim as f64).sqrt().recip())?;
-    let weights = softmax(&scores.broadcast_add(&mask.to_dtype(qkv.dtype())?)?)?;
-    weights.matmul(&v)?.reshape((rows, heads.q_size()))
+    let mask = spans.iter().flat_map(row).collect::<Vec<_>>();
+    let mask = Tensor::from_vec(mask, (rows, 1, 1, longest), qkv.device())?.to_dtype(qkv.dtype())?;
+    let scores = (q.matmul(&k.t()?)? * (heads.head_dim as f64).sqrt().recip())?
+        .reshape((rows, heads.kv_heads, group, longest))?
+        .broadcast_add(&mask)?
+        .reshape((rows * heads.kv_heads, group, longest))?;
+    softmax(&scores)?.matmul(&v)?.reshape((rows, heads.q_size()))
+}
+
+/// See [`super::Kernels::paged_attention`]: spans of any length.
+pub fn chunk_attention(
+    qkv: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    spans: &[PagedSpan<'_>],
+    heads: Heads,
+) -> Result<Tensor> {
+    let group = heads.heads / heads.kv_heads;
+    let mut start = 0;
+    let mut mixed = Vec::with_capacity(spans.len());
+    for span in spans {
+        let q = qkv
+            .narrow(0, start, span.length)?
+            .narrow(1, 0, heads.q_size())?
+            .reshape((span.length, heads.heads, heads.head_dim))?
+            .transpose(0, 1)?
+            .contiguous()?
+            .reshape((heads.kv_heads, group, span.length, heads.head_dim))?;
+        let k = gather(keys, &[span.blocks], span.seen(), heads)?;
+        let v = gather(values, &[span.blocks], span.seen(), heads)?;
+        mixed.push(join(&mix(&q, &k, &v, Some(span.stored))?, 1)?);
+        start += span.length;
+    }
+    Tensor::cat(&mixed, 0)
 }
 
 /// See [`super::Kernels::store`].
-pub fn store(qkv: &Tensor, keys: &Tensor, values: &Tensor, slots: &[usize], heads: Heads) -> Result<()> {
+pub fn store(qkv: &Tensor, keys: &Tensor, values: &Tensor, slots: &[u32], heads: Heads) -> Result<()> {
     let (rows, size) = (slots.len(), heads.kv_size());
-    let slots = slots.iter().map(|slot| *slot as u32).collect::<Vec<_>>();
-    let slots = Tensor::from_vec(slots, (rows, 1, 1), qkv.device())?
-        .broadcast_as((rows, 1, size))?
+    let slots = Tensor::from_slice(slots, (rows, 1), qkv.device())?
+        .broadcast_as((rows, size))?
         .contiguous()?;
-    for (cache, offset) in [(keys, heads.q_size()), (values, heads.q_size() + size)] {
-        let source = qkv.narrow(1, offset, size)?.contiguous()?.reshape((rows, 1, size))?;
-        cache.scatter_set(&slots, &source, 1)?;
+    for (blocks, offset) in [(keys, heads.q_size()), (values, heads.q_size() + size)] {
+        let source = qkv.narrow(1, offset, size)?.contiguous()?;
+        blocks.reshape(((), size))?.scatter_set(&slots, &source, 0)?;
     }
     Ok(())
+}
+
+/// See [`super::Kernels::copy_blocks`].
+pub fn copy_blocks(blocks: &Tensor, pairs: &[(u32, u32)]) -> Result<()> {
+    let (_, block_size, size) = blocks.dims3()?;
+    let (from, to): (Vec<u32>, Vec<u32>) = pairs.iter().copied().unzip();
+    let flat = blocks.reshape(((), block_size * size))?;
+    let source = flat.index_select(&Tensor::from_vec(from, pairs.len(), blocks.device())?, 0)?;
+    let to = Tensor::from_vec(to, (pairs.len(), 1), blocks.device())?;
+    let to = to.broadcast_as((pairs.len(), block_size * size))?.contiguous()?;
+    flat.scatter_set(&to, &source, 0)
 }
 
 /// Softmax over the last dimension, in f32 at least.

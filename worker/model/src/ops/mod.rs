@@ -6,11 +6,14 @@
 pub mod composed;
 mod fused;
 mod segments;
+mod spans;
 #[cfg(test)]
 mod tests;
 
 use candle_core::{DType, Tensor};
 pub use segments::Segments;
+pub use spans::PagedSpan;
+use spans::SpanKind;
 
 use crate::{ModelError, Result, rope::Rotary};
 
@@ -99,28 +102,64 @@ impl Kernels {
         Ok(composed::attention(qkv, heads, segments)?)
     }
 
-    /// One query per row, `[rows, (heads + 2 kv_heads) * head_dim]` of which only the queries are read, against the
-    /// first `lengths[row]` keys and values of that row, `[rows, capacity, kv_heads * head_dim]`.
-    pub fn decode_attention(
+    /// Causal attention of consecutive spans of rows, `[rows, (heads + 2 kv_heads) * head_dim]`, each over what its sequence
+    /// has in a layer's blocks, `[blocks, block_size, kv_heads * head_dim]`; to `[rows, heads * head_dim]`. Keys and values of
+    /// the rows themselves are in their slots already.
+    pub fn paged_attention(
         self,
         qkv: &Tensor,
         keys: &Tensor,
         values: &Tensor,
-        lengths: &[usize],
+        spans: &[PagedSpan<'_>],
         heads: Heads,
     ) -> Result<Tensor> {
-        if self.fuses(qkv) {
-            return Ok(fused::decode_attention(qkv, keys, values, lengths, heads)?);
+        let mut mixed = Vec::new();
+        let mut start = 0;
+        let alike = |a: &PagedSpan<'_>, b: &PagedSpan<'_>| a.kind() == b.kind() && self.far(a) == self.far(b);
+        for run in spans.chunk_by(alike) {
+            let rows = run.iter().map(|span| span.length).sum();
+            let part = qkv.narrow(0, start, rows)?;
+            start += rows;
+            let fuses = self.fuses(qkv) && !run.iter().any(|span| self.far(span));
+            mixed.push(match run[0].kind() {
+                SpanKind::Fresh => {
+                    let lengths = run.iter().map(|span| span.length).collect::<Vec<_>>();
+                    let segments = Segments::consecutive(&lengths).causal();
+                    self.attention(&part, heads, &segments)?
+                }
+                SpanKind::Next if fuses => fused::next_attention(&part, keys, values, run, heads)?,
+                SpanKind::Next => composed::next_attention(&part, keys, values, run, heads)?,
+                SpanKind::Chunk if fuses => fused::chunk_attention(&part, keys, values, run, heads)?,
+                SpanKind::Chunk => composed::chunk_attention(&part, keys, values, run, heads)?,
+            });
         }
-        Ok(composed::decode_attention(qkv, keys, values, lengths, heads)?)
+        match mixed.len() {
+            1 => Ok(mixed.remove(0)),
+            _ => Ok(Tensor::cat(&mixed, 0)?),
+        }
     }
 
-    /// Writes the keys and values of `qkv` (one token per row) at `slots[row]` of the cache, in place.
-    pub fn store(self, qkv: &Tensor, keys: &Tensor, values: &Tensor, slots: &[usize], heads: Heads) -> Result<()> {
+    /// Whether a span looks back so far that matrix products over whole heads are faster.
+    fn far(self, span: &PagedSpan<'_>) -> bool {
+        span.kind() == SpanKind::Chunk && span.seen() > fused::LONGEST
+    }
+
+    /// Writes the keys and values of each row of `qkv` into its slot of a layer's blocks, `[blocks, block_size, kv_heads *
+    /// head_dim]`, in place.
+    pub fn store(self, qkv: &Tensor, keys: &Tensor, values: &Tensor, slots: &[u32], heads: Heads) -> Result<()> {
         if self.fuses(qkv) {
             return Ok(fused::store(qkv, keys, values, slots, heads)?);
         }
         Ok(composed::store(qkv, keys, values, slots, heads)?)
+    }
+
+    /// Copies whole blocks of `[blocks, block_size, width]`, from the first of each pair to the second, in place. No pair
+    /// reads what one before it has written, and no block is written twice.
+    pub fn copy_blocks(self, blocks: &Tensor, pairs: &[(u32, u32)]) -> Result<()> {
+        if self.fuses(blocks) {
+            return Ok(fused::copy_blocks(blocks, pairs)?);
+        }
+        Ok(composed::copy_blocks(blocks, pairs)?)
     }
 
     /// Log-probability `[rows]` of one token per row under the softmax of `logits / temperature`, `[rows, vocab]`.

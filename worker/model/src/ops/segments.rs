@@ -40,6 +40,13 @@ impl Segments {
         }
     }
 
+    /// The same runs, each row of which sees only itself and earlier ones.
+    #[must_use]
+    pub fn causal(mut self) -> Self {
+        self.causal = true;
+        self
+    }
+
     /// Rows of the longest run.
     pub fn longest(&self) -> usize {
         self.runs.iter().map(|(_, length)| *length).max().unwrap_or(0)

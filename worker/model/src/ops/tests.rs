@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Heads, Kernels, Segments};
+use super::{Heads, Kernels, PagedSpan, Segments};
 use crate::{Result, rope::Rotary};
 
 const TOLERANCE: f32 = 2e-5;
@@ -130,22 +130,127 @@ fn fused_causal_attention_equals_composed_at_real_tokens() {
     });
 }
 
+/// Attention over blocks of 4 tokens of the last rows of sequences: `(stored, new)` tokens of each, whose blocks are
+/// scattered over the pool. Also what plain attention over the whole sequences gives for the same rows.
+fn paged(kernels: Kernels, sequences: &[(usize, usize)]) -> (Tensor, Tensor) {
+    let lengths = sequences.iter().map(|(stored, new)| stored + new).collect::<Vec<_>>();
+    let whole = random(5, &[lengths.iter().sum(), 8 * 24]).as_detached_tensor();
+    let count = lengths.iter().map(|length| length.div_ceil(4)).sum::<usize>() as u32;
+    let blocks = |seed| random(seed, &[count as usize + 1, 4, 48]).as_detached_tensor();
+    let (keys, values) = (blocks(6), blocks(7));
+    let mut next = 0;
+    let tables = lengths.iter().map(|length| {
+        let table = (next..next + length.div_ceil(4) as u32).map(|i| i * 7 % count.max(8));
+        next += length.div_ceil(4) as u32;
+        table.collect::<Vec<_>>()
+    });
+    let tables = tables.collect::<Vec<_>>();
+    let (mut start, mut rows) = (0u32, Vec::new());
+    let mut spans = Vec::new();
+    for ((stored, new), table) in sequences.iter().zip(&tables) {
+        let span = |stored, length| PagedSpan {
+            stored,
+            length,
+            blocks: table,
+        };
+        let slots = span(0, stored + new).slots(4).collect::<Vec<_>>();
+        let own = whole.narrow(0, start as usize, stored + new).unwrap();
+        kernels.store(&own, &keys, &values, &slots, HEADS).unwrap();
+        rows.extend(start + *stored as u32..start + (stored + new) as u32);
+        start += (stored + new) as u32;
+        spans.push(span(*stored, *new));
+    }
+    let rows = Tensor::new(rows, &Device::Cpu).unwrap();
+    let new = whole.index_select(&rows, 0).unwrap();
+    let mixed = kernels.paged_attention(&new, &keys, &values, &spans, HEADS).unwrap();
+    let segments = Segments::consecutive(&lengths).causal();
+    let plain = kernels.attention(&whole, HEADS, &segments).unwrap();
+    (mixed, plain.index_select(&rows, 0).unwrap())
+}
+
+/// Fresh prompts, chunks of prompts and drawn tokens, at block borders and between them.
+const SEQUENCES: [(usize, usize); 9] = [
+    (0, 5),
+    (0, 1),
+    (3, 1),
+    (8, 1),
+    (4, 3),
+    (7, 9),
+    (0, 12),
+    (15, 1),
+    (12, 4),
+];
+
 #[test]
-fn fused_decoding_equals_composed() {
+fn attention_over_blocks_equals_attention_over_whole_sequences() {
+    for kernels in [Kernels::Auto, Kernels::Composed] {
+        let (mixed, plain) = paged(kernels, &SEQUENCES);
+        assert!(difference(&mixed, &plain) < TOLERANCE, "{kernels:?}");
+    }
+}
+
+#[test]
+fn a_chunk_is_computed_exactly_as_in_the_whole_prompt() {
+    let (mixed, plain) = paged(Kernels::Auto, &[(4, 3), (7, 9), (33, 40)]);
+    assert_eq!(flat(&mixed), flat(&plain));
+}
+
+#[test]
+fn a_long_chunk_equals_the_whole_prompt() {
+    let (mixed, plain) = paged(Kernels::Auto, &[(700, 530), (2, 2), (600, 1)]);
+    assert!(difference(&mixed, &plain) < TOLERANCE);
+}
+
+#[test]
+fn attention_of_many_rows_over_blocks_does_not_depend_on_threads() {
+    let sequences = [(500, 1); 40];
+    let threads = |count| rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap();
+    let run = |count| flat(&threads(count).install(|| paged(Kernels::Auto, &sequences)).0);
+    assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn what_is_written_into_blocks_is_the_same_fused_and_composed() {
     let run = |kernels: Kernels| {
         let qkv = random(1, &[3, 8 * 24]).as_detached_tensor();
-        let (keys, values) = (random(2, &[3, 9, 48]), random(3, &[3, 9, 48]));
-        let (keys, values) = (keys.as_detached_tensor(), values.as_detached_tensor());
-        kernels.store(&qkv, &keys, &values, &[4, 0, 8], HEADS).unwrap();
-        let out = kernels
-            .decode_attention(&qkv, &keys, &values, &[5, 1, 9], HEADS)
-            .unwrap();
-        (out, keys, values)
+        let (keys, values) = (
+            random(2, &[5, 2, 48]).as_detached_tensor(),
+            random(3, &[5, 2, 48]).as_detached_tensor(),
+        );
+        kernels.store(&qkv, &keys, &values, &[9, 0, 5], HEADS).unwrap();
+        kernels.copy_blocks(&keys, &[(4, 1), (0, 3)]).unwrap();
+        (flat(&keys), flat(&values))
     };
     let (fused, composed) = (run(Kernels::Auto), run(Kernels::Composed));
-    assert!(difference(&fused.0, &composed.0) < TOLERANCE);
-    assert_eq!(flat(&fused.1), flat(&composed.1));
-    assert_eq!(flat(&fused.2), flat(&composed.2));
+    assert_eq!(fused, composed);
+    let qkv = flat(&random(1, &[3, 8 * 24]));
+    let key = |row: usize| &qkv[row * 192 + 96..row * 192 + 144];
+    assert_eq!(&fused.0[9 * 48..], key(0));
+    assert_eq!(&fused.0[3 * 48..4 * 48], key(0), "block 4 was copied to block 1");
+    assert_eq!(&fused.0[6 * 48..7 * 48], key(1), "block 0 was copied to block 3");
+}
+
+#[test]
+fn a_slot_or_block_outside_the_pool_is_refused() {
+    let qkv = random(1, &[1, 8 * 24]).as_detached_tensor();
+    let blocks = random(2, &[2, 2, 48]).as_detached_tensor();
+    assert!(
+        Kernels::Auto
+            .store(&qkv, &blocks, &blocks.copy().unwrap(), &[4], HEADS)
+            .is_err()
+    );
+    assert!(Kernels::Auto.copy_blocks(&blocks, &[(0, 2)]).is_err());
+    let span = PagedSpan {
+        length: 1,
+        stored: 2,
+        blocks: &[0, 2],
+    };
+    let values = blocks.copy().unwrap();
+    assert!(
+        Kernels::Auto
+            .paged_attention(&qkv, &blocks, &values, &[span], HEADS)
+            .is_err()
+    );
 }
 
 #[test]

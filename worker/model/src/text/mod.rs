@@ -3,7 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `config.rs` | sizes and names |
-//! | `tower.rs` | whole rows, and one token at a time over a cache |
+//! | `tower.rs` | whole rows, and spans of sequences over a pool of keys and values |
 
 mod config;
 mod tower;

@@ -6,9 +6,9 @@ use super::TextConfig;
 use crate::{
     ModelError, Result,
     batch::TextBatch,
-    cache::{KvCache, fill},
     layers::{Linear, Source},
     ops::{Heads, Kernels, Segments},
+    pool::{KvPool, PackedSpans},
     rope::{Position, Rotary, frequencies, mrope_angles},
 };
 
@@ -67,77 +67,46 @@ impl TextTower {
     /// Final normalized hidden states, `[rows, width, hidden]`; `seen` gets the residual stream before each layer and
     /// after the last, `[rows * width, hidden]`.
     pub(crate) fn forward(&self, batch: &TextBatch, kernels: Kernels, mut seen: impl FnMut(&Tensor)) -> Result<Tensor> {
-        let x = self.run(batch, kernels, &mut seen, |_| Ok(()))?;
+        let mut x = self.embed(&batch.ids, &batch.features, &batch.feature_slots)?;
+        let rotary = self.rotary(&batch.positions, x.dtype(), x.device())?;
+        let segments = Segments::padded(&batch.lengths, batch.width);
+        for layer in &self.layers {
+            seen(&x);
+            let qkv = layer.qkv(&x, self, kernels)?;
+            let qkv = kernels.rotate(&qkv, self.heads, &rotary)?;
+            let mixed = kernels.attention(&qkv, self.heads, &segments)?;
+            x = layer.finish(&x, &mixed, self, kernels)?;
+        }
         seen(&x);
         let x = kernels.rms_norm(&x, &self.norm, self.eps)?;
         Ok(x.reshape((batch.rows, batch.width, ()))?)
     }
 
-    /// Fills a cache in which row `i` of the batch stands `repeat[i]` times; also the normalized hidden state of each
-    /// row's last token, `[rows of the cache, hidden]`.
-    pub(crate) fn prefill(
-        &self,
-        batch: &TextBatch,
-        repeat: &[usize],
-        room: usize,
-        kernels: Kernels,
-    ) -> Result<(KvCache, Tensor)> {
-        if repeat.len() != batch.rows {
-            let counts = (repeat.len(), batch.rows);
-            return Err(ModelError::Input(format!("{} repeats for {} rows", counts.0, counts.1)));
-        }
-        let copies = repeat
-            .iter()
-            .enumerate()
-            .flat_map(|(row, n)| std::iter::repeat_n(row, *n))
-            .collect::<Vec<_>>();
-        let lengths = copies.iter().map(|row| batch.lengths[*row]).collect();
-        let next = copies.iter().map(|row| batch.next_positions[*row]).collect();
-        let capacity = batch.width + room;
-        let mut cache = KvCache::new(lengths, next, capacity);
+    /// Puts keys and values of the spans into the pool; the normalized hidden state of each wanted row, `[wanted, hidden]`.
+    pub(crate) fn extend(&self, pool: &mut KvPool, packed: &PackedSpans<'_>, kernels: Kernels) -> Result<Tensor> {
         let device = self.embed.device();
-        let ids = copies.iter().map(|row| *row as u32).collect::<Vec<_>>();
-        let ids = Tensor::from_vec(ids, copies.len(), device)?;
-        let size = self.heads.kv_size();
-        let x = self.run(batch, kernels, &mut |_| {}, |qkv| {
-            let spread = |offset: usize| -> Result<Tensor> {
-                let rows = qkv.narrow(1, offset, size)?.reshape((batch.rows, batch.width, size))?;
-                let rows = rows.index_select(&ids, 0)?;
-                fill(&rows, copies.len(), capacity, size, qkv.dtype(), device)
-            };
-            let offset = self.heads.q_size();
-            cache.layers.push((spread(offset)?, spread(offset + size)?));
-            Ok(())
-        })?;
-        let last = batch
-            .lengths
-            .iter()
-            .enumerate()
-            .map(|(row, length)| (row * batch.width + length - 1) as u32);
-        let last = x.index_select(&Tensor::from_vec(last.collect::<Vec<_>>(), batch.rows, device)?, 0)?;
-        let last = kernels.rms_norm(&last, &self.norm, self.eps)?;
-        Ok((cache, last.index_select(&ids, 0)?))
-    }
-
-    /// Feeds one token per row of the cache and returns its normalized hidden state, `[rows, hidden]`.
-    pub(crate) fn decode(&self, cache: &mut KvCache, ids: &[u32], kernels: Kernels) -> Result<Tensor> {
-        cache.check_room(ids.len())?;
-        let device = self.embed.device();
-        let mut x = self
-            .embed
-            .index_select(&Tensor::from_slice(ids, ids.len(), device)?, 0)?;
-        let positions = cache.next_positions.iter().map(|p| [*p; 3]).collect::<Vec<_>>();
-        let rotary = self.rotary(&positions, x.dtype(), device)?;
-        let lengths = cache.lengths.iter().map(|length| length + 1).collect::<Vec<_>>();
-        for (layer, (keys, values)) in self.layers.iter().zip(&cache.layers) {
+        let wanted = Tensor::from_slice(&packed.wanted, packed.wanted.len(), device)?;
+        let mut x = self.embed(&packed.ids, &packed.features, &packed.feature_slots)?;
+        let rotary = self.rotary(&packed.positions, x.dtype(), device)?;
+        let last = self.layers.len().saturating_sub(1);
+        for (index, (layer, (keys, values))) in self.layers.iter().zip(&pool.layers).enumerate() {
             let qkv = layer.qkv(&x, self, kernels)?;
             let qkv = kernels.rotate(&qkv, self.heads, &rotary)?;
-            kernels.store(&qkv, keys, values, &cache.lengths, self.heads)?;
-            let mixed = kernels.decode_attention(&qkv, keys, values, &lengths, self.heads)?;
+            kernels.store(&qkv, keys, values, &packed.slots, self.heads)?;
+            if packed.wanted.is_empty() && index == last {
+                break;
+            }
+            let mut mixed = kernels.paged_attention(&qkv, keys, values, &packed.spans, self.heads)?;
+            if index == last {
+                // Nothing reads the other rows any more.
+                mixed = mixed.index_select(&wanted, 0)?;
+                x = x.index_select(&wanted, 0)?;
+            }
             x = layer.finish(&x, &mixed, self, kernels)?;
         }
-        cache.lengths = lengths;
-        cache.next_positions.iter_mut().for_each(|p| *p += 1);
+        if packed.wanted.is_empty() {
+            return Ok(Tensor::zeros((0, x.dim(1)?), x.dtype(), device)?);
+        }
         kernels.rms_norm(&x, &self.norm, self.eps)
     }
 
@@ -146,36 +115,16 @@ impl TextTower {
         kernels.linear(hidden, &self.head, None)
     }
 
-    /// All layers; `before` gets the input of each, `rotated` its rotated queries, keys and values.
-    fn run(
-        &self,
-        batch: &TextBatch,
-        kernels: Kernels,
-        before: &mut impl FnMut(&Tensor),
-        mut rotated: impl FnMut(&Tensor) -> Result<()>,
-    ) -> Result<Tensor> {
-        let mut x = self.embed(batch)?;
-        let rotary = self.rotary(&batch.positions, x.dtype(), x.device())?;
-        let segments = Segments::padded(&batch.lengths, batch.width);
-        for layer in &self.layers {
-            before(&x);
-            let qkv = layer.qkv(&x, self, kernels)?;
-            let qkv = kernels.rotate(&qkv, self.heads, &rotary)?;
-            rotated(&qkv)?;
-            let mixed = kernels.attention(&qkv, self.heads, &segments)?;
-            x = layer.finish(&x, &mixed, self, kernels)?;
-        }
-        Ok(x)
-    }
-
-    /// Embeddings `[rows * width, hidden]` with image features in the place of placeholders.
-    fn embed(&self, batch: &TextBatch) -> Result<Tensor> {
+    /// Embeddings `[rows, hidden]` with image features in the place of placeholders: row after row of `features` at `slots`.
+    fn embed(&self, ids: &[u32], features: &[Tensor], slots: &[u32]) -> Result<Tensor> {
         let device = self.embed.device();
-        let x = self.embed.index_select(&batch.flat_ids(device)?, 0)?;
-        if batch.features.is_empty() {
+        let x = self
+            .embed
+            .index_select(&Tensor::from_slice(ids, ids.len(), device)?, 0)?;
+        if features.is_empty() {
             return Ok(x);
         }
-        let features = Tensor::cat(&batch.features, 0)?.to_dtype(x.dtype())?;
+        let features = Tensor::cat(features, 0)?.to_dtype(x.dtype())?;
         if features.dim(1)? != x.dim(1)? {
             let widths = (features.dim(1)?, x.dim(1)?);
             return Err(ModelError::Input(format!(
@@ -184,11 +133,11 @@ impl TextTower {
             )));
         }
         // Text rows come first, features after them: one selection puts each where it belongs and sends its gradient back.
-        let mut order = (0..batch.ids.len() as u32).collect::<Vec<_>>();
-        for (k, slot) in batch.feature_slots.iter().enumerate() {
-            order[*slot as usize] = (batch.ids.len() + k) as u32;
+        let mut order = (0..ids.len() as u32).collect::<Vec<_>>();
+        for (k, slot) in slots.iter().enumerate() {
+            order[*slot as usize] = (ids.len() + k) as u32;
         }
-        let order = Tensor::from_vec(order, batch.ids.len(), device)?;
+        let order = Tensor::from_vec(order, ids.len(), device)?;
         Ok(Tensor::cat(&[&x, &features], 0)?.index_select(&order, 0)?)
     }
 

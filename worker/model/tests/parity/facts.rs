@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Tensor};
 use flotilla_model::{
-    Config, Pass, Prompt, Row, TextBatch, Visual, Vlm,
+    Config, Pass, Prompt, Row, Span, TextBatch, Visual, Vlm,
     ops::Kernels,
     rope::{frequencies, mrope_angles},
 };
@@ -201,17 +201,64 @@ fn greedy(case: &Case) -> Vec<u32> {
     case.integers("greedy").into_iter().map(|id| id as u32).collect()
 }
 
-/// The most likely tokens of each cache row, one after the other.
+/// Tokens of a block of keys and values.
+const BLOCK: usize = 16;
+
+/// Blocks of the copies of each row with the row's index, and what must be copied once the prompts are computed: copies of a
+/// row share the full blocks of its prompt.
+fn lay_out(rows: &[Row], repeat: &[usize], tokens: usize) -> (Vec<(usize, Vec<u32>)>, Vec<(u32, u32)>, u32) {
+    let (mut tables, mut pairs, mut next) = (Vec::new(), Vec::new(), 0);
+    for (index, (row, repeat)) in rows.iter().zip(repeat).enumerate() {
+        let (full, count) = (row.ids.len() / BLOCK, (row.ids.len() + tokens).div_ceil(BLOCK));
+        let first = (next..next + count as u32).collect::<Vec<_>>();
+        next += count as u32;
+        tables.push((index, first.clone()));
+        for _ in 1..*repeat {
+            let own = next..next + (count - full) as u32;
+            next = own.end;
+            pairs.push((first[full], own.start));
+            tables.push((index, first[..full].iter().copied().chain(own).collect()));
+        }
+    }
+    (tables, pairs, next)
+}
+
+/// The most likely tokens after each row, `repeat` times side by side.
 fn continuations(model: &Vlm, rows: &[Row], repeat: &[usize], tokens: usize) -> Vec<Vec<u32>> {
-    let batch = TextBatch::new(rows).unwrap();
-    let (mut cache, mut hidden) = model.prefill(&batch, repeat, tokens).unwrap();
-    let mut found = vec![Vec::new(); cache.rows()];
-    for _ in 0..tokens {
+    let (tables, pairs, blocks) = lay_out(rows, repeat, tokens);
+    let mut pool = model.pool(blocks as usize, BLOCK).unwrap();
+    let firsts = rows.iter().enumerate().map(|(index, row)| Span {
+        ids: &row.ids,
+        positions: &row.positions,
+        features: row.features.clone(),
+        stored: 0,
+        blocks: &tables.iter().find(|(owner, _)| *owner == index).unwrap().1,
+        wanted: true,
+    });
+    let hidden = model.extend(&mut pool, &firsts.collect::<Vec<_>>()).unwrap();
+    model.copy(&mut pool, &pairs).unwrap();
+    let owners = tables.iter().map(|(owner, _)| *owner as u32).collect::<Vec<_>>();
+    let owners = Tensor::from_vec(owners, tables.len(), model.device()).unwrap();
+    let mut hidden = hidden.index_select(&owners, 0).unwrap();
+    let mut found = vec![Vec::new(); tables.len()];
+    for step in 0..tokens {
         let next = best(&model.logits(&hidden, Pass::Infer).unwrap());
+        let positions = tables
+            .iter()
+            .map(|(owner, _)| [[rows[*owner].next_position() + step as u32; 3]])
+            .collect::<Vec<_>>();
+        let spans = tables.iter().enumerate().map(|(index, (owner, blocks))| Span {
+            ids: &next[index..=index],
+            positions: &positions[index],
+            features: Vec::new(),
+            stored: rows[*owner].ids.len() + step,
+            blocks,
+            wanted: true,
+        });
+        hidden = model.extend(&mut pool, &spans.collect::<Vec<_>>()).unwrap();
         for (row, id) in found.iter_mut().zip(&next) {
             row.push(*id);
         }
-        hidden = model.decode(&mut cache, &next).unwrap();
     }
     found
 }

@@ -48,7 +48,14 @@ impl Scratch {
 
 /// Copies `length` vectors of `head_dim` values, `width` apart, into columns.
 #[inline(always)]
-fn transpose(source: &[f32], width: usize, length: usize, head_dim: usize, target: &mut [f32], stride: usize) {
+pub(super) fn transpose(
+    source: &[f32],
+    width: usize,
+    length: usize,
+    head_dim: usize,
+    target: &mut [f32],
+    stride: usize,
+) {
     for j in 0..length {
         for (d, value) in source[j * width..j * width + head_dim].iter().enumerate() {
             target[d * stride + j] = *value;
@@ -58,7 +65,7 @@ fn transpose(source: &[f32], width: usize, length: usize, head_dim: usize, targe
 
 /// `out[j] = scale * query . column j` for `j` below `count` (rounded up to whole lanes).
 #[inline(always)]
-fn columns_dot(query: &[f32], columns: &[f32], stride: usize, count: usize, scale: f32, out: &mut [f32]) {
+pub(super) fn columns_dot(query: &[f32], columns: &[f32], stride: usize, count: usize, scale: f32, out: &mut [f32]) {
     for start in (0..count).step_by(LANES) {
         let mut sums = [0f32; LANES];
         for (d, q) in query.iter().enumerate() {
@@ -75,7 +82,7 @@ fn columns_dot(query: &[f32], columns: &[f32], stride: usize, count: usize, scal
 
 /// Softmax in place.
 #[inline(always)]
-fn normalize(weights: &mut [f32]) {
+pub(super) fn normalize(weights: &mut [f32]) {
     let largest = max(weights);
     for weight in weights.iter_mut() {
         *weight = exp(*weight - largest);
@@ -203,7 +210,7 @@ impl Attention {
 
 /// `out = sum of weights[j] * vector j`, vectors `width` apart.
 #[inline(always)]
-fn mix(weights: &[f32], vectors: &[f32], width: usize, out: &mut [f32]) {
+pub(super) fn mix(weights: &[f32], vectors: &[f32], width: usize, out: &mut [f32]) {
     let mut start = 0;
     while start < out.len() {
         let end = (start + LANES).min(out.len());

@@ -12,26 +12,29 @@
 //! | `gate.rs` | `silu(gate) * up` |
 //! | `rotate.rs` | rotary embedding of queries and keys |
 //! | `attention.rs` | softmax attention within segments |
-//! | `decode.rs` | one query per row over a cache, and the write into the cache |
+//! | `paged.rs` | attention over blocks of keys and values |
+//! | `blocks.rs` | what is written into the blocks |
 //! | `log_prob.rs` | log-probabilities of given tokens |
 //! | `lanes.rs` | sums over rows and the exponential in a form that compilers turn into vector instructions |
 
 mod attention;
-mod decode;
+mod blocks;
 mod gate;
 mod lanes;
 mod linear;
 mod log_prob;
 mod norm;
+mod paged;
 mod rotate;
 
 pub(super) use attention::{LONGEST, attention};
+pub(super) use blocks::{copy_blocks, store};
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
-pub(super) use decode::{decode_attention, store};
 pub(super) use gate::swiglu;
 pub(super) use linear::linear;
 pub(super) use log_prob::log_probs;
 pub(super) use norm::rms_norm;
+pub(super) use paged::{chunk_attention, next_attention};
 pub(super) use rotate::rotate;
 
 /// Runs `work` compiled for wide vector registers where the processor has them. That compiles what is inlined into it:

@@ -1,0 +1,150 @@
+//! A model without arithmetic: its blocks hold the tokens themselves, and its logits are a hash of what is read back.
+
+use std::{cell::RefCell, ops::Range, time::Duration};
+
+use flotilla_engine::{
+    Runner,
+    blocks::Block,
+    runner::{Cause, Chunk, Logits},
+};
+
+const VOCABULARY: u32 = 11;
+
+/// Logits after these tokens with weights of this salt.
+pub fn logits(row: &[u32], salt: u64) -> Vec<f32> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ (salt * 0x9e37_79b9);
+    for id in row {
+        hash = (hash ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3);
+    }
+    (0..VOCABULARY)
+        .map(|id| ((hash >> (id * 5)) % 32) as f32 / 8.0)
+        .collect()
+}
+
+/// What a slot holds: the token, its index in its sequence, and the salt of the weights.
+type Slot = Option<(u32, usize, u64)>;
+
+/// What was computed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Record {
+    /// Steps.
+    pub steps: usize,
+    /// Tokens of all steps.
+    pub computed: usize,
+    /// Tokens of the largest step.
+    pub widest_step: usize,
+    /// Sequences of the largest step.
+    pub most_rows: usize,
+}
+
+/// Counts what it computes; fails where it is told to.
+#[derive(Debug, Default)]
+pub struct Toy {
+    /// What the weights are.
+    pub salt: u64,
+    /// A token at which a step fails.
+    pub fail_at: Option<u32>,
+    /// A token after which logits are no numbers.
+    pub broken_after: Option<u32>,
+    /// How long a step takes.
+    pub pause: Duration,
+    /// What was computed so far.
+    pub recorded: RefCell<Record>,
+}
+
+impl Toy {
+    /// What was computed.
+    pub fn record(&self) -> Record {
+        *self.recorded.borrow()
+    }
+
+    /// The tokens of a chunk's sequence up to its end.
+    fn sequence(chunk: &Chunk<'_, Vec<u32>>) -> Vec<u32> {
+        let ids = chunk.prompt.iter().chain(chunk.drawn);
+        ids.take(chunk.range().end).copied().collect()
+    }
+
+    /// Reads what is stored of a sequence and stores its new tokens.
+    fn store(&self, pool: &mut [Vec<Slot>], chunk: &Chunk<'_, Vec<u32>>) -> Vec<u32> {
+        let ids = Self::sequence(chunk);
+        let size = pool[0].len();
+        for (index, id) in ids.iter().enumerate() {
+            let slot = &mut pool[chunk.blocks[index / size] as usize][index % size];
+            let own = Some((*id, index, self.salt));
+            if index < chunk.stored {
+                assert_eq!(*slot, own, "token {index} of {ids:?} in {:?}", chunk.blocks);
+            } else {
+                *slot = own;
+            }
+        }
+        ids
+    }
+}
+
+/// Blocks that a chunk writes into.
+fn written(chunk: &Chunk<'_, Vec<u32>>, size: usize) -> Range<usize> {
+    chunk.range().start / size..chunk.range().end.div_ceil(size)
+}
+
+impl Runner for Toy {
+    type Prompt = Vec<u32>;
+    type Pool = Vec<Vec<Slot>>;
+
+    fn prompt_ids<'a>(&self, prompt: &'a Vec<u32>) -> &'a [u32] {
+        prompt
+    }
+
+    fn content(&self, prompt: &Vec<u32>, drawn: &[u32], range: Range<usize>, out: &mut Vec<u8>) -> Result<(), Cause> {
+        let ids = prompt.iter().chain(drawn).skip(range.start).take(range.len());
+        out.extend(ids.flat_map(|id| id.to_le_bytes()));
+        Ok(())
+    }
+
+    fn pool(&self, blocks: usize, block_size: usize) -> Result<Self::Pool, Cause> {
+        Ok(vec![vec![None; block_size]; blocks])
+    }
+
+    fn copy(&mut self, pool: &mut Self::Pool, pairs: &[(Block, Block)]) -> Result<(), Cause> {
+        for (from, to) in pairs {
+            pool[*to as usize] = pool[*from as usize].clone();
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Vec<u32>>]) -> Result<Logits, Cause> {
+        std::thread::sleep(self.pause);
+        let size = pool[0].len();
+        for (index, chunk) in chunks.iter().enumerate() {
+            assert!(chunk.tokens > 0, "a chunk has tokens");
+            for block in &chunk.blocks[written(chunk, size)] {
+                let others = chunks.iter().enumerate().filter(|(other, _)| *other != index);
+                let shared = others.filter(|(_, other)| other.blocks.contains(block)).count();
+                assert_eq!(shared, 0, "block {block} is written while another sequence has it");
+            }
+        }
+        let mut record = self.recorded.borrow_mut();
+        let tokens = chunks.iter().map(|chunk| chunk.tokens).sum();
+        record.steps += 1;
+        record.computed += tokens;
+        record.widest_step = record.widest_step.max(tokens);
+        record.most_rows = record.most_rows.max(chunks.len());
+        let mut values = Vec::new();
+        for chunk in chunks {
+            let row = self.store(pool, chunk);
+            if self.fail_at.is_some_and(|id| row.contains(&id)) {
+                return Err("told to fail".into());
+            }
+            if chunk.wanted {
+                let mut logits = logits(&row, self.salt);
+                if self.broken_after.is_some_and(|id| row.contains(&id)) {
+                    logits.fill(f32::NAN);
+                }
+                values.extend(logits);
+            }
+        }
+        Ok(Logits {
+            values,
+            vocabulary: VOCABULARY as usize,
+        })
+    }
+}
