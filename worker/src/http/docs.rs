@@ -29,6 +29,8 @@ pub fn page(document: &Value) -> String {
         .add_template("docs.html", include_str!("docs.html"))
         .and_then(|()| environment.get_template("docs.html"))
         .and_then(|template| template.render(Serde(json!({"document": document, "groups": groups(document)}))));
+    // A slash is harmless, and its escape makes paths and commands hard to read in the source of the page.
+    let rendered = rendered.map(|page| page.replace("&#x2f;", "/"));
     rendered.unwrap_or_else(|error| {
         tracing::error!(%error, "the page of the API cannot be rendered");
         "<!doctype html><title>Flotilla</title><p>The page cannot be rendered; see <a href=\"/openapi.json\">openapi.json</a>."
