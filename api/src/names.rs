@@ -75,6 +75,8 @@ pub mod exit {
 pub mod path {
     /// `GET`, every role: [`crate::progress::Progress`].
     pub const PROGRESS: &str = "/progress";
+    /// `POST`, role `serve`: no new requests are taken.
+    pub const DRAIN: &str = "/drain";
     /// `PUT`, role `train`: [`crate::rollout::RolloutPods`].
     pub const ROLLOUT_PODS: &str = "/v1/rollout-pods";
     /// `POST`, role `rollout`: groups of completions.

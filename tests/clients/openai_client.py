@@ -224,7 +224,7 @@ def models_and_errors(client):
 def access(worker, checkpoint):
     with tempfile.TemporaryDirectory() as directory:
         keys = pathlib.Path(directory) / "keys"
-        keys.write_text("sha256:" + hashlib.sha256(KEY.encode()).hexdigest() + " client\n")
+        keys.write_text("client sha256:" + hashlib.sha256(KEY.encode()).hexdigest() + "\n")
         with server(worker, checkpoint, "--api-key-file", keys) as client:
             fact("the right key is let in", chat(client, max_tokens=2).object == "chat.completion")
             stranger = client.with_options(api_key="another")

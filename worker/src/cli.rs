@@ -1,23 +1,24 @@
 //! The command line: `run` is what the operator starts in a pod, `serve` is for people.
 
+mod hash_key;
+mod serve;
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use flotilla_api::{
     names,
     progress::Stage,
-    role::{
-        AccessSettings, EngineSettings, MediaSettings, ModelSource, Owner, Purpose, Role, RoleConfig, SCHEMA_VERSION,
-        Serve,
-    },
+    role::{Role, RoleConfig, SCHEMA_VERSION},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use self::{hash_key::HashKeyArguments, serve::ServeArguments};
 use crate::{
     command::{
         self, arguments::ModelArguments, bench::BenchArguments, best_of_n::BestOfNArguments, convert::ConvertArguments,
@@ -25,7 +26,6 @@ use crate::{
     },
     context::{Context, Token},
     error::{WorkerError, chain},
-    models,
     progress::ProgressCell,
     role,
     telemetry::LogFormat,
@@ -63,8 +63,11 @@ pub enum Command {
     #[command(after_help = RUN_EXAMPLE)]
     Run(RunArguments),
     /// Serve one model as policy and critic.
-    #[command(after_help = SERVE_EXAMPLE)]
-    Serve(ServeArguments),
+    #[command(after_help = serve::EXAMPLES)]
+    Serve(Box<ServeArguments>),
+    /// Read an API key from standard input and print its line for --api-key-file.
+    #[command(after_help = hash_key::EXAMPLE)]
+    HashKey(HashKeyArguments),
     /// Say what a checkpoint is, how much memory it takes, and whether its tensors fit.
     #[command(after_help = INSPECT_EXAMPLE)]
     Inspect(InspectArguments),
@@ -92,7 +95,7 @@ impl Command {
     /// The model of a command for people; the others have their URI resolved by the role.
     fn model(&mut self) -> Option<&mut ModelArguments> {
         match self {
-            Self::Run(_) | Self::Serve(_) | Self::BenchBestOfN(_) => None,
+            Self::Run(_) | Self::Serve(_) | Self::HashKey(_) | Self::BenchBestOfN(_) => None,
             Self::Inspect(arguments) => Some(&mut arguments.model),
             Self::Plan(arguments) => Some(&mut arguments.model),
             Self::Generate(arguments) => Some(&mut arguments.model),
@@ -139,12 +142,6 @@ const RUN_EXAMPLE: &str = "Example, without Kubernetes:\n  \
     Data are named in the role config as pvc://data/path or file:///path, models also as hf://org/name, s3://bucket/prefix,\n\
     gs://bucket/prefix or az://container/prefix.";
 
-const SERVE_EXAMPLE: &str = "Examples:\n  \
-    flotilla-worker serve --model hf://Qwen/Qwen2.5-VL-3B-Instruct\n  \
-    flotilla-worker serve --model ./checkpoint --listen 127.0.0.1:8000\n  \
-    curl 127.0.0.1:8000/v1/critic/compare -H 'content-type: application/json' \\\n    \
-    -d '{\"question\": \"What digit is this?\", \"responses\": [\"7\", \"3\"], \"image\": \"data:image/png;base64,...\"}'";
-
 /// Arguments of `run`.
 #[derive(Args, Debug)]
 pub struct RunArguments {
@@ -168,65 +165,6 @@ pub struct RunArguments {
     pub pod_ip: Option<IpAddr>,
 }
 
-/// Arguments of `serve`.
-#[derive(Args, Debug)]
-pub struct ServeArguments {
-    /// Directory with config.json, safetensors and tokenizer.json; or hf://org/name[@revision], s3://bucket/prefix,
-    /// gs://bucket/prefix, az://container/prefix, which is fetched into the cache.
-    #[arg(long, value_name = "DIR|URI")]
-    pub model: PathBuf,
-    /// Digest that the checkpoint must have (sha256:<hex>); only for directories that Flotilla wrote.
-    #[arg(long)]
-    pub digest: Option<String>,
-    /// Address of the HTTP server. Port 0 takes a free one and prints it.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8000")]
-    pub listen: SocketAddr,
-    /// Name under which /v1/models lists the model; by default that of the directory or repository.
-    #[arg(long, value_name = "NAME")]
-    pub served_model_name: Option<String>,
-    /// Which endpoints are offered.
-    #[arg(long, value_enum, default_value_t)]
-    pub purpose: PurposeArgument,
-    /// Longest prompt plus completion, in tokens.
-    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
-    pub max_model_len: u32,
-    /// Requests that may wait; one more is answered 429.
-    #[arg(long, value_name = "REQUESTS", default_value_t = 256)]
-    pub max_queue: u32,
-    /// Critic template: a builtin (critic-short, critic-criteria) or a file.
-    #[arg(long, value_name = "NAME|FILE", default_value = "critic-short")]
-    pub template: String,
-    /// A further template, which requests ask for by this name; may be repeated. The file is Jinja, with an optional
-    /// head, or YAML that describes a template beside it: see docs/critic-api.md.
-    #[arg(long = "critic-template", value_name = "NAME=FILE")]
-    pub critic_templates: Vec<String>,
-    /// File with the bearer token that guards /progress; open if absent.
-    #[arg(long, value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
-}
-
-/// [`Purpose`] on the command line.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum PurposeArgument {
-    /// Chat completions only.
-    Policy,
-    /// Comparisons only.
-    Critic,
-    /// One copy of the weights, both.
-    #[default]
-    Both,
-}
-
-impl From<PurposeArgument> for Purpose {
-    fn from(argument: PurposeArgument) -> Self {
-        match argument {
-            PurposeArgument::Policy => Self::Policy,
-            PurposeArgument::Critic => Self::Critic,
-            PurposeArgument::Both => Self::Both,
-        }
-    }
-}
-
 /// What a process does, gathered from its arguments and files.
 #[derive(Debug)]
 struct Assignment {
@@ -244,7 +182,8 @@ pub fn main(mut command: Command, cache: Option<PathBuf>) -> ExitCode {
     let for_people = |run: &dyn Fn() -> Result<(), WorkerError>| tell(located.and_then(|()| run()));
     let code = match command {
         Command::Run(arguments) => work(in_a_pod(&arguments), cache, arguments.termination_log.as_deref()),
-        Command::Serve(arguments) => work(by_hand(arguments), cache, None),
+        Command::Serve(arguments) => work(serve::by_hand(*arguments), cache, None),
+        Command::HashKey(arguments) => for_people(&|| hash_key::run(&arguments)),
         Command::Inspect(arguments) => for_people(&|| command::inspect::run(&arguments)),
         Command::Plan(arguments) => for_people(&|| command::plan::run(&arguments)),
         Command::Generate(arguments) => for_people(&|| command::generate::run(&arguments)),
@@ -355,61 +294,6 @@ fn read_token(path: Option<&Path>) -> Result<Option<Token>, WorkerError> {
     }
 }
 
-/// The role config that `serve` stands for.
-fn by_hand(arguments: ServeArguments) -> Result<Assignment, WorkerError> {
-    let (uri, known_as) = match models::uri_argument(&arguments.model) {
-        Some(uri) => (uri.to_owned(), models::name_of(uri)),
-        None => directory_uri(&arguments.model)?,
-    };
-    let name = arguments.served_model_name.unwrap_or(known_as);
-    let serve = Serve {
-        model: ModelSource {
-            uri,
-            digest: arguments.digest,
-            random_seed: None,
-        },
-        served_model_name: name.clone(),
-        purpose: arguments.purpose.into(),
-        critic_template: Some(crate::prompt::template_argument(&arguments.template)?),
-        critic_templates: crate::prompt::named_templates(&arguments.critic_templates)?,
-        max_model_len: arguments.max_model_len,
-        max_queue: arguments.max_queue,
-        engine: EngineSettings::default(),
-        access: AccessSettings::default(),
-        media: MediaSettings::default(),
-        drain_seconds: None,
-        otlp_endpoint: None,
-    };
-    let config = RoleConfig {
-        schema_version: SCHEMA_VERSION,
-        owner: Owner {
-            kind: "ModelDeployment".to_owned(),
-            namespace: "local".to_owned(),
-            name,
-            uid: "by-hand".to_owned(),
-        },
-        role: Role::Serve(serve),
-    };
-    Ok(Assignment {
-        config,
-        volumes: Volumes::default(),
-        token: read_token(arguments.token_file.as_deref())?,
-        listen: arguments.listen,
-    })
-}
-
-/// The URI of a directory, and its name.
-fn directory_uri(directory: &Path) -> Result<(String, String), WorkerError> {
-    let directory = directory.canonicalize().map_err(|source| WorkerError::ReadFile {
-        what: "model directory",
-        path: directory.to_owned(),
-        source,
-    })?;
-    let name = directory.file_name();
-    let name = name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
-    Ok((format!("file://{}", directory.display()), name))
-}
-
 fn carry_out(assignment: Assignment, progress: &ProgressCell) -> Result<(), WorkerError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -419,7 +303,8 @@ fn carry_out(assignment: Assignment, progress: &ProgressCell) -> Result<(), Work
     let outcome = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         stop_on_signal(shutdown.clone())?;
-        let listener = listen(assignment.listen).await?;
+        let secure = matches!(&assignment.config.role, Role::Serve(serve) if serve.access.tls.is_some());
+        let listener = listen(assignment.listen, if secure { "https" } else { "http" }).await?;
         let context = Context {
             owner: assignment.config.owner,
             progress: progress.clone(),
@@ -433,12 +318,12 @@ fn carry_out(assignment: Assignment, progress: &ProgressCell) -> Result<(), Work
     outcome
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, WorkerError> {
+async fn listen(address: SocketAddr, scheme: &str) -> Result<TcpListener, WorkerError> {
     let failed = |source| WorkerError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     // Standard output carries this one line, so that a script that asked for port 0 can read the port.
-    println!("listening on http://{bound}");
+    println!("listening on {scheme}://{bound}");
     Ok(listener)
 }
 

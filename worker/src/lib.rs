@@ -13,6 +13,7 @@
 //! | [`uri`] | `pvc://claim/path` and `file:///path` to paths |
 //! | [`models`] | the directory of a model, fetched from the hub or a bucket where it lies there |
 //! | [`http`] | one endpoint per file |
+//! | [`access`] | API keys and what each may ask for |
 //! | [`service`] | what role `serve` offers: prompts, generation, verdicts |
 //! | [`rollout`] | what rollout pods and a learner say to each other |
 //! | [`critic`] | best of n: selectors, and the critic that the engine is |
@@ -20,7 +21,10 @@
 //! | [`train`] | the loops of role `train` |
 //! | [`error`] | errors and the exit codes they mean |
 //! | [`telemetry`] | logs |
+//! | [`spans`] | traces, one span per request |
+//! | [`watched`] | files that are read again when they change |
 
+pub mod access;
 pub mod cli;
 pub mod command;
 pub mod context;
@@ -33,9 +37,11 @@ pub mod prompt;
 pub mod role;
 pub mod rollout;
 pub mod service;
+pub mod spans;
 pub mod telemetry;
 pub mod train;
 pub mod uri;
+pub mod watched;
 
 pub use cli::main;
 pub use error::WorkerError;

@@ -39,7 +39,7 @@ pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
         engine: EngineSettings::default(),
         access: AccessSettings::default(),
         media: MediaSettings::default(),
-        drain_seconds: None,
+        drain_seconds: drain_seconds(spec.drain_timeout_seconds),
         otlp_endpoint: None,
     });
     volumes::claims(&role).map_err(|error| Refusal::invalid(error.to_string()))?;
@@ -55,6 +55,15 @@ pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
     })
 }
 
+/// Seconds that the worker's answers have to end: what the pod has, less the time that the worker needs before and after.
+/// None for the default, which the worker knows itself.
+fn drain_seconds(pod_seconds: i64) -> Option<u32> {
+    const MARGIN: i64 = 5;
+    const DEFAULT: i64 = 30;
+    let seconds = u32::try_from(pod_seconds.saturating_sub(MARGIN)).unwrap_or(0);
+    (pod_seconds != DEFAULT).then_some(seconds)
+}
+
 fn positive(value: i64, field: &str) -> Result<u32, Refusal> {
     u32::try_from(value).map_err(|_| Refusal::invalid(format!("{field} is {value}, which is out of range")))
 }
@@ -65,4 +74,16 @@ fn revision(observed: &Observed, config: &RoleConfig) -> Result<String, Refusal>
     let text = serde_json::to_vec(&(config, &spec.serve, spec.drain_timeout_seconds));
     let text = text.map_err(|error| Refusal::invalid(format!("serve cannot be written as JSON: {error}")))?;
     Ok(hex::encode(&Sha256::digest(&text)[..4]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_have_what_the_pod_has_less_a_margin_and_the_default_is_not_written() {
+        assert_eq!(drain_seconds(30), None);
+        assert_eq!(drain_seconds(600), Some(595));
+        assert_eq!(drain_seconds(3), Some(0));
+    }
 }

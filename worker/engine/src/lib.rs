@@ -67,6 +67,6 @@ pub use recipe::Recipe;
 pub use request::{Completion, FinishReason, Group, Request, Sampling, Token};
 pub use rollout::{engine_for, generate, generate_each};
 pub use runner::Runner;
-pub use stats::Stats;
+pub use stats::{Figure, Stats};
 pub use thread::{EngineHandle, EngineThread, Health, LoadPolicy, Overloaded, Tokens};
 pub use vlm::VlmRunner;

@@ -1,16 +1,16 @@
 //! The model's endpoints and what they share.
 
-use axum::{
-    Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, FromRequest, Request},
-    http::{Method, StatusCode, Uri},
-};
+use axum::{extract::DefaultBodyLimit, http::StatusCode, middleware::from_fn_with_state};
 use flotilla_api::{progress::Stage, role::Purpose};
-use serde::de::DeserializeOwned;
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{chat, completions, critic, error::ApiError, models, page};
+pub use super::body::Body;
+use super::{
+    access::{self, Gate},
+    chat, completions, critic,
+    error::ApiError,
+    models, page,
+};
 use crate::{
     progress::ProgressCell,
     service::{Service, Slot, metrics::Metrics},
@@ -28,6 +28,8 @@ pub struct Api {
     pub progress: ProgressCell,
     /// Counters.
     pub metrics: Metrics,
+    /// Who is let in.
+    pub gate: Gate,
 }
 
 impl Api {
@@ -76,53 +78,14 @@ pub fn check_model(service: &Service, named: Option<&str>) -> Result<(), ApiErro
     }
 }
 
-/// All endpoints; unknown ones are answered in the same shape.
-pub fn router(state: Api) -> Router {
-    let (router, _document) = OpenApiRouter::new()
+/// All endpoints of the model, behind the keys.
+pub fn router(state: Api) -> OpenApiRouter {
+    OpenApiRouter::new()
         .merge(models::router(state.clone()))
         .merge(chat::router(state.clone()))
         .merge(completions::router(state.clone()))
-        .merge(critic::router(state))
-        .split_for_parts();
-    router
-        .merge(page::router())
-        .fallback(not_found)
-        .method_not_allowed_fallback(wrong_method)
+        .merge(critic::router(state.clone()))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-}
-
-async fn not_found(uri: Uri) -> ApiError {
-    let message = format!(
-        "there is no {}; see /v1/models, /v1/chat/completions, /v1/critic/compare, /v1/critic/score, /v1/critic/best-of-n",
-        uri.path()
-    );
-    ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
-}
-
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    let message = format!("{} does not take {method}", uri.path());
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
-}
-
-/// A JSON body; what is wrong with it is answered in the API's shape. The content type is not looked at.
-#[derive(Debug)]
-pub struct Body<T>(pub T);
-
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
-            let message = match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => "the body is larger than this endpoint takes".to_owned(),
-                _ => rejection.body_text(),
-            };
-            ApiError::new(rejection.status(), "invalid_body", message)
-        })?;
-        let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Self).map_err(|error| {
-            let message = format!("the body is not the JSON that this endpoint takes: {error}");
-            ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message)
-        })
-    }
+        .route_layer(from_fn_with_state(state, access::enter))
+        .merge(page::router().into())
 }

@@ -1,5 +1,7 @@
 //! Errors in the shape that OpenAI clients read.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
@@ -41,6 +43,7 @@ pub struct ApiError {
     code: &'static str,
     param: Option<&'static str>,
     message: String,
+    retry_after: Option<Duration>,
 }
 
 impl ApiError {
@@ -51,7 +54,22 @@ impl ApiError {
             code,
             param: None,
             message: message.into(),
+            retry_after: None,
         }
+    }
+
+    /// With the time after which a new attempt may be answered. Where none is told, the time that requests take lately is.
+    pub fn retry_after(self, wait: Duration) -> Self {
+        Self {
+            retry_after: Some(wait),
+            ..self
+        }
+    }
+
+    /// What went wrong inside; the log knows more.
+    pub fn internal() -> Self {
+        let message = "the server failed on this request; its log says why under the request id (x-request-id)";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
     }
 
     /// A field of the request is wrong.
@@ -112,13 +130,16 @@ impl From<ServiceError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
-        if matches!(
-            self.status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        ) {
+        if let Some(wait) = self.retry_after {
+            // Whole seconds, and never too few of them.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             response
                 .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                .insert(header::RETRY_AFTER, seconds.max(1).into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         response
     }

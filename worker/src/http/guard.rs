@@ -1,12 +1,13 @@
 //! The bearer token before role-internal endpoints.
 
 use axum::{
-    Router,
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware::{Next, from_fn_with_state},
     response::Response,
 };
+
+use utoipa_axum::router::OpenApiRouter;
 
 use super::error::ApiError;
 use crate::context::Token;
@@ -27,11 +28,6 @@ impl Refusal {
             Self::Missing => "a bearer token is needed",
         }
     }
-
-    /// As plain text, for people with curl.
-    pub fn plain(self) -> (StatusCode, String) {
-        (StatusCode::UNAUTHORIZED, format!("{}\n", self.message()))
-    }
 }
 
 impl From<Refusal> for ApiError {
@@ -41,7 +37,7 @@ impl From<Refusal> for ApiError {
 }
 
 /// Puts the token before every route of `router`. A request without it is refused before its body is read.
-pub fn guarded(router: Router, token: Option<Token>) -> Router {
+pub fn guarded(router: OpenApiRouter, token: Option<Token>) -> OpenApiRouter {
     router.route_layer(from_fn_with_state(token, require))
 }
 
@@ -53,13 +49,16 @@ async fn require(State(token): State<Option<Token>>, request: Request, next: Nex
 /// Lets in who presents `token`; without one everybody.
 pub fn check(token: Option<&Token>, headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(token) = token else { return Ok(()) };
-    let presented = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "));
-    match presented {
+    match bearer(headers) {
         Some(presented) if token.admits(presented) => Ok(()),
         Some(_) => Err(Refusal::Wrong),
         None => Err(Refusal::Missing),
     }
+}
+
+/// What a request presents as `authorization: Bearer ...`; the scheme's name may be written in any case.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, presented) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| presented.trim())
 }

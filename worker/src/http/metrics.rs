@@ -1,6 +1,6 @@
 //! `GET /metrics`: OpenMetrics text.
 
-use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use axum::{extract::State, http::header, response::IntoResponse};
 use flotilla_api::progress::Stage;
 use prometheus_client::{
     collector::Collector,
@@ -8,6 +8,8 @@ use prometheus_client::{
     metrics::{MetricType, gauge::ConstGauge, info::Info},
     registry::Registry,
 };
+
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::Common;
 use crate::{context::Context, progress::ProgressCell};
@@ -32,10 +34,15 @@ pub fn registry(context: &Context, role: &'static str) -> Registry {
 }
 
 /// The endpoint, open to everybody.
-pub fn router(state: Common) -> Router {
-    Router::new().route("/metrics", get(metrics)).with_state(state)
+pub fn router(state: Common) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(metrics)).with_state(state)
 }
 
+/// Counters, gauges and histograms for Prometheus.
+#[utoipa::path(
+    get, path = "/metrics", tag = "operation",
+    responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text")),
+)]
 async fn metrics(State(state): State<Common>) -> impl IntoResponse {
     let mut text = String::new();
     // Writing into a string does not fail.

@@ -1,18 +1,26 @@
 //! `GET /progress`: what the operator reads, guarded by the token of the pod's owner.
 
-use axum::{Json, Router, extract::State, http::HeaderMap, response::IntoResponse, routing::get};
+use axum::{Json, extract::State};
 use flotilla_api::{names::path, progress::Progress};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Common, guard};
+use super::{Common, error::ErrorBody, guard};
 
 /// The endpoint.
-pub fn router(state: Common) -> Router {
-    Router::new().route(path::PROGRESS, get(progress)).with_state(state)
+pub fn router(state: Common) -> OpenApiRouter {
+    let token = state.token.clone();
+    let router = OpenApiRouter::new().routes(routes!(progress)).with_state(state);
+    guard::guarded(router, token)
 }
 
-async fn progress(State(state): State<Common>, headers: HeaderMap) -> Result<Json<Progress>, impl IntoResponse> {
-    match guard::check(state.token.as_ref(), &headers) {
-        Ok(()) => Ok(Json(state.progress.snapshot())),
-        Err(refusal) => Err(refusal.plain()),
-    }
+/// How far the role is: its stage, a message for people, and what concerns the role (steps, metrics, checkpoints, digests).
+#[utoipa::path(
+    get, path = path::PROGRESS, tag = "operation", security(("jobToken" = [])),
+    responses(
+        (status = 200, description = "The progress, as the operator reads it", body = Value),
+        (status = 401, description = "The token is missing or wrong", body = ErrorBody),
+    ),
+)]
+async fn progress(State(state): State<Common>) -> Json<Progress> {
+    Json(state.progress.snapshot())
 }

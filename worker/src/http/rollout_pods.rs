@@ -1,15 +1,18 @@
 //! `PUT /v1/rollout-pods`: the operator tells a learner which rollout pods are ready.
 
 use axum::{
-    Router,
     extract::{DefaultBodyLimit, State},
     http::StatusCode,
-    routing::put,
 };
 use flotilla_api::{names::path, rollout::RolloutPods};
 use tokio::sync::watch;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{api::Body, error::ApiError, guard};
+use super::{
+    api::Body,
+    error::{ApiError, ErrorBody},
+    guard,
+};
 use crate::{context::Token, progress::ProgressCell};
 
 /// The longest list: 1024 pods with names of 253 bytes.
@@ -27,15 +30,25 @@ pub struct RolloutPodsState {
 }
 
 /// The endpoint.
-pub fn router(state: RolloutPodsState) -> Router {
+pub fn router(state: RolloutPodsState) -> OpenApiRouter {
     let token = state.token.clone();
-    let router = Router::new()
-        .route(path::ROLLOUT_PODS, put(replace))
+    let router = OpenApiRouter::new()
+        .routes(routes!(replace))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(state);
     guard::guarded(router, token)
 }
 
+/// Replaces the list of pods that a learner may ask.
+#[utoipa::path(
+    put, path = path::ROLLOUT_PODS, tag = "internal", security(("jobToken" = [])), request_body = Value,
+    responses(
+        (status = 204, description = "The list is taken"),
+        (status = 400, description = "It is no such list", body = ErrorBody),
+        (status = 401, description = "The token is missing or wrong", body = ErrorBody),
+        (status = 415, description = "The body is not JSON", body = ErrorBody),
+    ),
+)]
 async fn replace(State(state): State<RolloutPodsState>, Body(pods): Body<RolloutPods>) -> Result<StatusCode, ApiError> {
     tracing::info!(revision = pods.revision, pods = pods.pods.len(), "rollout pods");
     let revision = pods.revision.clone();

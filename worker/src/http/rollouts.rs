@@ -3,19 +3,23 @@
 use std::convert::Infallible;
 
 use axum::{
-    Router,
     body::Body as ResponseBody,
     extract::{DefaultBodyLimit, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::post,
 };
 use flotilla_api::names::path;
 use futures::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{api::Body, error::ApiError, guard, weights::RolloutApi};
+use super::{
+    api::Body,
+    error::{ApiError, ErrorBody},
+    guard,
+    weights::RolloutApi,
+};
 use crate::rollout::{
     sampler::{Held, SampleError},
     wire::{GroupLine, Line, NDJSON, Piece, Sample},
@@ -25,15 +29,27 @@ use crate::rollout::{
 const MAX_BODY_BYTES: usize = 256 << 20;
 
 /// The endpoint.
-pub fn router(state: RolloutApi) -> Router {
+pub fn router(state: RolloutApi) -> OpenApiRouter {
     let token = state.token.clone();
-    let router = Router::new()
-        .route(path::ROLLOUTS, post(rollouts))
+    let router = OpenApiRouter::new()
+        .routes(routes!(rollouts))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(state);
     guard::guarded(router, token)
 }
 
+/// Samples groups of completions; each is a line as soon as it is finished.
+///
+/// The body has `weight_version`, `n`, `temperature`, `top_p`, `max_tokens`, `prompts` (each `token_ids`, `images`, `seed`)
+/// and `images` by name. A line is a group with token ids, log-probabilities and finish reasons, an error, or `done`.
+#[utoipa::path(
+    post, path = path::ROLLOUTS, tag = "internal", security(("jobToken" = [])), request_body = Value,
+    responses(
+        (status = 200, description = "One JSON value per line", body = String, content_type = "application/x-ndjson"),
+        (status = 401, description = "The token is missing or wrong", body = ErrorBody),
+        (status = 409, description = "Other weights are loaded", body = ErrorBody),
+    ),
+)]
 async fn rollouts(State(api): State<RolloutApi>, Body(piece): Body<Piece>) -> Result<Response, ApiError> {
     let sampler = api.sampler()?;
     let stopped = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", "this pod is shutting down");

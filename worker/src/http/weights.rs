@@ -3,18 +3,22 @@
 use std::sync::{Arc, OnceLock};
 
 use axum::{
-    Json, Router,
+    Json,
     body::{Body, BodyDataStream},
     extract::{DefaultBodyLimit, Query, State, rejection::QueryRejection},
     http::StatusCode,
-    routing::put,
 };
 use flotilla_api::names::path;
 use flotilla_model::weights::SINGLE_FILE;
 use futures::StreamExt as _;
 use tokio::{io::AsyncWriteExt as _, sync::Semaphore};
 
-use super::{error::ApiError, guard};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    error::{ApiError, ErrorBody},
+    guard,
+};
 use crate::{
     context::Token,
     error::chain,
@@ -49,15 +53,27 @@ impl RolloutApi {
 }
 
 /// The endpoint. The body is streamed to a file, so its limit is checked here.
-pub fn router(state: RolloutApi) -> Router {
+pub fn router(state: RolloutApi) -> OpenApiRouter {
     let token = state.token.clone();
-    let router = Router::new()
-        .route(path::WEIGHTS, put(replace))
+    let router = OpenApiRouter::new()
+        .routes(routes!(replace))
         .layer(DefaultBodyLimit::disable())
         .with_state(state);
     guard::guarded(router, token)
 }
 
+/// Replaces the weights, once what is being sampled has ended.
+#[utoipa::path(
+    put, path = path::WEIGHTS, tag = "internal", security(("jobToken" = [])), params(WeightsQuery),
+    request_body(content = String, content_type = "application/octet-stream", description = "One safetensors file"),
+    responses(
+        (status = 200, description = "The weights are loaded", body = WeightsAnswer),
+        (status = 400, description = "The version is missing, or the body broke off", body = ErrorBody),
+        (status = 401, description = "The token is missing or wrong", body = ErrorBody),
+        (status = 422, description = "They are not the weights of this model", body = ErrorBody),
+        (status = 507, description = "They cannot be stored", body = ErrorBody),
+    ),
+)]
 async fn replace(
     State(api): State<RolloutApi>,
     query: Result<Query<WeightsQuery>, QueryRejection>,

@@ -12,11 +12,12 @@ pub mod verify;
 use flotilla_api::{role::Role, rollout::RolloutPods};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     context::Context,
     error::WorkerError,
-    http::{self, rollout_pods::RolloutPodsState},
+    http::{self, rollout_pods::RolloutPodsState, server},
 };
 
 /// Runs a role to its end; `shutdown` asks it to save its state and stop.
@@ -34,10 +35,10 @@ pub async fn run(
         Role::Rollout(spec) => return Box::pin(rollout::run(context, spec, listener, shutdown)).await,
         role => role,
     };
-    let mut app = http::common(http::Common::new(&context, name));
+    let mut routes = OpenApiRouter::new();
     let (told, pods) = watch::channel(RolloutPods::default());
     if matches!(&role, Role::Train(spec) if spec.rollout.is_some()) {
-        app = app.merge(http::rollout_pods::router(RolloutPodsState {
+        routes = routes.merge(http::rollout_pods::router(RolloutPodsState {
             token: context.token.clone(),
             progress: context.progress.clone(),
             pods: told,
@@ -45,7 +46,15 @@ pub async fn run(
     }
     // The server outlives the role's work: progress is asked for until the last checkpoint is written.
     let stop = CancellationToken::new();
-    let server = tokio::spawn(http::serve(listener, app, stop.clone(), http::CLOSE_TIMEOUT));
+    let app = http::application(http::Common::new(&context, name), routes);
+    let settings = server::Settings::default();
+    let server = tokio::spawn(server::serve(
+        listener,
+        app,
+        settings,
+        stop.clone(),
+        http::CLOSE_TIMEOUT,
+    ));
     let outcome = match role {
         Role::Prepare(spec) => Box::pin(prepare::run(context, spec, shutdown)).await,
         Role::Train(spec) => Box::pin(train::run(context, *spec, pods, shutdown)).await,

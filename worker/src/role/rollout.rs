@@ -10,7 +10,7 @@ use super::verify::check;
 use crate::{
     context::Context,
     error::WorkerError,
-    http::{self, rollouts, weights, weights::RolloutApi},
+    http::{self, rollouts, server, weights, weights::RolloutApi},
     models::locate,
     rollout::sampler::Sampler,
 };
@@ -28,11 +28,16 @@ pub async fn run(
         slot: Arc::new(OnceLock::new()),
         lanes: Arc::new(Semaphore::new(spec.threads.max(1) as usize)),
     };
-    let app = http::common(http::Common::new(&context, "rollout"))
-        .merge(rollouts::router(api.clone()))
-        .merge(weights::router(api.clone()));
-    let stop = CancellationToken::new();
-    let server = tokio::spawn(http::serve(listener, app, stop.clone(), http::CLOSE_TIMEOUT));
+    let routes = rollouts::router(api.clone()).merge(weights::router(api.clone()));
+    let app = http::application(http::Common::new(&context, "rollout"), routes);
+    let (stop, settings) = (CancellationToken::new(), server::Settings::default());
+    let server = tokio::spawn(server::serve(
+        listener,
+        app,
+        settings,
+        stop.clone(),
+        http::CLOSE_TIMEOUT,
+    ));
     let outcome = serve(&context, spec, &api, &shutdown).await;
     if outcome.is_ok() {
         context.progress.enter(Stage::Completed, "stopped on request");

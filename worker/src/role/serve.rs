@@ -11,22 +11,30 @@ use tokio_util::sync::CancellationToken;
 
 use super::verify::check;
 use crate::{
+    access::Keys,
     context::Context,
     error::WorkerError,
     http::{
         self,
+        access::Gate,
+        activity::Activity,
         api::{self, Api},
+        cors::Origins,
+        drain::{self, DrainState},
+        server, tls,
     },
     models::locate,
     prompt::critic::CriticTemplate,
     service::{Service, Slot, critics, metrics::Metrics},
+    spans::{ENDPOINT_VARIABLE, Spans},
+    watched::{INTERVAL, WatchedFiles},
 };
 
 /// New connections are still taken so long after the readiness probe has begun to fail, so that nobody who has not yet
 /// heard of it is refused.
 const LINGER: Duration = Duration::from_secs(1);
-/// Answers that have begun may take so long to end.
-const DRAIN: Duration = Duration::from_secs(25);
+/// Answers that have begun may take so long to end, where the spec does not say.
+const DRAIN_SECONDS: u32 = 25;
 
 /// Loads the model while probes are already answered, serves until `shutdown`, and drains.
 pub async fn run(
@@ -39,13 +47,27 @@ pub async fn run(
     let role = Role::Serve(spec.clone());
     let mut registry = http::metrics::registry(&context, role.name());
     let metrics = Metrics::register(&mut registry, slot.clone());
-    let app = http::common(http::Common::with_registry(&context, registry)).merge(api::router(Api {
+    // Dropped with this function: whatever follows files ends with it.
+    let following = CancellationToken::new();
+    let _following = following.clone().drop_guard();
+    let doors = Doors::open(&context, &spec, &following)?;
+    let common = http::Common::with_registry(&context, registry)
+        .of_model(metrics.clone(), slot.clone(), doors.spans.clone())
+        .guarded(doors.origins.clone(), doors.gate.keys.is_some());
+    let drain = DrainState {
+        progress: context.progress.clone(),
+        activity: doors.gate.activity.clone(),
+    };
+    let model = api::router(Api {
         slot: slot.clone(),
         progress: context.progress.clone(),
         metrics: metrics.clone(),
-    }));
+        gate: doors.gate.clone(),
+    });
+    let app = http::application(common, model.merge(drain::router(drain, context.token.clone())));
     let stop = CancellationToken::new();
-    let server = tokio::spawn(http::serve(listener, app, stop.clone(), DRAIN));
+    let patience = Duration::from_secs(u64::from(spec.drain_seconds.unwrap_or(DRAIN_SECONDS)));
+    let server = tokio::spawn(server::serve(listener, app, doors.connections, stop.clone(), patience));
 
     let outcome = serve(&context, spec, metrics, slot, &shutdown).await;
     if outcome.is_ok() {
@@ -57,7 +79,68 @@ pub async fn run(
         let _ = server.await;
         context.progress.enter(Stage::Completed, "stopped on request");
     }
+    if let Some(spans) = doors.spans {
+        let _ = tokio::task::spawn_blocking(move || spans.close()).await;
+    }
     outcome
+}
+
+/// What stands between clients and the model.
+struct Doors {
+    gate: Gate,
+    connections: server::Settings,
+    origins: Origins,
+    spans: Option<Spans>,
+}
+
+impl Doors {
+    /// Opened as the spec says; the files behind them are followed until `stop`.
+    fn open(context: &Context, spec: &Serve, stop: &CancellationToken) -> Result<Self, WorkerError> {
+        let access = &spec.access;
+        let keys = access.api_key_file.as_ref().map(|path| follow_keys(path, stop.clone()));
+        let tls = access
+            .tls
+            .as_ref()
+            .map(|files| tls::acceptor(files, INTERVAL, stop.clone()));
+        let from_environment = || {
+            std::env::var(ENDPOINT_VARIABLE)
+                .ok()
+                .filter(|endpoint| !endpoint.is_empty())
+        };
+        let endpoint = spec.otlp_endpoint.clone().or_else(from_environment);
+        let owner = &context.owner;
+        let spans = endpoint.map(|endpoint| Spans::open(&endpoint, &owner.namespace, &owner.name));
+        Ok(Self {
+            gate: Gate {
+                keys: keys.transpose()?,
+                activity: Activity::default(),
+            },
+            connections: server::Settings {
+                tls: tls.transpose()?,
+                ..server::Settings::default()
+            },
+            origins: Origins::parse(&access.cors_origins)?,
+            spans: spans.transpose()?,
+        })
+    }
+}
+
+/// The keys of a file, and those of every later version of it that is not broken.
+fn follow_keys(path: &str, stop: CancellationToken) -> Result<Keys, WorkerError> {
+    let keys =
+        Keys::read(Path::new(path)).map_err(|fault| WorkerError::invalid(format!("API key file {path}: {fault}")))?;
+    let watched = WatchedFiles::new("the API key file", vec![path.into()]);
+    let replaced = keys.clone();
+    tokio::spawn(watched.follow(INTERVAL, stop, move |contents| {
+        let text = contents
+            .first()
+            .map(|bytes| String::from_utf8_lossy(bytes))
+            .unwrap_or_default();
+        let count = replaced.replace(&text)?;
+        tracing::info!(keys = count, "API keys");
+        Ok(())
+    }));
+    Ok(keys)
 }
 
 /// Loads and serves; ends with `shutdown` or with the engine.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use flotilla_engine::{Completion, FinishReason, Group, Token};
 use flotilla_model::Layout;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 /// Media type of a stream of [`Line`]s, one JSON value each.
 pub const NDJSON: &str = "application/x-ndjson";
@@ -12,15 +13,17 @@ pub const NDJSON: &str = "application/x-ndjson";
 pub const SAFETENSORS: &str = "application/octet-stream";
 
 /// Query of `PUT /v1/weights`.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, IntoParams, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct WeightsQuery {
     /// Names the weights; every answer that was drawn with them repeats it.
+    #[param(min_length = 1, max_length = 253)]
     pub version: String,
 }
 
 /// Answer of `PUT /v1/weights`.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct WeightsAnswer {
     /// The version that is loaded now.
     pub weight_version: String,

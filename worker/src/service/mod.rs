@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`picture`] | image URLs to pictures, hostile ones refused |
+//! | [`media`] | image URLs to pictures, hostile ones refused |
 //! | [`prompt`](mod@prompt) | messages to prompts, off the async threads |
 //! | [`raw_prompt`] | a text or its tokens to a prompt |
 //! | [`wanted`] | what is drawn after a prompt, and what its text must be |
@@ -11,11 +11,13 @@
 //! | [`critics`] | the templates by which the critic is asked, by name |
 //! | [`verdict`] | what a critic's text says, and how sure its tokens were |
 //! | [`metrics`] | counters and latencies |
+//! | [`account`] | what one HTTP request has cost so far |
 
+pub mod account;
 pub mod critics;
 pub mod generation;
+pub mod media;
 pub mod metrics;
-pub mod picture;
 pub mod prompt;
 pub mod raw_prompt;
 pub mod text;
@@ -24,15 +26,19 @@ pub mod wanted;
 
 use std::{
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use flotilla_api::role::{Purpose, Serve};
-use flotilla_engine::{EngineHandle, EngineThread, Limits, VlmRunner};
+use candle_core::DType;
+use flotilla_api::role::{EngineSettings, Precision, Purpose, Serve};
+use flotilla_engine::{EngineHandle, EngineThread, Limits, Overloaded, VlmRunner};
 use flotilla_model::{Config, LoadOptions, Processor, Vlm};
 use tokio::sync::Semaphore;
 
-use self::{critics::Critics, metrics::Metrics, wanted::Compiler};
+use self::{critics::Critics, media::Media, metrics::Metrics, wanted::Compiler};
 use crate::{error::WorkerError, prompt::critic::CriticTemplate};
 
 /// Bytes that keys and values of all running samples may take.
@@ -60,8 +66,11 @@ pub struct Service {
     engine: EngineHandle<VlmRunner>,
     processor: Processor,
     critics: Critics,
+    media: Media,
     preparing: Semaphore,
     compiler: Compiler,
+    preparations: AtomicUsize,
+    max_queue: usize,
 }
 
 /// A place for the service, empty while the model is being loaded. Cloning shares the place.
@@ -101,7 +110,15 @@ impl Service {
         adjust: impl FnOnce(Limits) -> Limits,
     ) -> Result<(Self, EngineThread), WorkerError> {
         let failed = |what: &str| format!("failed to {what} in {}", directory.display());
-        let options = LoadOptions::default();
+        let media = Media::new(&spec.media, metrics.clone())?;
+        let options = LoadOptions {
+            dtype: match spec.engine.dtype.unwrap_or(Precision::F32) {
+                Precision::F32 => DType::F32,
+                Precision::Bf16 => DType::BF16,
+                Precision::F16 => DType::F16,
+            },
+            ..LoadOptions::default()
+        };
         let model = match spec.model.random_seed {
             Some(seed) => Config::load(directory).and_then(|config| Vlm::random(config, seed, &options)),
             None => Vlm::load(directory, &options),
@@ -111,12 +128,7 @@ impl Service {
             Processor::load(directory).map_err(|error| WorkerError::permanent(failed("load the processor"), error))?;
         let trained_len = model.config().text.max_position_embeddings;
         let critics = Critics::new(templates, processor.tokenizer());
-        let limits = Limits::default();
-        let limits = Limits {
-            kv_blocks: CACHE_BYTES / (bytes_per_token(&model) * limits.block_size),
-            ..limits
-        };
-        let limits = adjust(limits);
+        let limits = adjust(limits(&spec.engine, bytes_per_token(&model)));
         let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
         let runner = VlmRunner::new(model, &limits);
         let (thread, engine) = EngineThread::spawn(runner, version, limits, spec.max_queue as usize)
@@ -130,16 +142,28 @@ impl Service {
             engine,
             processor,
             critics,
+            media,
             preparing: Semaphore::new(PREPARED_AT_ONCE),
             compiler: Compiler::default(),
+            preparations: AtomicUsize::new(0),
+            max_queue: spec.max_queue as usize,
         };
         Ok((service, thread))
     }
 
-    /// Requests that wait and samples that run.
-    pub fn load_now(&self) -> (usize, usize) {
-        let running = self.engine.stats().running.get();
-        (self.engine.queued(), usize::try_from(running).unwrap_or(usize::MAX))
+    /// Requests before their first token: those whose prompt is being prepared and those that the engine has.
+    pub fn waiting(&self) -> usize {
+        self.preparations.load(Ordering::Relaxed) + self.engine.queued()
+    }
+
+    /// A place among the prompts that are prepared, if not too many requests wait.
+    fn queue(&self) -> Result<Preparing<'_>, ServiceError> {
+        let (waiting, limit) = (self.waiting(), self.max_queue);
+        if waiting >= limit {
+            return Err(Overloaded { waiting, limit }.into());
+        }
+        self.preparations.fetch_add(1, Ordering::Relaxed);
+        Ok(Preparing(&self.preparations))
     }
 
     /// The processor of the checkpoint.
@@ -155,6 +179,31 @@ impl Service {
     /// What the engine holds and has done.
     pub fn stats(&self) -> &flotilla_engine::Stats {
         self.engine.stats()
+    }
+}
+
+/// A place among the prompts that are prepared; dropping it gives it back.
+#[derive(Debug)]
+struct Preparing<'a>(&'a AtomicUsize);
+
+impl Drop for Preparing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The engine's limits: what is set, else what [`CACHE_BYTES`] and the engine's own defaults give.
+fn limits(settings: &EngineSettings, bytes_per_token: usize) -> Limits {
+    let defaults = Limits::default();
+    let bytes = settings
+        .kv_cache_bytes
+        .map_or(CACHE_BYTES, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let given = |value: Option<u32>, otherwise: usize| value.map_or(otherwise, |value| value as usize).max(1);
+    Limits {
+        kv_blocks: given(settings.kv_blocks, bytes / (bytes_per_token * defaults.block_size)),
+        max_rows: given(settings.max_rows, defaults.max_rows),
+        max_step_tokens: given(settings.max_step_tokens, defaults.max_step_tokens),
+        ..defaults
     }
 }
 
@@ -211,5 +260,30 @@ impl ServiceError {
             param,
             message: message.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_is_sized_by_its_blocks_else_by_its_bytes() {
+        let by_bytes = EngineSettings {
+            kv_cache_bytes: Some(1 << 20),
+            max_rows: Some(0),
+            ..EngineSettings::default()
+        };
+        let sized = limits(&by_bytes, 64);
+        assert_eq!(sized.kv_blocks * sized.block_size * 64, 1 << 20);
+        assert_eq!(
+            (sized.max_rows, sized.max_step_tokens),
+            (1, Limits::default().max_step_tokens)
+        );
+        let by_blocks = EngineSettings {
+            kv_blocks: Some(7),
+            ..by_bytes
+        };
+        assert_eq!(limits(&by_blocks, 64).kv_blocks, 7);
     }
 }

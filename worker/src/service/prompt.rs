@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flotilla_engine::Prompt;
 use flotilla_model::{Content, Medium, Message, ModelError, Part};
 
-use super::{Service, ServiceError, picture};
+use super::{Service, ServiceError, media::Encoded};
 
 /// Tokens that steer the conversation; text of a client may not contain them, or a response under judgement could end
 /// its own turn and speak for the critic.
@@ -37,30 +37,32 @@ impl Service {
         conversation: Conversation,
         max_tokens: Option<usize>,
     ) -> Result<(Arc<Prompt>, usize), ServiceError> {
+        let _place = self.queue()?;
+        conversation.messages.iter().try_for_each(refuse_control_tokens)?;
+        // Before the permit: a slow host holds up its own request only.
+        let pictures = self.media.collect(conversation.image_urls).await?;
         let _permit = self.preparing.acquire().await.map_err(|_| ServiceError::Stopped)?;
-        let service = self.clone();
-        let prepared = tokio::task::spawn_blocking(move || service.prepare_blocking(&conversation, max_tokens)).await;
+        let (service, messages) = (self.clone(), conversation.messages);
+        let prepared =
+            tokio::task::spawn_blocking(move || service.prepare_blocking(&messages, &pictures, max_tokens)).await;
         prepared.map_err(|error| ServiceError::Engine(format!("failed to prepare the prompt: {error}")))?
     }
 
     fn prepare_blocking(
         &self,
-        conversation: &Conversation,
+        messages: &[Message],
+        pictures: &[Encoded],
         max_tokens: Option<usize>,
     ) -> Result<(Arc<Prompt>, usize), ServiceError> {
-        let urls = &conversation.image_urls;
-        if urls.len() > picture::MAX_PICTURES {
-            let message = format!("{} images, the limit is {}", urls.len(), picture::MAX_PICTURES);
-            return Err(ServiceError::invalid("messages", message));
-        }
-        conversation.messages.iter().try_for_each(refuse_control_tokens)?;
-        let pictures = urls.iter().map(|url| picture::decode(url).map(Medium::Picture));
+        let pictures = pictures
+            .iter()
+            .map(|encoded| self.media.decode(encoded).map(Medium::Picture));
         let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
         // One token at least must follow the prompt.
         let wanted = max_tokens.unwrap_or(1);
         let limit = self.max_model_len;
         let room = limit.saturating_sub(wanted);
-        let prepared = self.processor.prepare(&conversation.messages, &pictures, room);
+        let prepared = self.processor.prepare(messages, &pictures, room);
         let prompt = prepared.map_err(|error| refusal(error, wanted, limit))?;
         let room = limit - prompt.ids.len();
         let prompt = Prompt::from(prompt);

@@ -22,6 +22,7 @@ impl Service {
         prompt: RawPrompt,
         max_tokens: usize,
     ) -> Result<Arc<Prompt>, ServiceError> {
+        let _place = self.queue()?;
         let _permit = self.preparing.acquire().await.map_err(|_| ServiceError::Stopped)?;
         let service = self.clone();
         let prepared = tokio::task::spawn_blocking(move || service.prepare_raw_blocking(prompt, max_tokens)).await;
