@@ -98,7 +98,7 @@ fn decode(model: &Vlm, prompts: &[Row], group: usize) {
         blocks
     });
     let tables = tables.collect::<Vec<_>>();
-    if length % NEW_TOKENS > 0 {
+    if !length.is_multiple_of(NEW_TOKENS) {
         let pair = |sample: u32| (own[sample as usize / group][full], first + 2 * sample);
         model
             .copy(&mut pool, &(0..samples).map(pair).collect::<Vec<_>>())
