@@ -5,7 +5,6 @@ python openai_client.py path/to/flotilla-worker [path/to/checkpoint]
 
 import base64
 import contextlib
-import hashlib
 import json
 import pathlib
 import struct
@@ -19,6 +18,7 @@ import openai
 CHECKPOINT = pathlib.Path(__file__).parent.parent / "parity/fixtures/tiny-qwen2.5-vl"
 MODEL = "tiny"
 KEY = "a-key-of-this-test"
+RARE_KEY = "a-key-that-may-ask-once"
 failures = 0
 
 
@@ -223,12 +223,19 @@ def models_and_errors(client):
 
 def access(worker, checkpoint):
     with tempfile.TemporaryDirectory() as directory:
+        def line(key, *limits):
+            command = [worker, "hash-key", *limits]
+            return subprocess.run(command, input=key, stdout=subprocess.PIPE, text=True, check=True).stdout.strip() + "\n"
+
         keys = pathlib.Path(directory) / "keys"
-        keys.write_text("client sha256:" + hashlib.sha256(KEY.encode()).hexdigest() + "\n")
+        keys.write_text(line(KEY, "--name", "often") + line(RARE_KEY, "--name", "rare", "--rate", "1/h"))
         with server(worker, checkpoint, "--api-key-file", keys) as client:
             fact("the right key is let in", chat(client, max_tokens=2).object == "chat.completion")
             stranger = client.with_options(api_key="another")
             refused("a wrong key is an authentication error", openai.AuthenticationError, lambda: chat(stranger))
+            rare = client.with_options(api_key=RARE_KEY)
+            chat(rare, max_tokens=2)
+            refused("a key that asks too often gets a rate limit error", openai.RateLimitError, lambda: chat(rare))
     with server(worker, checkpoint, "--max-queue", "0") as client:
         error = refused("a full queue is a rate limit error", openai.RateLimitError, lambda: chat(client), "overloaded")
         fact("which says when to come back", error is not None and int(error.response.headers["retry-after"]) > 0, error)

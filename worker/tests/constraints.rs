@@ -178,8 +178,7 @@ fn json_value() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(4, 24, 6, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::btree_map(key.clone().prop_map(str::to_owned), inner, 0..6)
-                .prop_map(|map| Value::from_iter(map)),
+            prop::collection::btree_map(key.clone().prop_map(str::to_owned), inner, 0..6).prop_map(Value::from_iter),
         ]
     })
 }
