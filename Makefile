@@ -12,7 +12,12 @@ BENCH ?=
 CLUSTER_DIR ?= .flotilla/cluster
 CLUSTER_TESTS = $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/cluster_*.rs))
 
-.PHONY: help build demo test test-cluster cluster control-plane bench-operator lint fmt generate check-generated \
+# Where the clients of `make test-clients` and `make soak` live.
+PYTHON_ENV = $(CARGO_TARGET_DIR)/python
+# Flags of `make soak`.
+SOAK ?= --minutes 10
+
+.PHONY: help build demo test test-cluster test-clients test-browser soak cluster control-plane bench-operator lint fmt generate check-generated \
   install-manifest images-check sandbox deny clean
 
 help: ## show the targets
@@ -28,7 +33,23 @@ test: build ## every test that needs a Rust toolchain and a C compiler only
 	$(CARGO) test --locked --workspace
 
 # With KUBECONFIG the cluster that it names, else a control plane that is started for the tests and stopped after them.
-test-cluster: build control-plane ## the stories on a real kube-apiserver; KUBECONFIG=FILE for a cluster you have (needs Go)
+test-test-clients: build $(PYTHON_ENV)/ready ## the server held to the real openai client and to its own OpenAPI document (needs Python)
+	$(PYTHON_ENV)/bin/python tests/clients/openai_client.py $(BIN)/flotilla-worker
+	PATH=$(PYTHON_ENV)/bin:$$PATH tests/clients/schemathesis.sh $(BIN)/flotilla-worker
+
+test-browser: build ## the chat page in headless Chromium (needs Node.js and Chromium)
+	cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund && FLOTILLA_WORKER=$(BIN)/flotilla-worker npm test
+
+soak: build $(PYTHON_ENV)/ready ## ten minutes at five times the capacity, and kills; SOAK='--seconds 30' for a quick look (needs Python)
+	cd tests/soak && FLOTILLA_WORKER=$(BIN)/flotilla-worker $(PYTHON_ENV)/bin/python soak.py $(SOAK)
+	cd tests/soak && FLOTILLA_WORKER=$(BIN)/flotilla-worker $(PYTHON_ENV)/bin/python kill.py
+
+$(PYTHON_ENV)/ready: $(wildcard tests/clients/requirements*.txt tests/soak/requirements.txt)
+	python3 -m venv --clear $(PYTHON_ENV)
+	$(PYTHON_ENV)/bin/pip install --quiet --disable-pip-version-check $(addprefix -r ,$^)
+	touch $@
+
+cluster: build control-plane ## the stories on a real kube-apiserver; KUBECONFIG=FILE for a cluster you have (needs Go)
 	$(if $(KUBECONFIG),,$(BIN)/flotilla-cluster run --dir $(CLUSTER_DIR) --) \
 	  $(CARGO) test --locked --workspace --features flotilla-tests/cluster $(CLUSTER_TESTS)
 

@@ -114,8 +114,8 @@ async function score(_, response, { pace }) {
   await sleep(20 * pace);
   const probabilities = [0.01, 0.02, 0.03, 0.05, 0.06, 0.1, 0.18, 0.3, 0.2, 0.05];
   json(response, {
-    id: "score-1", object: "critic.score", model: "critic-r1-demo", score: 7.31, mode: 8, entropy: 1.9, mass: 0.97, scale: { min: 1, max: 10, step: 1 },
-    distribution: probabilities.map((probability, index) => ({ score: index + 1, label: String(index + 1), probability })),
+    id: "score-1", object: "critic.score", model: "critic-r1-demo", score: 7.31, mode: 8, entropy: 1.9, mass: 0.97, range: { minimum: 1, maximum: 10, step: 1 },
+    distribution: probabilities.map((probability, index) => ({ value: index + 1, label: String(index + 1), probability })),
     rationale: null, raw: "", finish_reason: null, usage: { prompt_tokens: 402, completion_tokens: 0, total_tokens: 402 },
   });
 }
@@ -144,18 +144,19 @@ async function bestOfN(body, response, { pace }) {
     }
     const bye = alive.length % 2 === 1 ? alive.at(-1) : null;
     alive = [...pairs.map(({ winner }) => winner), ...(bye === null ? [] : [bye])];
-    rounds.push({ round: rounds.length + 1, pairs, bye });
+    rounds.push({ round: rounds.length, comparisons: pairs, bye });
     send("round", { ...rounds.at(-1), selector: body.selector });
   }
-  const comparisons = rounds.flatMap(({ pairs }) => pairs).length;
-  const counts = { comparisons, opinions: comparisons, flips: rounds.flatMap(({ pairs }) => pairs).filter((pair) => pair.order_flip).length, ties: 0, by_lot: 0, unparsed: 0, prompt_tokens: 801 * comparisons, completion_tokens: 88 * comparisons };
+  const all = rounds.flatMap(({ comparisons: pairs }) => pairs);
+  const comparisons = all.length;
+  const counts = { comparisons, opinions: comparisons, flips: all.filter((pair) => pair.order_flip).length, ties: 0, by_lot: 0, unparsed: 0, prompt_tokens: 801 * comparisons, completion_tokens: 88 * comparisons };
   const reports = [{ selector: body.selector, winner: alive[0], counts, rounds }];
   if (body.report === "all") {
     const votes = [{ candidate: 0, answer: "42", count: body.n / 2 }, { candidate: 1, answer: "31", count: body.n / 4 }, { candidate: 3, answer: "27", count: body.n / 4 }];
     reports.push({ selector: "majority", winner: 0, counts: { ...counts, comparisons: 0, flips: 0, prompt_tokens: 0, completion_tokens: 0 }, rounds: [], votes });
   }
   send("result", {
-    id: "bon-1", object: "critic.best_of_n", model: "critic-r1-demo", n: body.n, distinct: body.n, seed: body.seed ?? 1838, selector: body.selector, chosen: candidates[alive[0]], candidates,
+    id: "bon-1", object: "critic.best_of_n", model: "critic-r1-demo", n: body.n, distinct: body.n, seed: body.seed ?? 1838, selector: body.selector, winner: alive[0], text: candidates[alive[0]].text, answer: candidates[alive[0]].answer, finish_reason: "stop", comparisons, order_flips: counts.flips, candidates,
     reports, shortened: 0, prefill_tokens: 1912, usage: { prompt_tokens: 318 * body.n + counts.prompt_tokens, completion_tokens: 38 * body.n + counts.completion_tokens, total_tokens: 0 },
   });
   response.end("data: [DONE]\n\n");

@@ -19,7 +19,7 @@ import httpx
 
 from report import drawing, table
 from worker import MODEL, Worker
-from workload import Case, Client, Outcome, chats, critiques, known, offered, same, wrong
+from workload import Case, Client, Outcome, chats, clients, critiques, known, offered, same, wrong
 
 # Kinds of requests and how often each is asked.
 MIX = {"chat": 20, "stream": 30, "critic": 20, "cancel": 15, "wrong": 13, "half": 2}
@@ -167,11 +167,10 @@ async def main() -> int:
     seconds = 60 * asked.minutes if asked.minutes else asked.seconds
     asked.out.mkdir(parents=True, exist_ok=True)
     worker = await Worker.start("--max-queue", str(asked.max_queue), model=asked.model, log=asked.out / "worker.log")
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=MOST)
     try:
-        async with httpx.AsyncClient(timeout=TIMEOUT, limits=limits) as http:
-            await worker.ready(http, within=120)
-            client = Client(http, worker.address)
+        async with clients(TIMEOUT) as pools:
+            await worker.ready(pools[0], within=120)
+            client = Client(pools, worker.address)
             both_orders, paths = await offered(client)
             cases = chats(random.Random(asked.seed)) + [case for case in critiques(both_orders) if case.path in paths]
             soak = Soak(worker, client, cases, await known(client, cases), asked.seed)
@@ -182,8 +181,8 @@ async def main() -> int:
         base = {"gauges": await soak.rest(), "resident": worker.resident(), "descriptors": worker.descriptors()}
         began, first = time.monotonic(), len(soak.outcomes)
         watching = asyncio.create_task(soak.watch(began))
-        async with httpx.AsyncClient(timeout=TIMEOUT, limits=limits) as http:
-            soak.client = Client(http, worker.address)
+        async with clients(TIMEOUT) as pools:
+            soak.client = Client(pools, worker.address)
             await soak.overload(rate, seconds)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)

@@ -2,9 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
+import itertools
 import json
 import random
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -150,12 +153,26 @@ def texts(answer: dict) -> list:
     return [[choice["message"]["content"], choice["finish_reason"]] for choice in choices]
 
 
+@contextlib.asynccontextmanager
+async def clients(timeout: float, number: int = 32) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """Several clients with a pool of connections each: looking for a free one takes a time that grows with the pool."""
+    async with contextlib.AsyncExitStack() as stack:
+        # Neither TLS nor proxies: the server is on loopback.
+        make = lambda: httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None), verify=False, trust_env=False)
+        yield [await stack.enter_async_context(make()) for _ in range(number)]
+
+
 class Client:
     """Asks one server, and says what became of each request; it never raises."""
 
-    def __init__(self, http: httpx.AsyncClient, address: str):
-        self.http = http
+    def __init__(self, pools: list[httpx.AsyncClient], address: str):
+        self._pools = itertools.cycle(pools)
         self.address = address
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """The next pool."""
+        return next(self._pools)
 
     async def ask(self, case: Case) -> Outcome:
         """The whole answer, or the whole stream."""

@@ -119,6 +119,109 @@ proptest! {
     }
 }
 
+fn json_value() -> impl Strategy<Value = Value> {
+    let word = prop::sample::select(vec![
+        "object",
+        "array",
+        "string",
+        "integer",
+        "number",
+        "null",
+        "#",
+        "#/$defs/a",
+        "date-time",
+        "a|b",
+        "(",
+        "^a*$",
+        "",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (-3i64..4).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        word.prop_map(Value::from),
+    ];
+    let key = prop::sample::select(vec![
+        "type",
+        "properties",
+        "required",
+        "additionalProperties",
+        "items",
+        "prefixItems",
+        "minItems",
+        "maxItems",
+        "enum",
+        "const",
+        "anyOf",
+        "oneOf",
+        "allOf",
+        "not",
+        "$ref",
+        "$defs",
+        "a",
+        "pattern",
+        "format",
+        "minLength",
+        "maxLength",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "multipleOf",
+        "patternProperties",
+        "minProperties",
+        "x-guidance",
+        "if",
+        "then",
+    ]);
+    leaf.prop_recursive(4, 24, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(key.clone().prop_map(str::to_owned), inner, 0..6)
+                .prop_map(|map| Value::from_iter(map)),
+        ]
+    })
+}
+
+fn source() -> impl Strategy<Value = GrammarSource> {
+    let regex = prop_oneof![
+        r"\PC{0,24}",
+        r"([a-c]|\\[dwsbBpuxAz1]|[\[\]\(\)\{\}\|\*\+\?\^\$\.\-,:=!<>&~]|[0-9]|é){0,16}",
+    ];
+    let lark = prop_oneof![
+        r"\PC{0,40}",
+        "(start|[a-c]|[A-C]|: |\\| |\n|\"x\"|/a+/|\\*|\\?|\\(|\\)|\\[|\\]|%ignore|%import|%json|%regex|\\{|\\}|~|[0-9]| ){0,24}"
+            .prop_map(|rest| format!("start: {rest}")),
+    ];
+    prop_oneof![
+        regex.prop_map(GrammarSource::Regex),
+        lark.prop_map(GrammarSource::Lark),
+        json_value().prop_map(GrammarSource::JsonSchema),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    // In a release build a panic of the compiler would end the server.
+    #[test]
+    fn no_source_makes_the_compiler_panic(source in source(), seed: u64) {
+        let told = match GRAMMARS.compile(&source) {
+            Err(error) => error.to_string(),
+            Ok(grammar) => {
+                let mut noise = Noise::new(&Constraint::Grammar(grammar), seed);
+                let mut told = String::new();
+                while noise.finish.is_none() && noise.bytes.len() < 60 && told.is_empty() {
+                    told = noise.step().err().map(|error| error.to_string()).unwrap_or_default();
+                }
+                told
+            }
+        };
+        prop_assert!(!told.contains("panic"), "{source:?}: {told}");
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Person {

@@ -10,6 +10,7 @@ use flotilla_api::{
     conversion::Template,
     role::{Purpose, Serve},
 };
+use flotilla_model::{Message, Processor};
 use flotilla_worker::command::best_of_n::{BestOfNArguments, measure};
 use futures::StreamExt;
 use reqwest::StatusCode;
@@ -144,16 +145,27 @@ async fn a_score_comes_with_its_distribution() {
 }
 
 #[tokio::test]
-async fn forced_probabilities_are_those_of_the_next_token() {
-    let server = Server::ready(with_templates()).await;
-    // One position, two labels of one token: the same log-odds as the model's own at that position.
-    let mut body = comparison();
-    body["think"] = json!(false);
-    body["responses"] = json!(["7", "3"]);
-    let forced = ok(&server, COMPARE, &body).await;
-    let again = ok(&server, COMPARE, &body).await;
-    assert_eq!(forced["margin"], again["margin"]);
-    assert_eq!(forced["usage"]["prompt_tokens"], again["usage"]["prompt_tokens"]);
+async fn a_margin_without_thoughts_is_the_log_odds_of_the_labels_in_an_open_box() {
+    let spec = with_templates();
+    let base = spec.model.uri.strip_prefix("file://").expect("a file").to_owned();
+    let server = Server::ready(spec).await;
+    let body = json!({"question": "What digit is this?", "responses": ["7", "3"], "think": false});
+    let answer = ok(&server, COMPARE, &body).await;
+    let shown = "What digit is this?\nResponse 1: 7\nResponse 2: 3\nWhich response is better?";
+    let processor = Processor::load(Path::new(&base)).expect("the sample's processor");
+    let prompt = processor
+        .template()
+        .render(&[Message::user(0, shown)], true)
+        .expect("renders");
+    let mut odds = Vec::new();
+    for label in ["1", "2"] {
+        let body =
+            json!({"prompt": format!("{prompt}\\boxed{{"), "max_tokens": 1, "guided_choice": [label], "logprobs": 0});
+        let completion = ok(&server, "/v1/completions", &body).await;
+        odds.push(number(&completion["choices"][0]["logprobs"]["token_logprobs"][0]));
+    }
+    let margin = number(&answer["margin"]);
+    assert!((margin - (odds[0] - odds[1])).abs() < 1e-4, "{margin} and {odds:?}");
 }
 
 fn best_of(n: usize) -> Value {
@@ -365,7 +377,7 @@ async fn what_is_wrong_is_refused_before_anything_is_generated() {
             with("critic", json!({"template": "short-score"})),
             "that compares two responses",
         ),
-        (BEST_OF_N, with("question", json!("digit ".repeat(90))), "leaves"),
+        (BEST_OF_N, with("question", json!("digit ".repeat(452))), "leaves"),
         (
             BEST_OF_N,
             with("question", json!("<|im_end|>")),

@@ -52,8 +52,8 @@ test("the chosen candidate, its bracket and its table are those that the API giv
   await page.getByLabel("Report every selector").check();
   const [body] = await Promise.all([nextBody(page, "/v1/critic/best-of-n"), page.locator("#best-question").press("Control+Enter")]);
   const given = await worker.post("/v1/critic/best-of-n", { ...body, stream: false });
-  await page.getByRole("heading", { name: `Candidate ${given.chosen.index + 1} is chosen` }).waitFor();
-  const pairs = given.reports[0].rounds.flatMap((round) => round.pairs);
+  await page.getByRole("heading", { name: `Candidate ${given.winner + 1} is chosen` }).waitFor();
+  const pairs = given.reports[0].rounds.flatMap((round) => round.comparisons);
   assert.ok(pairs.length > 0);
   await page.getByText("All comparisons as a table").click();
   const better = await page.locator("#best-result details tbody tr td:nth-child(3)").allTextContents();
@@ -75,7 +75,7 @@ for (const selector of ["round_robin", "sequential", "majority", "pointwise"]) {
     await page.locator("#best-selector").selectOption(selector);
     const [body] = await Promise.all([nextBody(page, "/v1/critic/best-of-n"), page.getByRole("button", { name: "Find the best" }).click()]);
     const given = await worker.post("/v1/critic/best-of-n", { ...body, stream: false });
-    await page.getByRole("heading", { name: `Candidate ${given.chosen.index + 1} is chosen` }).waitFor();
+    await page.getByRole("heading", { name: `Candidate ${given.winner + 1} is chosen` }).waitFor();
   });
 }
 
@@ -97,7 +97,7 @@ test("the score and its distribution are those that the API gives", async () => 
   await page.locator("#score-question").fill("What is this?");
   await page.locator("#score-response").fill("Rings");
   const [body] = await Promise.all([nextBody(page, "/v1/critic/score"), page.getByRole("button", { name: "Score" }).click()]);
-  await page.getByRole("heading", { name: /^Score / }).waitFor();
+  await page.getByRole("heading", { name: /^Score /, level: 2 }).waitFor();
   const given = await worker.post("/v1/critic/score", body);
   assert.match(await page.locator("#score-result h2").textContent(), new RegExp(`^Score ${Number(given.score.toFixed(2))} of 1 to 10`));
   assert.equal(await page.locator("#score-result tbody tr").count(), given.distribution.length);

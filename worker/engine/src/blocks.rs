@@ -81,6 +81,11 @@ impl Blocks {
         self.found.get(key).copied()
     }
 
+    /// How many refer to a block.
+    pub fn references(&self, block: Block) -> u32 {
+        self.states[block as usize].references
+    }
+
     /// Whether nobody refers to a block.
     pub fn is_free(&self, block: Block) -> bool {
         self.states[block as usize].references == 0

@@ -149,12 +149,14 @@ impl<R: Runner> Engine<R> {
     pub fn cancel(&mut self, request: RequestId) {
         self.scheduler.cancel(request);
         self.forget_ended(request);
+        self.report_held();
     }
 
     /// Ends a sample without another event of it. False if it has ended before.
     pub fn end(&mut self, request: RequestId, sample: usize) -> bool {
         let ended = self.scheduler.end(request, sample);
         self.forget_ended(request);
+        self.report_held();
         ended
     }
 
@@ -167,6 +169,7 @@ impl<R: Runner> Engine<R> {
         self.scheduler.flush();
         self.deadlines.clear();
         self.failures.clear();
+        self.report_held();
     }
 
     fn forget_ended(&mut self, request: RequestId) {
@@ -329,11 +332,16 @@ impl<R: Runner> Engine<R> {
         }
     }
 
+    /// What is held now: no step may follow that would tell it.
+    fn report_held(&self) {
+        self.stats.waiting.set(self.waiting());
+        self.stats.running.set(self.running());
+        self.stats.kv_blocks_used.set(self.used_blocks());
+    }
+
     fn report(&self) {
+        self.report_held();
         let (stats, counts, visuals) = (&self.stats, self.scheduler.counts(), self.runner.visual_counts());
-        stats.waiting.set(self.waiting());
-        stats.running.set(self.running());
-        stats.kv_blocks_used.set(self.used_blocks());
         stats.steps.add(1);
         stats.prefill_tokens.set(counts.prefill_tokens);
         stats.prefix_queries.set(counts.prefix_queries);

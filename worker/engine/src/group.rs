@@ -87,6 +87,14 @@ impl Group {
         Row::new(sequence, self.prompt_tokens, self.keys.clone())
     }
 
+    /// The computed prompt, while it is kept.
+    pub fn kept(&self) -> Option<&Kept> {
+        match &self.prompt {
+            PromptState::Kept(kept) => Some(kept),
+            PromptState::Open | PromptState::Computing(_) => None,
+        }
+    }
+
     /// Gives up the computed prompt; its blocks are the caller's to release.
     pub fn drop_kept(&mut self) -> Option<Vec<Block>> {
         match std::mem::replace(&mut self.prompt, PromptState::Open) {

@@ -85,7 +85,7 @@ impl Prompt {
     }
 
     /// Ids and positions of tokens of the prompt followed by `drawn`.
-    pub(crate) fn tokens(&self, drawn: &[u32], range: Range<usize>) -> Result<(Vec<u32>, Vec<Position>), Cause> {
+    pub(crate) fn tokens(&self, drawn: &[u32], range: &Range<usize>) -> Result<(Vec<u32>, Vec<Position>), Cause> {
         let next_position = self.identity()?.next_position;
         let prompt_tokens = self.row.ids.len();
         let own = range.start.min(prompt_tokens)..range.end.min(prompt_tokens);
@@ -101,7 +101,7 @@ impl Prompt {
     /// where in it the token is.
     pub(crate) fn content(&self, drawn: &[u32], range: Range<usize>, out: &mut Vec<u8>) -> Result<(), Cause> {
         let identity = self.identity()?;
-        let (ids, positions) = self.tokens(drawn, range.clone())?;
+        let (ids, positions) = self.tokens(drawn, &range)?;
         for ((index, id), position) in range.zip(&ids).zip(&positions) {
             out.extend(id.to_le_bytes());
             out.extend(position.iter().flat_map(|axis| axis.to_le_bytes()));
@@ -231,7 +231,7 @@ mod tests {
         let short = Prompt::from(Row::text(vec![1, 2, 3]));
         let long = Prompt::from(Row::text(vec![1, 2, 3, 7, 8]));
         assert_eq!(content(&short, 2..5), content(&long, 2..5));
-        let (ids, positions) = short.tokens(&[7, 8], 2..5).expect("tokens");
+        let (ids, positions) = short.tokens(&[7, 8], &(2..5)).expect("tokens");
         assert_eq!(ids, [3, 7, 8]);
         assert_eq!(positions, [[2; 3], [3; 3], [4; 3]]);
     }

@@ -5,22 +5,18 @@
 //! a later one waiting, and nobody waits for requests that came after it. A sample with a smaller ticket never loses its
 //! blocks to one with a larger one, so the smallest always goes on.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    ops::Bound,
-};
+mod admission;
+
+use std::collections::BTreeMap;
 
 use crate::{
     blocks::{Block, Blocks},
-    group::{Group, Kept, PromptState},
+    group::{Group, PromptState},
     limits::Limits,
     prefix::Key,
     row::{Row, Ticket},
     sequence::RequestId,
 };
-
-/// Waiting samples that are looked at in one step, where those before them wait for a prompt that is being computed.
-const LOOK_AHEAD: usize = 1024;
 
 /// What one step does.
 #[derive(Debug, Default)]
@@ -70,15 +66,6 @@ pub struct Scheduler {
     /// Requests of which nothing has started stay where they are.
     draining: bool,
     counts: Counts,
-}
-
-/// What became of a waiting sample.
-enum Admission {
-    Started,
-    /// Another sample is computing what it needs.
-    Later,
-    /// Tokens or blocks are used up.
-    NoRoom,
 }
 
 impl Scheduler {
@@ -197,6 +184,13 @@ impl Scheduler {
         }
     }
 
+    /// Gives up the computed prompt of a request.
+    fn forget_kept(&mut self, request: RequestId) {
+        if let Some(blocks) = self.groups.get_mut(&request).and_then(Group::drop_kept) {
+            self.blocks.release_all(&blocks);
+        }
+    }
+
     /// A sample that was computing the prompt of its group does so no more.
     fn leave_prompt(&mut self, ticket: Ticket) {
         if let Some(group) = self.groups.get_mut(&ticket.request)
@@ -219,170 +213,6 @@ impl Scheduler {
         }
     }
 
-    /// Lets waiting samples start, in the order of their tickets.
-    fn admit(&mut self, plan: &mut Plan, budget: &mut usize) {
-        if self.waiting.is_empty() || self.running.len() >= self.limits.max_rows {
-            return;
-        }
-        let mut pending = self.pending();
-        let mut after = Bound::Unbounded;
-        for _ in 0..LOOK_AHEAD {
-            let next = self.waiting.range((after, Bound::Unbounded)).next();
-            let Some(ticket) = next.map(|(ticket, _)| *ticket) else {
-                break;
-            };
-            if self.running.len() >= self.limits.max_rows {
-                break;
-            }
-            match self.try_start(ticket, &mut pending, plan, budget) {
-                Admission::Started => self.virtual_time = self.virtual_time.max(ticket.tag),
-                Admission::Later => {}
-                Admission::NoRoom => break,
-            }
-            after = Bound::Excluded(ticket);
-        }
-    }
-
-    /// Keys of the blocks that running samples are going to fill.
-    fn pending(&self) -> HashSet<Key> {
-        let rows = self.running.values();
-        rows.flat_map(|row| row.keys.iter().skip(row.remembered).copied())
-            .collect()
-    }
-
-    fn try_start(
-        &mut self,
-        ticket: Ticket,
-        pending: &mut HashSet<Key>,
-        plan: &mut Plan,
-        budget: &mut usize,
-    ) -> Admission {
-        let Some(group) = self.groups.get(&ticket.request) else {
-            self.waiting.remove(&ticket);
-            return Admission::Later;
-        };
-        let preempted = self.waiting.get(&ticket).and_then(Option::as_ref);
-        if preempted.is_none() {
-            match group.prompt {
-                PromptState::Kept(_) => {
-                    self.fork(ticket);
-                    plan.forks.push(ticket);
-                    return Admission::Started;
-                }
-                PromptState::Computing(_) => return Admission::Later,
-                PromptState::Open if self.draining && !group.started => return Admission::Later,
-                PromptState::Open => {}
-            }
-        }
-        if *budget == 0 {
-            return Admission::NoRoom;
-        }
-        let keys = preempted.map_or(&group.keys, |row| &row.keys);
-        let tokens = preempted.map_or(group.prompt_tokens, Row::tokens);
-        let found = keys.iter().map_while(|key| self.blocks.find(key)).collect::<Vec<_>>();
-        if keys.get(found.len()).is_some_and(|key| pending.contains(key)) {
-            return Admission::Later;
-        }
-        pending.extend(keys.iter().skip(found.len()));
-        let Some(blocks) = self.allot(found, tokens, &mut plan.copies) else {
-            return Admission::NoRoom;
-        };
-        let preempted = self.waiting.remove(&ticket).flatten();
-        let Some(group) = self.groups.get_mut(&ticket.request) else {
-            return Admission::Later;
-        };
-        let mut row = preempted.unwrap_or_else(|| {
-            group.unstarted -= 1;
-            group.prompt = PromptState::Computing(ticket.sample);
-            group.row(ticket.sample)
-        });
-        group.started = true;
-        row.remembered = blocks.found;
-        // The last token always goes through the model: the next one is drawn from its logits.
-        row.stored = (blocks.found * self.limits.block_size).min(tokens - 1);
-        row.blocks = blocks.all;
-        self.counts.prefix_queries += row.prompt_tokens;
-        self.counts.prefix_hits += row.stored.min(row.prompt_tokens);
-        plan.parts.push(part(ticket, row.remaining(), budget));
-        self.running.insert(ticket, row);
-        Admission::Started
-    }
-
-    /// Blocks for a sample of `tokens` tokens of which the first ones are found, if there are enough: every running sample
-    /// must be able to take another one.
-    fn allot(&mut self, found: Vec<Block>, tokens: usize, copies: &mut Vec<(Block, Block)>) -> Option<Allotted> {
-        let count = tokens.div_ceil(self.limits.block_size);
-        // Where everything is found the last block is written into once more, in a copy.
-        let copied = found.len() * self.limits.block_size >= tokens;
-        let new = count - found.len() + usize::from(copied);
-        loop {
-            let idle = found.iter().filter(|block| self.blocks.is_free(**block)).count();
-            if self.blocks.free() >= new + idle + self.running.len() {
-                break;
-            }
-            if !self.drop_kept() {
-                return None;
-            }
-        }
-        found.iter().for_each(|block| self.blocks.share(*block));
-        let hits = found.len();
-        let mut all = found;
-        if copied && let Some(old) = all.pop() {
-            let block = self.blocks.take()?;
-            copies.push((old, block));
-            all.push(block);
-            self.blocks.release(old);
-        }
-        while all.len() < count {
-            all.push(self.blocks.take()?);
-        }
-        Some(Allotted { all, found: hits })
-    }
-
-    /// Starts a sample from the computed prompt of its group.
-    fn fork(&mut self, ticket: Ticket) {
-        let Some(group) = self.groups.get_mut(&ticket.request) else {
-            return;
-        };
-        let PromptState::Kept(kept) = &group.prompt else {
-            return;
-        };
-        let mut row = group.row(ticket.sample);
-        row.first = Some(kept.logits.clone());
-        row.blocks = kept.blocks.clone();
-        row.stored = row.prompt_tokens;
-        row.remembered = row.keys.len();
-        row.blocks.iter().for_each(|block| self.blocks.share(*block));
-        self.waiting.remove(&ticket);
-        self.running.insert(ticket, row);
-        group.unstarted -= 1;
-        if group.unstarted == 0 {
-            self.forget_kept(ticket.request);
-        }
-    }
-
-    fn forget_kept(&mut self, request: RequestId) {
-        if let Some(blocks) = self.groups.get_mut(&request).and_then(Group::drop_kept) {
-            self.blocks.release_all(&blocks);
-        }
-    }
-
-    /// Starts the samples that are first in the queue and whose prompt is computed, as far as there are rows.
-    pub fn start_forks(&mut self) -> Vec<Ticket> {
-        let mut started = Vec::new();
-        while self.running.len() < self.limits.max_rows
-            && let Some((ticket, None)) = self.waiting.first_key_value()
-            && let Some(group) = self.groups.get(&ticket.request)
-            && matches!(group.prompt, PromptState::Kept(_))
-        {
-            let ticket = *ticket;
-            self.fork(ticket);
-            self.virtual_time = self.virtual_time.max(ticket.tag);
-            started.push(ticket);
-        }
-        started
-    }
-
     /// Counts tokens of a sample as stored; `key` gives the key of a full block from the row and the key's index. False if the
     /// sample has left.
     pub fn advance<E>(&mut self, part: &Part, mut key: impl FnMut(&Row, usize) -> Result<Key, E>) -> Result<bool, E> {
@@ -402,27 +232,6 @@ impl Scheduler {
             row.remembered += 1;
         }
         Ok(true)
-    }
-
-    /// Keeps the prompt that a sample has computed for the samples of its group that have not started.
-    pub fn keep_prompt(&mut self, ticket: Ticket, logits: &[f32]) {
-        let Some(group) = self.groups.get_mut(&ticket.request) else {
-            return;
-        };
-        let Some(row) = self.running.get(&ticket) else {
-            return;
-        };
-        if !matches!(group.prompt, PromptState::Computing(sample) if sample == ticket.sample) {
-            return;
-        }
-        group.prompt = PromptState::Open;
-        if group.unstarted > 0 {
-            row.blocks.iter().for_each(|block| self.blocks.share(*block));
-            group.prompt = PromptState::Kept(Kept {
-                blocks: row.blocks.clone(),
-                logits: logits.into(),
-            });
-        }
     }
 
     /// A running sample.
@@ -534,13 +343,6 @@ impl Scheduler {
     pub fn counts(&self) -> Counts {
         self.counts
     }
-}
-
-/// Blocks of a sample that starts.
-struct Allotted {
-    all: Vec<Block>,
-    /// How many of them hold their tokens already.
-    found: usize,
 }
 
 /// As many of the remaining tokens as the budget allows.

@@ -1,7 +1,8 @@
 //! The loop on its own thread: one thread owns the model, async callers send requests and receive tokens.
 
+mod work;
+
 use std::{
-    collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -13,14 +14,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
+use work::Work;
 
 use crate::{
-    engine::{Engine, Event},
+    engine::Engine,
     error::EngineError,
     limits::Limits,
     request::{FinishReason, Token},
     runner::{Cause, RequestFor, Runner},
-    sequence::RequestId,
     stats::Stats,
 };
 
@@ -266,24 +267,18 @@ impl EngineThread {
         });
         let engine = Engine::new(runner, version, limits)?;
         let stats = engine.stats().clone();
-        let work = move || {
-            let mut worker = Loop {
-                engine,
-                clients: BTreeMap::new(),
-                endings: ended_samples,
-                loads: VecDeque::new(),
-                reports,
-            };
+        let body = move || {
+            let mut work = Work::new(engine, ended_samples, reports);
             // A panic in a kernel ends this thread only; the process says so and is replaced.
-            if catch_unwind(AssertUnwindSafe(|| worker.run(receiver))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| work.run(receiver))).is_err() {
                 tracing::error!("the engine thread panicked");
             }
-            worker.reports.send_modify(|health| health.alive = false);
-            drop(worker);
+            work.report_end();
+            drop(work);
             let _ = ending.send(true);
         };
         let thread = std::thread::Builder::new().name("engine".to_owned());
-        let thread = thread.spawn(work).map_err(EngineError::Thread)?;
+        let thread = thread.spawn(body).map_err(EngineError::Thread)?;
         let handle = EngineHandle {
             commands,
             endings,
@@ -305,189 +300,5 @@ impl EngineThread {
     /// Waits for the thread; every handle must be dropped before.
     pub fn join(self) {
         let _ = self.thread.join();
-    }
-}
-
-/// A caller that waits for tokens.
-#[derive(Debug)]
-struct Client {
-    ticket: Ticket,
-    output: mpsc::UnboundedSender<Output>,
-    /// Held until the first token.
-    place: Option<Place>,
-    unfinished: usize,
-}
-
-/// The state of the thread.
-struct Loop<R: Runner> {
-    engine: Engine<R>,
-    clients: BTreeMap<RequestId, Client>,
-    endings: mpsc::UnboundedReceiver<Ending>,
-    /// Weights that wait for requests to end, in order.
-    loads: VecDeque<Load<R>>,
-    reports: watch::Sender<Health>,
-}
-
-impl<R: Runner> Loop<R> {
-    /// Until the last handle is dropped and the last request has ended.
-    fn run(&mut self, mut commands: mpsc::UnboundedReceiver<Command<R>>) {
-        loop {
-            if self.engine.is_idle() && self.loads.is_empty() {
-                self.report(false);
-                match commands.blocking_recv() {
-                    Some(command) => self.take(command),
-                    None => return,
-                }
-            }
-            while let Ok(command) = commands.try_recv() {
-                self.take(command);
-            }
-            self.end_samples();
-            self.cancel_abandoned();
-            self.load_ready();
-            if !self.engine.is_idle() {
-                self.step();
-                self.report(true);
-            }
-        }
-    }
-
-    fn report(&self, busy: bool) {
-        let health = Health {
-            alive: true,
-            busy,
-            last_step: Instant::now(),
-        };
-        self.reports.send_replace(health);
-    }
-
-    fn take(&mut self, command: Command<R>) {
-        match command {
-            Command::Submit(submission) => self.accept(submission),
-            Command::Load(load) => self.loads.push_back(load),
-        }
-    }
-
-    fn accept(&mut self, submission: Submission<R>) {
-        let Submission {
-            ticket,
-            request,
-            output,
-            place,
-        } = submission;
-        match self.engine.submit(&request) {
-            Ok(id) => {
-                let client = Client {
-                    ticket,
-                    output,
-                    place: Some(place),
-                    unfinished: request.n,
-                };
-                self.clients.insert(id, client);
-            }
-            Err(error) => drop(output.send(Output::Failed(error))),
-        }
-    }
-
-    /// Puts the weights in place whose turn it is.
-    fn load_ready(&mut self) {
-        while let Some(load) = self.loads.front() {
-            let waits = load.policy == LoadPolicy::Finish && self.engine.started() > 0;
-            self.engine.drain(waits);
-            if waits {
-                return;
-            }
-            let Some(load) = self.loads.pop_front() else {
-                return;
-            };
-            if load.policy == LoadPolicy::Abort {
-                self.fail_all(|| EngineError::Aborted(load.version.clone()));
-            }
-            let loaded = self.engine.load_weights(&load.version, load.apply);
-            if let Err(error) = &loaded {
-                tracing::error!(version = load.version, "weights were not loaded: {}", describe(error));
-            }
-            // The caller may have gone.
-            let _ = load.done.send(loaded);
-        }
-    }
-
-    /// Ends the samples that their callers have seen enough of.
-    fn end_samples(&mut self) {
-        while let Ok(Ending { ticket, sample }) = self.endings.try_recv() {
-            let Some((id, client)) = self.clients.iter_mut().find(|(_, client)| client.ticket == ticket) else {
-                continue;
-            };
-            let id = *id;
-            if self.engine.end(id, sample) {
-                client.unfinished -= 1;
-                if client.unfinished == 0 {
-                    self.clients.remove(&id);
-                }
-            }
-        }
-    }
-
-    /// Frees what is computed for clients that are gone.
-    fn cancel_abandoned(&mut self) {
-        let engine = &mut self.engine;
-        self.clients.retain(|id, client| {
-            let gone = client.output.is_closed();
-            if gone {
-                engine.cancel(*id);
-            }
-            !gone
-        });
-    }
-
-    fn step(&mut self) {
-        match self.engine.step() {
-            Ok(step) => {
-                step.events.into_iter().for_each(|event| self.deliver(event));
-                for (request, error) in step.failures {
-                    if let Some(client) = self.clients.remove(&request) {
-                        let _ = client.output.send(Output::Failed(error));
-                    }
-                }
-            }
-            Err(error) => {
-                let message = describe(&error);
-                tracing::error!(requests = self.clients.len(), "a step failed: {message}");
-                self.fail_all(|| EngineError::Step(message.clone()));
-            }
-        }
-    }
-
-    fn deliver(&mut self, event: Event) {
-        let Some(client) = self.clients.get_mut(&event.request) else {
-            return;
-        };
-        client.place = None;
-        client.unfinished -= usize::from(event.finish.is_some());
-        // A client that is gone is cancelled before the next step.
-        let _ = client.output.send(Output::Token {
-            sample: event.sample,
-            token: event.token,
-            finish: event.finish,
-            version: self.engine.version().clone(),
-        });
-        if client.unfinished == 0 {
-            self.clients.remove(&event.request);
-        }
-    }
-
-    /// Ends all requests.
-    fn fail_all(&mut self, error: impl Fn() -> EngineError) {
-        for (_, client) in std::mem::take(&mut self.clients) {
-            let _ = client.output.send(Output::Failed(error()));
-        }
-        self.engine.clear();
-    }
-}
-
-fn describe(error: &EngineError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }

@@ -91,7 +91,7 @@ struct Piece {
 
 impl Piece {
     fn new(chunk: &Chunk<'_, Prompt>, encoded: &BTreeMap<Digest, Tensor>) -> Result<Self, Cause> {
-        let (ids, positions) = chunk.prompt.tokens(chunk.drawn, chunk.range())?;
+        let (ids, positions) = chunk.prompt.tokens(chunk.drawn, &chunk.range())?;
         let mut features = Vec::new();
         for (start, given) in &chunk.prompt.row.features {
             features.extend(cut(*start, given, &chunk.range())?);

@@ -322,6 +322,26 @@ fn a_large_group_does_not_keep_a_later_request_waiting() {
 }
 
 #[test]
+fn a_computed_prompt_is_not_given_up_for_a_request_that_does_not_fit_anyway() {
+    let limits = Limits {
+        kv_blocks: 13,
+        block_size: 4,
+        ..Limits::default()
+    };
+    let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+    let prompt: Vec<u32> = (1..18).collect();
+    engine.submit(&endless(&prompt, 2, 4)).expect("submits");
+    // Eight blocks, and one that the running sample may need: only once that has ended there are so many.
+    engine.submit(&endless(&[9; 30], 1, 2)).expect("submits");
+    let mut drawn = Drawn::new();
+    while !engine.is_idle() {
+        step(&mut engine, limits, &mut drawn);
+    }
+    // Each prompt once, and all tokens but the last of each sample.
+    assert_eq!(engine.runner().record().computed, 17 + 30 + 2 * 3 + 1);
+}
+
+#[test]
 fn a_cancelled_request_frees_its_blocks_at_once() {
     let mut engine = Engine::new(Toy::default(), "v0", Limits::default()).expect("an engine");
     let id = engine.submit(&endless(&[1; 40], 4, 8)).expect("submits");
@@ -330,9 +350,13 @@ fn a_cancelled_request_frees_its_blocks_at_once() {
     let both = engine.used_blocks();
     engine.cancel(id);
     assert!(engine.used_blocks() < both);
+    assert_eq!(engine.stats().running.get(), 1);
     assert!(engine.end(other, 0));
     assert_eq!(engine.used_blocks(), 0);
     assert!(engine.is_idle());
+    // Nobody steps an idle engine: what is told must not wait for a step.
+    let stats = engine.stats();
+    assert_eq!((stats.running.get(), stats.kv_blocks_used.get()), (0, 0));
 }
 
 #[test]

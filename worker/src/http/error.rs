@@ -120,6 +120,8 @@ impl From<ServiceError> for ApiError {
             },
             ServiceError::Overloaded(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", message),
             ServiceError::Engine(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "model_failure", message),
+            ServiceError::Deadline => Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline", message),
+            ServiceError::Aborted => Self::new(StatusCode::SERVICE_UNAVAILABLE, "aborted", message),
             ServiceError::Stopped => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", message),
         }
     }

@@ -14,6 +14,9 @@ use crate::{
     uri::Volumes,
 };
 
+/// The template of comparisons where the spec names none.
+const DEFAULT: &str = "critic-short";
+
 /// The templates that every server has.
 const BUILTIN: [&str; 3] = ["critic-short", "critic-criteria", "critic-score"];
 
@@ -30,21 +33,26 @@ pub struct Asking {
 #[derive(Debug)]
 pub struct Critics(Vec<(String, Arc<Asking>)>);
 
-/// The templates of a server: `configured` first, which comparisons use where a request names none, then the named ones,
-/// then those that come with the worker.
+/// The templates of a server: `configured` or [`DEFAULT`] first, which comparisons use where a request names none, then the
+/// named ones, then those that come with the worker.
 pub fn load(
     configured: Option<&Template>,
     named: &BTreeMap<String, Template>,
     volumes: &Volumes,
 ) -> Result<Vec<(String, CriticTemplate)>, PromptError> {
-    let mut templates = Vec::new();
-    if let Some(template) = configured {
-        let name = template.builtin.as_deref().unwrap_or("default");
-        templates.push((name.to_owned(), CriticTemplate::load(template, volumes)?));
-    }
+    let default = Template {
+        builtin: Some(DEFAULT.to_owned()),
+        ..Template::default()
+    };
+    let first = configured.unwrap_or(&default);
+    let name = first.builtin.as_deref().unwrap_or("default");
+    let mut templates = vec![(name.to_owned(), CriticTemplate::load(first, volumes)?)];
     for (name, template) in named {
-        templates.retain(|(known, _)| known != name);
-        templates.push((name.clone(), CriticTemplate::load(template, volumes)?));
+        let template = CriticTemplate::load(template, volumes)?;
+        match templates.iter_mut().find(|(known, _)| known == name) {
+            Some(place) => place.1 = template,
+            None => templates.push((name.clone(), template)),
+        }
     }
     for name in BUILTIN {
         if !templates.iter().any(|(known, _)| known == name) {

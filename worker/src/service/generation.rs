@@ -184,6 +184,8 @@ impl Generation {
         self.unfinished = 0;
         match error {
             EngineError::InvalidRequest(fault) => ServiceError::invalid("messages", fault),
+            EngineError::Deadline => ServiceError::Deadline,
+            EngineError::Aborted(_) => ServiceError::Aborted,
             error => {
                 self.service.metrics.failed();
                 match error {

@@ -242,6 +242,12 @@ pub enum ServiceError {
     /// The model failed on the request.
     #[error("the model failed: {0}")]
     Engine(String),
+    /// The request took longer than it may.
+    #[error("the request took longer than it may: ask for fewer tokens, or later")]
+    Deadline,
+    /// New weights were loaded, and the request was to end.
+    #[error("new weights were loaded while the request ran: ask again")]
+    Aborted,
     /// The engine has stopped.
     #[error("the engine has stopped")]
     Stopped,

@@ -97,7 +97,7 @@ impl TextTower {
                 break;
             }
             let mut mixed = kernels.paged_attention(&qkv, keys, values, &packed.spans, self.heads)?;
-            if index == last {
+            if index == last && packed.wanted.len() < packed.ids.len() {
                 // Nothing reads the other rows any more.
                 mixed = mixed.index_select(&wanted, 0)?;
                 x = x.index_select(&wanted, 0)?;

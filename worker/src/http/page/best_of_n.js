@@ -72,11 +72,11 @@ class Contest {
       this.texts[data.index] = data.text;
     } else if (event === "round" && data.selector === this.selector) {
       this.#rounds.push(data);
-      announce(`Round ${data.round}: ${count(data.pairs.length, "comparison")}`);
+      announce(`Round ${data.round + 1}: ${count(data.comparisons.length, "comparison")}`);
     } else if (event === "result") {
       this.#result = data;
       this.#rounds = data.reports[0].rounds;
-      announce(`Candidate ${data.chosen.index + 1} is chosen: ${data.chosen.answer}`);
+      announce(`Candidate ${data.winner + 1} is chosen: ${data.answer}`);
     }
     this.#frame ??= requestAnimationFrame(() => this.#draw());
   }
@@ -92,7 +92,7 @@ class Contest {
 
   #done() {
     const written = this.texts.filter((each) => each !== null).length;
-    const pairs = this.#rounds.flatMap((round) => round.pairs);
+    const pairs = this.#rounds.flatMap((round) => round.comparisons);
     const first = `${written} of ${count(this.n, "candidate")} written`;
     return pairs.length === 0 ? first : `${first}, ${count(pairs.length, "comparison")} in ${count(this.#rounds.length, "round")}`;
   }
@@ -106,7 +106,7 @@ class Contest {
 
   #draw() {
     this.#frame = null;
-    const best = this.#result?.chosen.index ?? null;
+    const best = this.#result?.winner ?? null;
     this.state.textContent = this.#done();
     this.progress.value = this.texts.filter((each) => each !== null).length;
     const entrants = this.#entrants();
@@ -130,7 +130,7 @@ class Contest {
 const scrolling = (name, content) => element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, content);
 
 /** The chosen candidate, why, and what it took. */
-function chosen({ chosen: { index, text: written }, n, distinct, seed, reports, left_out: leftOut, prefill_tokens: computed, usage }) {
+function chosen({ winner, text: written, n, distinct, seed, reports, left_out: leftOut, prefill_tokens: computed, usage }) {
   const { counts } = reports[0];
   const figures = [
     distinct < n ? `${distinct} of ${n} candidates differ` : null,
@@ -141,7 +141,7 @@ function chosen({ chosen: { index, text: written }, n, distinct, seed, reports, 
     `seed ${seed}`,
   ];
   return [
-    element("h2", { class: "verdict" }, `Candidate ${index + 1} is chosen`),
+    element("h2", { class: "verdict" }, `Candidate ${winner + 1} is chosen`),
     element("div", { class: "prose chosen" }, prose(written)),
     element("p", { class: "figures" }, figures.filter(Boolean).join(" · ")),
     grounds(reports[0]),

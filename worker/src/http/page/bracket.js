@@ -11,7 +11,7 @@ const EDGE = 16;
 /** Entrants in the order in which the drawing lists them: those who meet stand side by side. */
 function order(entrants, rounds) {
   const groups = new Map(entrants.map((entrant) => [entrant, [entrant]]));
-  for (const { first, second, winner } of rounds.flatMap(({ pairs }) => pairs)) {
+  for (const { first, second, winner } of rounds.flatMap(({ comparisons }) => comparisons)) {
     const loser = winner === first ? second : first;
     const [one, other] = [groups.get(first) ?? [], groups.get(second) ?? []];
     groups.delete(loser);
@@ -27,9 +27,9 @@ export function bracket(entrants, rounds, best) {
   /** Where each candidate that is still in stands. */
   const at = new Map(order(entrants, rounds).map((candidate, row) => [candidate, { x: LABEL, y: EDGE + ROW * row }]));
   for (const [candidate, { y }] of at) labels.push(label(candidate, LABEL - 8, y, "end", candidate === best));
-  rounds.forEach(({ pairs }, round) => {
+  rounds.forEach(({ comparisons }, round) => {
     const x = LABEL + COLUMN * (round + 1);
-    for (const { first, second, winner, margin, order_flip: flip, by_lot: byLot } of pairs) {
+    for (const { first, second, winner, margin, order_flip: flip, by_lot: byLot } of comparisons) {
       const [one, other] = [at.get(first), at.get(second)];
       if (one === undefined || other === undefined) continue;
       const y = (one.y + other.y) / 2;
@@ -63,8 +63,8 @@ function label(candidate, x, y, anchor, best) {
 
 /** The same as a table. */
 export function matchTable(rounds) {
-  const rows = rounds.flatMap(({ round, pairs }) => pairs.map(({ first, second, winner, margin, order_flip: flip, by_lot: byLot, rationale }) => element("tr", {},
-    element("td", { class: "number" }, String(round)),
+  const rows = rounds.flatMap(({ round, comparisons }) => comparisons.map(({ first, second, winner, margin, order_flip: flip, by_lot: byLot, rationale }) => element("tr", {},
+    element("td", { class: "number" }, String(round + 1)),
     element("td", {}, `Candidate ${first + 1} and candidate ${second + 1}`),
     element("td", {}, `Candidate ${winner + 1}${byLot ? ", by lot" : ""}`),
     element("td", { class: "number" }, margin === null ? "–" : signed(margin)),

@@ -33,12 +33,12 @@ const rounded = (value) => Number(value.toFixed(2)).toString();
 /** With less of its probability on scores the critic has hardly been asked for one. */
 const LITTLE = 0.5;
 
-function shown({ score: value, scale, distribution, mass, rationale, usage }) {
+function shown({ score: value, range, distribution, mass, rationale, usage }) {
   const largest = Math.max(...distribution.map(({ probability }) => probability), 1e-9);
   const rows = distribution.map(({ label, probability }) => element("tr", {}, element("th", { scope: "row" }, label),
     element("td", {}, element("span", { class: "share", style: { "inline-size": `${(75 * probability) / largest}%` } }), `${(100 * probability).toFixed(1)} %`)));
   return [
-    element("h2", { class: "verdict" }, `Score ${rounded(value)}`, element("small", {}, ` of ${scale.min} to ${scale.max}`)),
+    element("h2", { class: "verdict" }, `Score ${rounded(value)}`, element("small", {}, ` of ${range.minimum} to ${range.maximum}`)),
     mass < LITTLE ? element("p", { class: "flag" }, `The critic holds ${(100 * mass).toFixed(1)} % likely that a score comes next: it may not know this task.`) : null,
     element("table", { class: "distribution" }, element("caption", { class: "unseen" }, "Probability of each score"),
       element("thead", { class: "unseen" }, element("tr", {}, element("th", { scope: "col" }, "Score"), element("th", { scope: "col" }, "Probability"))),
