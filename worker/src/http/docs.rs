@@ -212,7 +212,7 @@ mod tests {
                 "responses": {"200": {"description": "it's fine"}},
                 "security": [{"apiKey": []}],
             }}},
-            "components": {"schemas": {"Ask": {
+            "components": {"securitySchemes": {"apiKey": {"description": "A key"}}, "schemas": {"Ask": {
                 "type": "object",
                 "required": ["question", "n"],
                 "properties": {
