@@ -47,6 +47,7 @@ pub struct Owner {
 /// What a pod does.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Role {
     /// Converts source rows into canonical rows.
     Prepare(Prepare),

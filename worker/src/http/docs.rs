@@ -9,7 +9,7 @@ use minijinja::{
 use serde_json::{Map, Value, json};
 
 /// How deep an example goes into schemas that hold schemas.
-const MAX_DEPTH: usize = 6;
+const MAX_DEPTH: usize = 12;
 
 /// The page of a document. A template that fails is a fault of this program; the page then says so.
 pub fn page(document: &Value) -> String {
@@ -184,7 +184,7 @@ fn example_of(schema: &Value, schemas: &Value, depth: usize) -> Value {
             required.map(|name| (name.to_owned(), field(name))).collect()
         }
         Some("array") => {
-            let least = schema["minItems"].as_u64().unwrap_or(1).clamp(1, 4);
+            let least = schema["minItems"].as_u64().unwrap_or(1).clamp(1, 2);
             (0..least)
                 .map(|_| example_of(&schema["items"], schemas, depth + 1))
                 .collect()
@@ -212,7 +212,7 @@ mod tests {
                 "responses": {"200": {"description": "it's fine"}},
                 "security": [{"apiKey": []}],
             }}},
-            "components": {"schemas": {"Ask": {
+            "components": {"securitySchemes": {"apiKey": {"description": "A key"}}, "schemas": {"Ask": {
                 "type": "object",
                 "required": ["question", "n"],
                 "properties": {

@@ -100,7 +100,29 @@ fn complete(mut document: Value, locks: Locks) -> Value {
         }
     }
     document["components"]["securitySchemes"] = Value::Object(schemes);
+    bound_unsigned(&mut document);
     document
+}
+
+/// The generator writes unsigned numbers in the formats of signed ones, which allow half of them. Their bounds say it right.
+fn bound_unsigned(part: &mut Value) {
+    match part {
+        Value::Object(fields) => {
+            let largest = match fields.get("format").and_then(Value::as_str) {
+                Some("int32") => u64::from(u32::MAX),
+                Some("int64") => u64::MAX,
+                _ => 0,
+            };
+            let unsigned = fields.get("minimum").and_then(Value::as_u64).is_some();
+            if largest > 0 && unsigned {
+                fields.remove("format");
+                fields.entry("maximum").or_insert_with(|| largest.into());
+            }
+            fields.values_mut().for_each(bound_unsigned);
+        }
+        Value::Array(items) => items.iter_mut().for_each(bound_unsigned),
+        _ => {}
+    }
 }
 
 fn bearer(description: &str) -> Value {
@@ -204,6 +226,25 @@ mod tests {
         assert!(locked["paths"]["/v1/models"]["get"]["responses"]["401"].is_object());
         assert_eq!(locked["paths"]["/drain"]["post"]["security"], json!([{"jobToken": []}]));
         assert!(locked["paths"]["/healthz"]["get"].get("security").is_none());
+    }
+
+    #[test]
+    fn an_unsigned_number_has_its_own_bounds() {
+        let mut schemas = json!([
+            {"type": "integer", "format": "int64", "minimum": 0},
+            {"type": ["integer", "null"], "format": "int32", "minimum": 1, "maximum": 9},
+            {"type": "integer", "format": "int64"},
+        ]);
+        bound_unsigned(&mut schemas);
+        assert_eq!(
+            schemas[0],
+            json!({"type": "integer", "minimum": 0, "maximum": u64::MAX})
+        );
+        assert_eq!(
+            schemas[1],
+            json!({"type": ["integer", "null"], "minimum": 1, "maximum": 9})
+        );
+        assert_eq!(schemas[2]["format"], "int64");
     }
 
     #[test]

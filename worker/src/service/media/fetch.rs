@@ -276,3 +276,20 @@ impl Fetcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_head_that_announces_too_much_is_refused_before_the_body() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("image/png"));
+        headers.insert(CONTENT_LENGTH, LIMITS.bytes.into());
+        assert!(check_head(&headers).is_ok());
+        headers.insert(CONTENT_LENGTH, (LIMITS.bytes + 1).into());
+        assert!(check_head(&headers).is_err());
+    }
+}
