@@ -405,6 +405,14 @@ async fn what_is_wrong_is_refused_before_anything_is_generated() {
             .await;
         assert!(message.contains(reason), "{reason} is not in: {message}");
     }
+    // The largest number there is is too long, and overflows nothing.
+    for think in [true, false] {
+        let mut body = with("max_tokens", json!(u64::MAX));
+        body["critic"] = json!({"think": think, "max_tokens": u64::MAX});
+        server
+            .refusal(BEST_OF_N, &body, StatusCode::BAD_REQUEST, "context_length_exceeded")
+            .await;
+    }
     let mut stream = best_of(4);
     stream["stream"] = json!(true);
     stream["selector"] = json!("round_robin");

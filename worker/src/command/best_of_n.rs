@@ -26,12 +26,15 @@ use crate::{
         bracket::Kind,
         contest::{Round, Rules, play},
         field::Field,
-        judge::{Case, Judge, Manner, harmless, visuals_of},
+        judge::{Case, Judge, Manner, harmless},
         selector::Selector,
     },
     error::WorkerError,
     prompt::critic::Shows,
-    service::{Service, ServiceError, Slot, critics, metrics::Metrics, prompt::Conversation, wanted::Wanted},
+    service::{
+        Service, ServiceError, Slot, critics, metrics::Metrics, prompt::Conversation, visuals::visuals_of,
+        wanted::Wanted,
+    },
     uri::Volumes,
 };
 

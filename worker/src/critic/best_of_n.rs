@@ -11,13 +11,16 @@ use super::{
     contest::{Played, Round, Rules, Tally, play},
     draw::Draw,
     field::{Field, Votes, after_thoughts, answer, count_votes, majority},
-    judge::{Case, Judge, Manner, Scored, harmless, room_for_candidates, visuals_of},
+    judge::{Case, Judge, Manner, Scored, harmless, room_for_candidates},
     remember::Remembering,
     selector::Selector,
 };
 use crate::{
     prompt::critic::Shows,
-    service::{Service, ServiceError, critics::Asking, generation::Generation, prompt::Conversation, wanted::Wanted},
+    service::{
+        Service, ServiceError, critics::Asking, generation::Generation, prompt::Conversation, visuals::visuals_of,
+        wanted::Wanted,
+    },
 };
 
 /// A candidate must have room for so many tokens in the critic's prompt.
@@ -145,7 +148,7 @@ impl Job {
             .await?;
         let visuals = visuals_of(&prompt);
         let reserve = match (plan.manner.think, plan.manner.max_tokens) {
-            (true, Some(most)) => most + LABEL_TOKENS,
+            (true, Some(most)) => most.saturating_add(LABEL_TOKENS),
             (true, None) => THOUGHT_TOKENS.min(service.max_model_len / THOUGHT_SHARE) + LABEL_TOKENS,
             (false, _) => LABEL_TOKENS,
         };
@@ -372,5 +375,30 @@ fn shorten(text: &str, room: usize, tokenizer: &Tokenizer) -> Option<String> {
         if count(&shorter) <= room {
             return Some(shorter);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use flotilla_model::Processor;
+
+    use super::*;
+
+    #[test]
+    fn a_long_candidate_keeps_its_beginning_and_its_end() {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/critic-digits/base");
+        let processor = Processor::load(&base).expect("the sample's processor");
+        let tokenizer = processor.tokenizer();
+        let long = format!("begin {} \\boxed{{7}}", "x".repeat(200));
+        let shorter = shorten(&long, 60, tokenizer).expect("is longer");
+        assert!(
+            shorter.starts_with("begin ") && shorter.ends_with("\\boxed{7}"),
+            "{shorter}"
+        );
+        assert!(shorter.contains(GAP) && tokenizer.encode(&shorter).expect("encodes").len() <= 60);
+        assert_eq!(shorten("7", 60, tokenizer), None);
+        assert_eq!(shorten(&long, 0, tokenizer).as_deref(), Some(""));
     }
 }

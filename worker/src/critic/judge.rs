@@ -24,7 +24,7 @@ use crate::{
         Service, ServiceError,
         critics::Asking,
         generation::{Generation, Sample},
-        prompt::{CONTROL_TOKENS, Conversation, refusal, refuse_control_tokens},
+        prompt::{CONTROL_TOKENS, refuse_control_tokens},
         verdict::{VERDICTS, Verdict, rationale},
     },
 };
@@ -174,7 +174,7 @@ impl Judge {
         if self.manner.think {
             let choice = self.choice("", form, &scale.labels())?;
             let reserve = choice.lead.len() + longest(&choice);
-            let wanted = self.manner.max_tokens.map(|most| most + reserve);
+            let wanted = self.manner.max_tokens.map(|most| most.saturating_add(reserve));
             let (prompt, room) = self.prompt(text.clone(), &[], wanted).await?;
             let room = room.saturating_sub(reserve).max(1);
             (prompt_tokens, written) = self
@@ -347,54 +347,6 @@ pub fn harmless(text: &str) -> String {
     } else {
         text.to_owned()
     }
-}
-
-impl Service {
-    /// The pictures of a request as the vision tower reads them, fetched, checked and resized once.
-    pub async fn visuals(self: &Arc<Self>, image_urls: Vec<String>) -> Result<Arc<[Visual]>, ServiceError> {
-        if image_urls.is_empty() {
-            return Ok(Arc::new([]));
-        }
-        let conversation = Conversation {
-            messages: vec![Message::user(image_urls.len(), "")],
-            image_urls,
-        };
-        let (prompt, _) = self.prepare(conversation, None).await?;
-        Ok(visuals_of(&prompt))
-    }
-
-    /// A prompt over visuals that are prepared already, followed by the tokens `lead`; and the number of tokens that may
-    /// come after it.
-    pub async fn prepare_again(
-        self: &Arc<Self>,
-        message: Message,
-        visuals: Arc<[Visual]>,
-        lead: Vec<u32>,
-        wanted: Option<usize>,
-    ) -> Result<(Arc<Prompt>, usize), ServiceError> {
-        let service = self.clone();
-        let prepared = tokio::task::spawn_blocking(move || {
-            let limit = service.max_model_len;
-            let reserve = wanted.unwrap_or(1) + lead.len();
-            let most = limit.saturating_sub(reserve);
-            let prepared = service.processor().prepare_again(&[message], visuals.to_vec(), most);
-            let prompt = Prompt::from(prepared.map_err(|error| refusal(error, reserve, limit))?);
-            let prompt = Prompt::new(prompt.row.followed_by(&lead), prompt.visuals);
-            // Digests of the pixels, here rather than on the engine's thread.
-            let identified = prompt.identity();
-            identified.map_err(|error| ServiceError::Engine(format!("failed to identify the prompt: {error}")))?;
-            let room = limit - prompt.row.ids.len();
-            Ok((Arc::new(prompt), wanted.unwrap_or(room)))
-        });
-        prepared
-            .await
-            .map_err(|error| ServiceError::Engine(format!("failed to prepare the prompt: {error}")))?
-    }
-}
-
-/// The visuals of a prompt.
-pub fn visuals_of(prompt: &Prompt) -> Arc<[Visual]> {
-    prompt.visuals.iter().map(|(_, visual)| visual.clone()).collect()
 }
 
 /// Tokens that a template leaves for each candidate in the context of a model, with `reserve` for what the critic writes.

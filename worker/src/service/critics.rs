@@ -33,7 +33,7 @@ pub struct Asking {
 #[derive(Debug)]
 pub struct Critics(Vec<(String, Arc<Asking>)>);
 
-/// The templates of a server: `configured` or [`DEFAULT`] first, which comparisons use where a request names none, then the
+/// The templates of a server: `configured`, or critic-short, first, which comparisons use where a request names none, then the
 /// named ones, then those that come with the worker.
 pub fn load(
     configured: Option<&Template>,

@@ -9,6 +9,7 @@
 //! | [`generation`] | tokens of one request as text, per sample |
 //! | [`text`] | ids to text piece by piece, stop strings |
 //! | [`critics`] | the templates by which the critic is asked, by name |
+//! | [`visuals`] | prompts over pictures that are prepared already |
 //! | [`verdict`] | what a critic's text says, and how sure its tokens were |
 //! | [`metrics`] | counters and latencies |
 //! | [`account`] | what one HTTP request has cost so far |
@@ -22,6 +23,7 @@ pub mod prompt;
 pub mod raw_prompt;
 pub mod text;
 pub mod verdict;
+pub mod visuals;
 pub mod wanted;
 
 use std::{
