@@ -170,7 +170,7 @@ fn example_of(schema: &Value, schemas: &Value, depth: usize) -> Value {
         return Value::Object(whole);
     }
     let name = match &schema["type"] {
-        Value::Array(names) => names.get(0).and_then(Value::as_str),
+        Value::Array(names) => names.first().and_then(Value::as_str),
         name => name.as_str(),
     };
     match name {
