@@ -78,6 +78,3 @@ fn decide(observed: &Observed, plan: Option<&Plan>) -> Rollout {
         None => Rollout::default(),
     }
 }
-
-#[cfg(test)]
-mod tests;
