@@ -1,6 +1,6 @@
 //! Who is let in, how often, and what is told about it: keys, limits, ids, traces, the document, the drain.
 
-#![allow(clippy::expect_used, reason = "helpers of tests")]
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 mod support;
 

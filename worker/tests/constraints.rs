@@ -228,7 +228,7 @@ struct Person {
     age: u8,
     colours: Vec<Colour>,
     #[serde(rename = "boss")]
-    _boss: Option<Box<Person>>,
+    _boss: Option<Box<Self>>,
 }
 
 #[derive(Debug, Deserialize)]

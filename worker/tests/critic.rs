@@ -1,6 +1,6 @@
 //! The critic's endpoints over a tiny random model, as a client sees them.
 
-#![allow(clippy::expect_used, reason = "helpers of tests")]
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 mod support;
 

@@ -373,6 +373,7 @@ async fn liar() -> RolloutPod {
         let sample = Sample {
             token_ids: vec![1],
             logprobs: vec![0.0],
+            model_logprobs: vec![0.0],
             finish_reason: flotilla_engine::FinishReason::Stop,
         };
         let line = |index| {

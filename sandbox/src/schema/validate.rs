@@ -157,7 +157,10 @@ fn object(map: &Map<String, Value>, schema: &Structural, at: &str, causes: &mut 
     if let Some(max) = schema.bounds.max_properties.filter(|max| count > *max) {
         causes.push(Cause::too_many(at, count, max));
     }
-    for (name, child) in map {
+    // In the order of their names, as the API server tells them, whichever order this build's maps keep.
+    let mut members: Vec<_> = map.iter().collect();
+    members.sort_unstable_by_key(|(name, _)| *name);
+    for (name, child) in members {
         let here = super::path::child(at, name);
         match (schema.properties.get(name), &schema.additional) {
             (Some(property), _) | (None, Some(Additional::Schema(property))) => check(child, property, &here, causes),

@@ -93,12 +93,16 @@ test("a file that is no picture is refused by name", async () => {
 
 test("Escape stops an answer: what has come stays, and the worker stops too", async () => {
   await set(page, { temperature: 1, seed: 1, max_tokens: 3500 });
+  // A random model ends by chance, often before a key can be pressed.
+  const endless = (route) => route.continue({ postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true }) });
+  await page.route("**/v1/chat/completions", endless);
   await say(page, "Go on and on");
   await page.locator(".assistant .prose p:not(.waiting)").first().waitFor();
   await page.keyboard.press("Escape");
   await page.getByText("stopped", { exact: true }).waitFor();
   assert.notEqual((await page.locator(".assistant .prose").textContent()).trim(), "");
   await page.waitForFunction(async () => /_running 0$/m.test(await (await fetch("metrics")).text()));
+  await page.unroute("**/v1/chat/completions", endless);
 });
 
 test("an answer that is not given says why, and the question comes back", async () => {

@@ -204,12 +204,11 @@ fn spans_over_a_pool_equal_the_whole_sequence() {
             let spans = sequences.iter().zip(step).filter(|(_, tokens)| *tokens > 0);
             let spans = spans.map(|(sequence, tokens)| sequence.span(tokens, true));
             let states = model.extend(&mut pool, &spans.collect::<Vec<_>>()).unwrap();
-            let mut state = 0;
-            for (index, tokens) in step.into_iter().enumerate().filter(|(_, tokens)| *tokens > 0) {
+            let grown = step.into_iter().enumerate().filter(|(_, tokens)| *tokens > 0);
+            for (state, (index, tokens)) in grown.enumerate() {
                 sequences[index].stored += tokens;
                 let last = expected[index].narrow(0, sequences[index].stored - 1, 1).unwrap();
                 assert_near(&states.narrow(0, state, 1).unwrap(), &last, 1e-5);
-                state += 1;
             }
         }
         assert_eq!(sequences.map(|sequence| sequence.stored), [14, 14]);

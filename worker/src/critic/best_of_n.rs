@@ -215,7 +215,7 @@ impl Job {
             visuals: self.visuals.clone(),
             texts: texts.clone(),
         };
-        let mut contest = Contest::new(&self, case, &candidates, &field)?;
+        let mut contest = Contest::new(&self, &case, &candidates, &field)?;
         let mut reports = Vec::with_capacity(self.plan.selectors.len());
         for selector in &self.plan.selectors {
             reports.push(contest.report(*selector, events.clone()).await?);
@@ -273,7 +273,7 @@ struct Contest<'a> {
 }
 
 impl<'a> Contest<'a> {
-    fn new(job: &'a Job, case: Case, candidates: &'a [Candidate], field: &Field) -> Result<Self, ServiceError> {
+    fn new(job: &'a Job, case: &Case, candidates: &'a [Candidate], field: &Field) -> Result<Self, ServiceError> {
         let manner = Manner {
             patient: true,
             ..job.plan.manner.clone()

@@ -367,7 +367,7 @@ mod tests {
 
     use super::*;
 
-    fn prompts(prompt: Value) -> Result<Vec<RawPrompt>, serde_json::Error> {
+    fn prompts(prompt: &Value) -> Result<Vec<RawPrompt>, serde_json::Error> {
         let request: CompletionRequest = serde_json::from_value(json!({"prompt": prompt}))?;
         Ok(request.prompt.into_list())
     }
@@ -384,10 +384,10 @@ mod tests {
                 vec![RawPrompt::Ids(vec![1]), RawPrompt::Ids(vec![2, 3])],
             ),
         ] {
-            assert_eq!(prompts(prompt).expect("valid"), expected);
+            assert_eq!(prompts(&prompt).expect("valid"), expected);
         }
         for prompt in [json!({"a": 1}), json!(["a", 1]), json!([-1]), json!(null)] {
-            assert!(prompts(prompt.clone()).is_err(), "{prompt}");
+            assert!(prompts(&prompt).is_err(), "{prompt}");
         }
     }
 }

@@ -82,7 +82,7 @@ impl Placeholders {
     }
 
     /// The text with values in the places of their names; the name that has none, if there is one.
-    pub fn fill<'a>(&'a self, value: impl Fn(&str) -> Option<String>) -> Result<String, &'a str> {
+    pub fn fill(&self, value: impl Fn(&str) -> Option<String>) -> Result<String, &str> {
         let mut filled = String::new();
         for piece in &self.0 {
             match piece {

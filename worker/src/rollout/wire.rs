@@ -122,15 +122,20 @@ pub struct Sample {
     pub token_ids: Vec<u32>,
     /// Log-probability of each token under the tempered distribution: f32 values, which survive the way through JSON.
     pub logprobs: Vec<f64>,
+    /// Log-probability of each token under the model's own distribution, without temperature: what a learner computes again
+    /// to check a pod.
+    pub model_logprobs: Vec<f64>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
 
 impl From<Completion> for Sample {
     fn from(completion: Completion) -> Self {
+        let model = |token: &Token| f64::from(token.model_log_probability);
         Self {
             token_ids: completion.ids(),
             logprobs: completion.log_probabilities().into_iter().map(f64::from).collect(),
+            model_logprobs: completion.tokens.iter().map(model).collect(),
             finish_reason: completion.finish,
         }
     }
@@ -138,13 +143,15 @@ impl From<Completion> for Sample {
 
 impl From<Sample> for Completion {
     fn from(sample: Sample) -> Self {
-        let token = |(id, log_probability): (u32, f64)| Token {
+        let token = |((id, drawn), model): ((u32, f64), f64)| Token {
             id,
-            log_probability: log_probability as f32,
+            log_probability: drawn as f32,
+            model_log_probability: model as f32,
             ..Token::default()
         };
+        let drawn = sample.token_ids.into_iter().zip(sample.logprobs);
         Self {
-            tokens: sample.token_ids.into_iter().zip(sample.logprobs).map(token).collect(),
+            tokens: drawn.zip(sample.model_logprobs).map(token).collect(),
             finish: sample.finish_reason,
         }
     }
@@ -153,7 +160,10 @@ impl From<Sample> for Completion {
 impl GroupLine {
     /// The completions as the engine gives them; None where a token has no log-probability.
     pub fn group(self) -> Option<Group> {
-        let whole = |sample: &Sample| sample.token_ids.len() == sample.logprobs.len() && !sample.token_ids.is_empty();
+        let whole = |sample: &Sample| {
+            let tokens = sample.token_ids.len();
+            tokens > 0 && sample.logprobs.len() == tokens && sample.model_logprobs.len() == tokens
+        };
         self.completions.iter().all(whole).then(|| Group {
             completions: self.completions.into_iter().map(Completion::from).collect(),
         })
@@ -190,6 +200,7 @@ mod tests {
         let sample = Sample {
             token_ids: vec![1, 2],
             logprobs: vec![-0.5],
+            model_logprobs: vec![-0.5],
             finish_reason: FinishReason::Length,
         };
         let line = GroupLine {

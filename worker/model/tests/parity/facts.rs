@@ -204,9 +204,16 @@ fn greedy(case: &Case) -> Vec<u32> {
 /// Tokens of a block of keys and values.
 const BLOCK: usize = 16;
 
-/// Blocks of the copies of each row with the row's index, and what must be copied once the prompts are computed: copies of a
-/// row share the full blocks of its prompt.
-fn lay_out(rows: &[Row], repeat: &[usize], tokens: usize) -> (Vec<(usize, Vec<u32>)>, Vec<(u32, u32)>, u32) {
+/// Where the copies of some rows lie. Copies of a row share the full blocks of its prompt.
+struct Plan {
+    /// The blocks of each copy, with the index of its row.
+    tables: Vec<(usize, Vec<u32>)>,
+    /// What must be copied once the prompts are computed.
+    pairs: Vec<(u32, u32)>,
+    blocks: u32,
+}
+
+fn lay_out(rows: &[Row], repeat: &[usize], tokens: usize) -> Plan {
     let (mut tables, mut pairs, mut next) = (Vec::new(), Vec::new(), 0);
     for (index, (row, repeat)) in rows.iter().zip(repeat).enumerate() {
         let (full, count) = (row.ids.len() / BLOCK, (row.ids.len() + tokens).div_ceil(BLOCK));
@@ -220,12 +227,16 @@ fn lay_out(rows: &[Row], repeat: &[usize], tokens: usize) -> (Vec<(usize, Vec<u3
             tables.push((index, first[..full].iter().copied().chain(own).collect()));
         }
     }
-    (tables, pairs, next)
+    Plan {
+        tables,
+        pairs,
+        blocks: next,
+    }
 }
 
 /// The most likely tokens after each row, `repeat` times side by side.
 fn continuations(model: &Vlm, rows: &[Row], repeat: &[usize], tokens: usize) -> Vec<Vec<u32>> {
-    let (tables, pairs, blocks) = lay_out(rows, repeat, tokens);
+    let Plan { tables, pairs, blocks } = lay_out(rows, repeat, tokens);
     let mut pool = model.pool(blocks as usize, BLOCK).unwrap();
     let firsts = rows.iter().enumerate().map(|(index, row)| Span {
         ids: &row.ids,

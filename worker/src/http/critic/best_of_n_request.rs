@@ -233,8 +233,11 @@ impl BestOfNRequest {
     }
 }
 
-/// The selectors in the order of their reports, each once, and why some of `all` are left out.
-fn selectors(request: &BestOfNRequest, n: usize) -> Result<(Vec<Selector>, Vec<(Selector, String)>), ApiError> {
+/// A selector and why it does not report.
+type LeftOut = (Selector, String);
+
+/// The selectors in the order of their reports, each once, and which of `all` are left out.
+fn selectors(request: &BestOfNRequest, n: usize) -> Result<(Vec<Selector>, Vec<LeftOut>), ApiError> {
     let mut selectors = vec![request.selector];
     selectors.extend(&request.selectors);
     if let Some(refusal) = selectors.iter().find_map(|selector| selector.refusal(n)) {
