@@ -345,16 +345,16 @@ async fn who_hangs_up_cancels_what_is_left() {
     let mut running = String::new();
     for _ in 0..200 {
         let (_, metrics) = server.get("/metrics").await;
-        let line = metrics
+        let value = metrics
             .lines()
-            .find(|line| line.contains("running") && !line.starts_with('#') && line.ends_with(" 0"));
-        if let Some(line) = line {
-            running = line.to_owned();
+            .find_map(|line| line.strip_prefix("flotilla_num_requests_running "));
+        value.expect("a gauge").clone_into(&mut running);
+        if running == "0.0" {
             break;
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    assert_ne!(running, "", "samples still run");
+    assert_eq!(running, "0.0", "samples still run");
 }
 
 #[tokio::test]

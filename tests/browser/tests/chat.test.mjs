@@ -101,7 +101,7 @@ test("Escape stops an answer: what has come stays, and the worker stops too", as
   await page.keyboard.press("Escape");
   await page.getByText("stopped", { exact: true }).waitFor();
   assert.notEqual((await page.locator(".assistant .prose").textContent()).trim(), "");
-  await page.waitForFunction(async () => /_running 0$/m.test(await (await fetch("metrics")).text()));
+  await page.waitForFunction(async () => /_requests_running 0(\.0)?$/m.test(await (await fetch("metrics")).text()));
   await page.unroute("**/v1/chat/completions", endless);
 });
 

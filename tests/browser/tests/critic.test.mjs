@@ -89,7 +89,7 @@ test("a selection that is stopped shows what has come, and the worker stops too"
   await page.keyboard.press("Escape");
   await page.getByText(/^Ended early/).waitFor();
   assert.equal(await page.getByRole("alert").count(), 0);
-  await page.waitForFunction(async () => /_running 0$/m.test(await (await fetch("metrics")).text()));
+  await page.waitForFunction(async () => /_requests_running 0(\.0)?$/m.test(await (await fetch("metrics")).text()));
 });
 
 test("the score and its distribution are those that the API gives", async () => {
