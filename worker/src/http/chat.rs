@@ -18,7 +18,7 @@ use super::{
     api::{Api, Body, check_model},
     chat_request::ChatRequest,
     error::{ApiError, ErrorBody},
-    sse,
+    sse::{self, ServerSentEvent},
 };
 use crate::service::{
     Service,
@@ -80,7 +80,7 @@ struct AnswerMessage {
 
 /// A piece of a streamed answer.
 #[derive(Debug, Serialize, ToSchema)]
-struct ChatChunk {
+pub(super) struct ChatChunk {
     /// Names the answer; the same in all pieces.
     id: String,
     /// `chat.completion.chunk`.
@@ -135,7 +135,7 @@ struct ChunkDelta {
     responses(
         (status = 200, description = "The completions, whole or as a stream", content(
             (ChatCompletion = "application/json"),
-            (ChatChunk = "text/event-stream"),
+            (ServerSentEvent = "text/event-stream"),
         )),
         (status = 400, description = "A field is wrong; `param` names it", body = ErrorBody),
         (status = 401, description = "The key is missing or wrong", body = ErrorBody),

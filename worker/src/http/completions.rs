@@ -21,7 +21,7 @@ use super::{
     chat_request::MAX_TOP_LOGPROBS,
     error::{ApiError, ErrorBody},
     sampling_fields::{MAX_N, SamplingFields},
-    sse,
+    sse::{self, ServerSentEvent},
 };
 use crate::service::{
     Service, ServiceError,
@@ -141,7 +141,7 @@ struct CompletionLogprobs {
     responses(
         (status = 200, description = "The completions, whole or as a stream", content(
             (Completion = "application/json"),
-            (Completion = "text/event-stream"),
+            (ServerSentEvent = "text/event-stream"),
         )),
         (status = 400, description = "A field is wrong; `param` names it", body = ErrorBody),
         (status = 401, description = "The key is missing or wrong", body = ErrorBody),

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{docs, error::ErrorBody};
+use super::{chat::ChatChunk, docs, error::ErrorBody};
 
 /// What the document says besides its endpoints.
 #[derive(OpenApi)]
@@ -33,7 +33,7 @@ use super::{docs, error::ErrorBody};
         (name = "operation", description = "For who runs the server"),
         (name = "internal", description = "Between the pods of one training job"),
     ),
-    components(schemas(ErrorBody)),
+    components(schemas(ErrorBody, ChatChunk)),
 )]
 struct Document;
 

@@ -9,6 +9,16 @@ use axum::{
 };
 use futures::{Stream, StreamExt as _};
 use serde::Serialize;
+use utoipa::ToSchema;
+
+/// One event of a stream as a client reads it.
+#[derive(Debug, ToSchema)]
+pub struct ServerSentEvent {
+    /// What kind of event it is, where a stream has several.
+    pub event: Option<String>,
+    /// JSON on one line: a piece of the answer, or an error in the shape of all errors. `[DONE]` ends a stream of completions.
+    pub data: String,
+}
 
 /// What ends the streams of this API.
 pub const DONE: &str = "data: [DONE]\n\n";

@@ -26,7 +26,7 @@ use crate::{
     http::{
         api::{Api, Body, check_model},
         error::ApiError,
-        sse,
+        sse::{self, ServerSentEvent},
     },
     service::{Service, ServiceError},
 };
@@ -48,7 +48,7 @@ pub fn router(state: Api) -> OpenApiRouter {
     responses(
         (status = 200, description = "The chosen candidate and how it was chosen", content(
             (BestOfN = "application/json"),
-            (String = "text/event-stream"),
+            (ServerSentEvent = "text/event-stream"),
         )),
         Refusals,
     )
