@@ -1,6 +1,6 @@
 //! HTTP answers and request bodies.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -23,6 +23,11 @@ pub type Reply = Response<Body>;
 
 /// Bytes a request body may have (that of the real API server).
 pub const MAX_BODY: usize = 3 << 20;
+
+/// Bytes that are read of a body that nobody wants.
+const MAX_DRAINED: usize = 256 << 10;
+/// How long they may take to come.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// A complete body.
 pub fn bytes(code: u16, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
@@ -120,6 +125,18 @@ pub fn warn(reply: &mut Reply, warnings: &[String]) {
     }
 }
 
+/// Reads what a refusal has left of a request's body, if that is little and comes soon, as the API server does: a connection
+/// with an unread body has to be closed, and a client that is about to use it again sees its next request break.
+pub async fn drain<B>(body: B)
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let rest = Limited::new(body, MAX_DRAINED).collect();
+    // Whatever comes of it, the answer is the same.
+    drop(tokio::time::timeout(DRAIN_TIME, rest).await);
+}
+
 /// Reads a request's body up to [`MAX_BODY`].
 pub async fn read_body<B>(body: B) -> Result<Bytes, ApiError>
 where
@@ -161,4 +178,37 @@ pub fn decode(content_type: Option<&str>, body: &[u8]) -> Result<Value, ApiError
     Err(ApiError::bad_request(
         "the object provided is unrecognized (must be of type object)",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::{StreamExt as _, stream};
+
+    use super::*;
+
+    /// Bytes that are read of a body of so many, which comes in kibibytes.
+    async fn drained(bytes: usize) -> usize {
+        let read = AtomicUsize::new(0);
+        let chunks = stream::iter(0..bytes / 1024).map(|_| {
+            read.fetch_add(1024, Ordering::Relaxed);
+            Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[0; 1024])))
+        });
+        drain(StreamBody::new(chunks)).await;
+        read.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn what_a_refusal_leaves_of_a_body_is_read_up_to_a_bound() {
+        assert_eq!(drained(8 << 10).await, 8 << 10);
+        assert!(drained(4 << 20).await <= MAX_DRAINED + 1024);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let never = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+        let ended = tokio::time::timeout(DRAIN_TIME * 60, drain(never)).await;
+        assert!(ended.is_ok());
+    }
 }

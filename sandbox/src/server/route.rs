@@ -21,17 +21,18 @@ use crate::patch::managed::manager_name;
 
 /// Answers any request.
 pub async fn answer(server: Arc<ApiServer>, request: Request<Incoming>) -> Reply {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
-    let reply = match route(server, parts, body).await {
+    let reply = match route(server, parts, &mut body).await {
         Ok(reply) => reply,
         Err(error) => reply::failure(&error),
     };
+    reply::drain(body).await;
     tracing::debug!(%method, path, code = reply.status().as_u16(), "request");
     reply
 }
 
-async fn route(server: Arc<ApiServer>, parts: Parts, body: Incoming) -> Result<Reply, ApiError> {
+async fn route(server: Arc<ApiServer>, parts: Parts, body: &mut Incoming) -> Result<Reply, ApiError> {
     let path = parts.uri.path().to_owned();
     // What every cluster shows to anyone (role system:public-info-viewer).
     match path.trim_end_matches('/') {
@@ -146,7 +147,7 @@ fn admin(server: &ApiServer, method: &Method, path: &str, body: &Bytes) -> Resul
 async fn resource(
     server: Arc<ApiServer>,
     parts: &Parts,
-    body: Incoming,
+    body: &mut Incoming,
     path: ResourcePath,
     user: User,
 ) -> Result<Reply, ApiError> {
