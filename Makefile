@@ -33,7 +33,11 @@ test: build ## every test that needs a Rust toolchain and a C compiler only
 	$(CARGO) test --locked --workspace
 
 # With KUBECONFIG the cluster that it names, else a control plane that is started for the tests and stopped after them.
-test-test-clients: build $(PYTHON_ENV)/ready ## the server held to the real openai client and to its own OpenAPI document (needs Python)
+test-cluster: build control-plane ## the stories on a real kube-apiserver; KUBECONFIG=FILE for a cluster you have (needs Go)
+	$(if $(KUBECONFIG),,$(BIN)/flotilla-cluster run --dir $(CLUSTER_DIR) --) \
+	  $(CARGO) test --locked --workspace --features flotilla-tests/cluster $(CLUSTER_TESTS)
+
+test-clients: build $(PYTHON_ENV)/ready ## the server held to the real openai client and to its own OpenAPI document (needs Python)
 	$(PYTHON_ENV)/bin/python tests/clients/openai_client.py $(BIN)/flotilla-worker
 	PATH=$(PYTHON_ENV)/bin:$$PATH tests/clients/schemathesis.sh $(BIN)/flotilla-worker
 
@@ -48,10 +52,6 @@ $(PYTHON_ENV)/ready: $(wildcard tests/clients/requirements*.txt tests/soak/requi
 	python3 -m venv --clear $(PYTHON_ENV)
 	$(PYTHON_ENV)/bin/pip install --quiet --disable-pip-version-check $(addprefix -r ,$^)
 	touch $@
-
-cluster: build control-plane ## the stories on a real kube-apiserver; KUBECONFIG=FILE for a cluster you have (needs Go)
-	$(if $(KUBECONFIG),,$(BIN)/flotilla-cluster run --dir $(CLUSTER_DIR) --) \
-	  $(CARGO) test --locked --workspace --features flotilla-tests/cluster $(CLUSTER_TESTS)
 
 cluster: build control-plane ## a real kube-apiserver with its companions in .flotilla/cluster, until Ctrl-C (needs Go)
 	$(BIN)/flotilla-cluster up --dir $(CLUSTER_DIR)
