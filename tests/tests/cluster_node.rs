@@ -94,7 +94,12 @@ async fn a_node_offers_gpus_and_beats(fleet: &Fleet, client: &Client) -> anyhow:
     let capacity = node.status.and_then(|status| status.capacity).context("capacity")?;
     assert_eq!(capacity["nvidia.com/gpu"].0, "8");
     let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
-    let lease = leases.get(name).await?;
+    // The first beat follows the first status.
+    let lease = eventually("the node has a lease", LIMIT, || async {
+        let lease = leases.get(name).await?;
+        Ok(Some(lease))
+    })
+    .await?;
     let owner = lease.owner_references().first().context("an owner")?;
     assert_eq!((owner.kind.as_str(), owner.name.as_str()), ("Node", name));
     let beat = lease.spec.and_then(|spec| spec.renew_time).context("a beat")?;
