@@ -71,7 +71,7 @@ class Round:
 
     @staticmethod
     def long(case: Case) -> Case:
-        return Case(case.kind, case.path, {**case.body, "max_tokens": 2000, "n": 1, "temperature": 1})
+        return Case(case.kind, case.path, {**case.body, "max_tokens": 2000, "n": 1, "temperature": 1, "ignore_eos": True})
 
     async def again(self, port: int, cases: list[Case], answers: dict[int, object]) -> Worker:
         begun = time.monotonic()
