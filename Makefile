@@ -44,7 +44,7 @@ test-clients: build $(PYTHON_ENV)/ready ## the server held to the real openai cl
 test-browser: build ## the chat page in headless Chromium (needs Node.js and Chromium)
 	cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund && FLOTILLA_WORKER=$(BIN)/flotilla-worker npm test
 
-soak: build $(PYTHON_ENV)/ready ## ten minutes at five times the capacity, and kills; SOAK='--seconds 30' for a quick look (needs Python)
+soak: build $(PYTHON_ENV)/ready ## ten minutes at up to five times the capacity, and kills; SOAK='--seconds 30' for a quick look (needs Python)
 	cd tests/soak && FLOTILLA_WORKER=$(BIN)/flotilla-worker $(PYTHON_ENV)/bin/python soak.py $(SOAK)
 	cd tests/soak && FLOTILLA_WORKER=$(BIN)/flotilla-worker $(PYTHON_ENV)/bin/python kill.py
 

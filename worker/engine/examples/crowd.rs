@@ -1,6 +1,6 @@
 //! In how many samples a crowd changes tokens: each request alone, then all of them together, over tiny models.
 //!
-//! `cargo run --workspace --example crowd [REQUESTS] [NEW_TOKENS]`
+//! `cargo run --example crowd [REQUESTS] [NEW_TOKENS]`
 //!
 //! In exact arithmetic it would be none. Matrix products sum in another order for other numbers of rows, and where two tokens
 //! are nearly as likely (or the drawn number falls on the border between them) that decides.

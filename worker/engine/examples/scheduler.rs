@@ -1,6 +1,6 @@
 //! What a step costs beside the model: scheduling, blocks, keys, drawing from a small vocabulary.
 //!
-//! `cargo run --workspace --example scheduler [PROMPT_TOKENS] [NEW_TOKENS]`
+//! `cargo run --example scheduler [PROMPT_TOKENS] [NEW_TOKENS]`
 //!
 //! Each figure is of the steps in which all samples are decoded, so one block in sixteen steps is taken, identified and
 //! remembered for each.
