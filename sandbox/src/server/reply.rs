@@ -1,6 +1,6 @@
 //! HTTP answers and request bodies.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -137,15 +137,20 @@ where
     drop(tokio::time::timeout(DRAIN_TIME, rest).await);
 }
 
-/// Reads a request's body up to [`MAX_BODY`].
+/// Reads a request's body up to [`MAX_BODY`]. What is left of one that is larger is drained, so that its sender reads the
+/// answer rather than a broken connection.
 pub async fn read_body<B>(body: B) -> Result<Bytes, ApiError>
 where
     B: hyper::body::Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    match Limited::new(body, MAX_BODY).collect().await {
+    let mut body = pin!(body);
+    match Limited::new(body.as_mut(), MAX_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ApiError::too_large(MAX_BODY)),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            drain(body).await;
+            Err(ApiError::too_large(MAX_BODY))
+        }
         Err(error) => Err(ApiError::bad_request(format!("reading the request body: {error}"))),
     }
 }

@@ -1,0 +1,1 @@
+//! The model on a GPU: packed weights, decode graphs, the runner of the engine, the learner.
