@@ -1,0 +1,203 @@
+//! One GPU: its stream, its memory, its kernels.
+
+mod buffer;
+mod clock;
+mod error;
+mod gemm;
+mod graph;
+pub(crate) mod launch;
+pub mod source;
+
+use std::sync::{Arc, Mutex};
+
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
+
+pub use buffer::Buffer;
+pub use clock::Clock;
+pub use error::GpuError;
+pub use gemm::Gemm;
+pub use graph::Graph;
+
+/// A GPU with one stream, in whose order everything happens. A clone is the same.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    library: Arc<source::Library>,
+    meter: Arc<buffer::Meter>,
+    blas: Arc<Mutex<gemm::Blas>>,
+    architecture: String,
+    processors: usize,
+}
+
+/// What a card is.
+#[derive(Clone, Debug)]
+pub struct Card {
+    /// The vendor's name.
+    pub name: String,
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// Bytes of memory.
+    pub memory: usize,
+    /// Bytes that nobody has taken.
+    pub free: usize,
+    /// Multiprocessors.
+    pub processors: usize,
+    /// Bytes of level 2 cache.
+    pub cache: usize,
+    /// The newest CUDA version that the driver runs, as 13000 for 13.0.
+    pub driver: i32,
+    /// Version of NVRTC.
+    pub nvrtc: (i32, i32),
+    /// Version of cuBLASLt, as 130200 for 13.2.
+    pub blas: usize,
+}
+
+/// How many GPUs this process sees, or why none: no driver, or a driver that does not start.
+pub fn count() -> Result<usize, GpuError> {
+    // SAFETY: loading the driver's library runs its initialisers and nothing else.
+    let library = unsafe { libloading::Library::new("libcuda.so.1") };
+    library.map_err(|error| GpuError::NoDriver(error.to_string()))?;
+    result::init().map_err(GpuError::driver("start the driver"))?;
+    let count = result::device::get_count().map_err(GpuError::driver("count the GPUs"))?;
+    Ok(usize::try_from(count).unwrap_or_default())
+}
+
+/// Whether a library that is loaded at its first use is there: without it, cudarc would panic then.
+fn require(library: &'static str, names: &[&str]) -> Result<(), GpuError> {
+    let mut cause = String::new();
+    for name in names {
+        // SAFETY: as above.
+        match unsafe { libloading::Library::new(*name) } {
+            Ok(_) => return Ok(()),
+            Err(error) => cause = error.to_string(),
+        }
+    }
+    Err(GpuError::NoLibrary { library, cause })
+}
+
+impl Gpu {
+    /// The GPU of this number, with a stream of its own.
+    pub fn new(ordinal: usize) -> Result<Self, GpuError> {
+        let found = count()?;
+        if ordinal >= found {
+            return Err(GpuError::NoDriver(format!(
+                "GPU {ordinal} was asked for, the driver shows {found}"
+            )));
+        }
+        require("libnvrtc.so.13", &["libnvrtc.so.13", "libnvrtc.so"])?;
+        require("libcublasLt.so.13", &["libcublasLt.so.13", "libcublasLt.so"])?;
+        let context = CudaContext::new(ordinal).map_err(GpuError::driver("open the GPU"))?;
+        let (major, minor) = context
+            .compute_capability()
+            .map_err(GpuError::driver("read the compute capability"))?;
+        if major < 8 {
+            let name = context.name().unwrap_or_default();
+            let needed = "8.0 (bf16 tensor cores)";
+            return Err(GpuError::TooOld {
+                name,
+                major,
+                minor,
+                needed,
+            });
+        }
+        // SAFETY: buffers of this crate do not use the events; they are freed in the order of the one stream.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(GpuError::driver("make a stream"))?;
+        keep_freed_memory(&context)?;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let processors = context
+            .attribute(attribute)
+            .map_err(GpuError::driver("count multiprocessors"))?;
+        // Instructions of Hopper alone (wgmma) need the `a`.
+        let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
+        Ok(Self {
+            blas: Arc::new(Mutex::new(gemm::Blas::new()?)),
+            context,
+            stream,
+            library: Arc::default(),
+            meter: Arc::default(),
+            architecture: format!("sm_{major}{minor}{suffix}"),
+            processors: usize::try_from(processors).unwrap_or(1),
+        })
+    }
+
+    fn bind(&self) -> Result<(), GpuError> {
+        self.context
+            .bind_to_thread()
+            .map_err(GpuError::driver("make the GPU current"))
+    }
+
+    /// Free and all bytes of the card.
+    pub fn memory(&self) -> Result<(usize, usize), GpuError> {
+        self.context
+            .mem_get_info()
+            .map_err(GpuError::driver("ask for free memory"))
+    }
+
+    /// Multiprocessors.
+    pub fn processors(&self) -> usize {
+        self.processors
+    }
+
+    /// Waits until everything in the stream has been done.
+    pub fn synchronize(&self) -> Result<(), GpuError> {
+        self.stream.synchronize().map_err(GpuError::driver("wait for the GPU"))
+    }
+
+    /// What the card is.
+    pub fn card(&self) -> Result<Card, GpuError> {
+        let driver = GpuError::driver;
+        let (free, memory) = self.memory()?;
+        let cache = self
+            .context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
+            .map_err(driver("read the cache size"))?;
+        let mut version = 0;
+        // SAFETY: writes one integer.
+        unsafe { sys::cuDriverGetVersion(&raw mut version) }
+            .result()
+            .map_err(driver("read the driver's version"))?;
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: writes two integers.
+        let asked = unsafe { cudarc::nvrtc::sys::nvrtcVersion(&raw mut major, &raw mut minor) };
+        asked.result().map_err(|error| GpuError::Compile {
+            kernel: "nvrtc",
+            log: format!("{error:?}"),
+        })?;
+        Ok(Card {
+            name: self.context.name().map_err(driver("read the name"))?,
+            capability: self
+                .context
+                .compute_capability()
+                .map_err(driver("read the capability"))?,
+            memory,
+            free,
+            processors: self.processors,
+            cache: usize::try_from(cache).unwrap_or_default(),
+            driver: version,
+            nvrtc: (major, minor),
+            // SAFETY: takes and writes nothing.
+            blas: unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() },
+        })
+    }
+}
+
+/// Freed memory stays with the process: a step that allocates what the last one freed asks nobody.
+fn keep_freed_memory(context: &Arc<CudaContext>) -> Result<(), GpuError> {
+    context
+        .bind_to_thread()
+        .map_err(GpuError::driver("make the GPU current"))?;
+    let mut threshold = u64::MAX;
+    // SAFETY: the attribute is a 64-bit number.
+    let set = unsafe {
+        result::device::get_default_mem_pool(context.cu_device()).and_then(|pool| {
+            result::mem_pool::set_attribute(
+                pool,
+                sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+                (&raw mut threshold).cast(),
+            )
+        })
+    };
+    set.map_err(GpuError::driver("keep freed memory"))
+}
