@@ -1,0 +1,21 @@
+use flotilla_kernels::GpuError;
+
+/// Why a model could not be run on the card.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The card, a kernel, or memory.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// A tensor of the host.
+    #[error(transparent)]
+    Host(#[from] candle_core::Error),
+    /// The model of the host.
+    #[error(transparent)]
+    Model(#[from] flotilla_model::ModelError),
+    /// A weight that the architecture has and the model of the host has not.
+    #[error("the model has no weight {0}")]
+    Missing(String),
+    /// Input that does not fit.
+    #[error("{0}")]
+    Input(String),
+}

@@ -1,0 +1,152 @@
+//! Packed weights on the card: one copy, which the engine reads and the learner updates in place.
+
+use flotilla_kernels::{Buffer, Float, Gpu, GpuError, rows};
+use flotilla_model::{text::TextConfig, weights::Weights};
+
+use crate::{error::DeviceError, shape::TextShape};
+
+/// One layer. Matrices are `[outputs, inputs]`.
+#[derive(Clone, Debug)]
+pub struct Layer<T> {
+    /// `[hidden]`.
+    pub input_norm: Buffer<T>,
+    /// `[(heads + 2 * kv_heads) * head_dim, hidden]`: rows of queries, keys, values.
+    pub qkv: Buffer<T>,
+    /// `[(heads + 2 * kv_heads) * head_dim]`.
+    pub qkv_bias: Buffer<T>,
+    /// `[hidden, heads * head_dim]`.
+    pub output: Buffer<T>,
+    /// `[hidden]`.
+    pub post_norm: Buffer<T>,
+    /// `[2 * intermediate, hidden]`: rows of the gate, then of the other half.
+    pub gate_up: Buffer<T>,
+    /// `[hidden, intermediate]`.
+    pub down: Buffer<T>,
+}
+
+/// A language model.
+#[derive(Clone, Debug)]
+pub struct TextWeights<T> {
+    /// Sizes.
+    pub shape: TextShape,
+    /// `[vocabulary, hidden]`.
+    pub embedding: Buffer<T>,
+    /// Layers in order.
+    pub layers: Vec<Layer<T>>,
+    /// `[hidden]`.
+    pub norm: Buffer<T>,
+    /// `[vocabulary, hidden]`; the embedding table itself where it is tied.
+    pub head: Buffer<T>,
+}
+
+impl<T: Float> TextWeights<T> {
+    /// Random weights of the deviations that checkpoints begin with, drawn on the card: for measuring.
+    pub fn random(gpu: &Gpu, shape: &TextShape, seed: u64) -> Result<Self, GpuError> {
+        let mut seed = seed;
+        let mut draw = |rows: usize, inputs: usize| {
+            seed += 1;
+            let buffer = gpu.alloc(rows * inputs)?;
+            rows::fill_normal(gpu, &buffer, (inputs as f32).sqrt().recip(), seed)?;
+            Ok::<_, GpuError>(buffer)
+        };
+        let ones = |width: usize| gpu.upload(&vec![T::from_f32(1.0); width]);
+        let (hidden, packed) = (shape.hidden, shape.packed_width());
+        let embedding = draw(shape.vocabulary, hidden)?;
+        let head = if shape.tied {
+            embedding.clone()
+        } else {
+            draw(shape.vocabulary, hidden)?
+        };
+        let layers = (0..shape.layers).map(|_| {
+            Ok(Layer {
+                input_norm: ones(hidden)?,
+                qkv: draw(packed, hidden)?,
+                qkv_bias: gpu.zeros(packed)?,
+                output: draw(hidden, shape.query_width())?,
+                post_norm: ones(hidden)?,
+                gate_up: draw(2 * shape.intermediate, hidden)?,
+                down: draw(hidden, shape.intermediate)?,
+            })
+        });
+        Ok(Self {
+            layers: layers.collect::<Result<_, GpuError>>()?,
+            embedding,
+            norm: ones(hidden)?,
+            head,
+            shape: shape.clone(),
+        })
+    }
+
+    /// Those of a model of the host, packed.
+    pub fn load(gpu: &Gpu, config: &TextConfig, weights: &Weights) -> Result<Self, DeviceError> {
+        let shape = TextShape::from(config);
+        let pack = |names: &[String]| -> Result<Buffer<T>, DeviceError> {
+            let parts = names
+                .iter()
+                .map(|name| values(weights, name))
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok(gpu.upload(&parts.concat())?)
+        };
+        let model = config.names.model;
+        let one = |name: String| pack(&[name]);
+        let embedding = one(format!("{model}embed_tokens.weight"))?;
+        let head = if shape.tied {
+            embedding.clone()
+        } else {
+            one(config.head_name())?
+        };
+        let layers = (0..shape.layers).map(|index| {
+            let at = format!("{model}layers.{index}");
+            let attention = |kind: &str| ["q", "k", "v"].map(|name| format!("{at}.self_attn.{name}_proj.{kind}"));
+            Ok(Layer {
+                input_norm: one(format!("{at}.input_layernorm.weight"))?,
+                qkv: pack(&attention("weight"))?,
+                qkv_bias: pack(&attention("bias"))?,
+                output: one(format!("{at}.self_attn.o_proj.weight"))?,
+                post_norm: one(format!("{at}.post_attention_layernorm.weight"))?,
+                gate_up: pack(&["gate", "up"].map(|name| format!("{at}.mlp.{name}_proj.weight")))?,
+                down: one(format!("{at}.mlp.down_proj.weight"))?,
+            })
+        });
+        Ok(Self {
+            layers: layers.collect::<Result<_, DeviceError>>()?,
+            embedding,
+            norm: one(format!("{model}norm.weight"))?,
+            head,
+            shape,
+        })
+    }
+
+    /// Every buffer with its name: what an optimiser updates and a checkpoint holds. A tied head is not named twice.
+    pub fn named(&self) -> Vec<(String, Buffer<T>)> {
+        let mut named = vec![("embedding".to_owned(), self.embedding.clone())];
+        for (index, layer) in self.layers.iter().enumerate() {
+            let parts = [
+                ("input_norm", &layer.input_norm),
+                ("qkv", &layer.qkv),
+                ("qkv_bias", &layer.qkv_bias),
+                ("output", &layer.output),
+                ("post_norm", &layer.post_norm),
+                ("gate_up", &layer.gate_up),
+                ("down", &layer.down),
+            ];
+            named.extend(parts.map(|(name, buffer)| (format!("layers.{index}.{name}"), buffer.clone())));
+        }
+        named.push(("norm".to_owned(), self.norm.clone()));
+        if !self.shape.tied {
+            named.push(("head".to_owned(), self.head.clone()));
+        }
+        named
+    }
+}
+
+/// Values of a variable of the host, rounded to `T`.
+pub(crate) fn values<T: Float>(weights: &Weights, name: &str) -> Result<Vec<T>, DeviceError> {
+    let variable = weights.get(name).ok_or_else(|| DeviceError::Missing(name.to_owned()))?;
+    let values = variable
+        .as_tensor()
+        .to_dtype(candle_core::DType::F32)?
+        .flatten_all()?
+        .to_vec1::<f32>()?;
+    Ok(values.into_iter().map(T::from_f32).collect())
+}
