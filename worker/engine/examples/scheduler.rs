@@ -12,7 +12,7 @@ use std::{ops::Range, sync::OnceLock, time::Instant};
 use flotilla_engine::{
     Engine, Limits, Request, Runner, Sampling,
     blocks::Block,
-    runner::{Cause, Chunk, Logits},
+    runner::{Answers, Cause, Chunk, Logits},
 };
 
 const VOCABULARY: usize = 16;
@@ -44,12 +44,13 @@ impl Runner for Nothing {
         Ok(())
     }
 
-    fn step(&mut self, (): &mut (), chunks: &[Chunk<'_, Vec<u32>>]) -> Result<Logits, Cause> {
+    fn step(&mut self, (): &mut (), chunks: &[Chunk<'_, Vec<u32>>]) -> Result<Answers, Cause> {
         let rows = chunks.iter().filter(|chunk| chunk.wanted).count();
-        Ok(Logits {
+        let logits = Logits {
             values: vec![0.0; rows * VOCABULARY],
             vocabulary: VOCABULARY,
-        })
+        };
+        Ok(logits.into())
     }
 }
 

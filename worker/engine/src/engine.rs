@@ -14,7 +14,7 @@ use crate::{
     recipe::Recipe,
     request::{FinishReason, Request, Token},
     row::{Row, Ticket},
-    runner::{Cause, Chunk, Logits, RequestFor, Runner},
+    runner::{Answer, Answers, Cause, Chunk, RequestFor, Runner},
     scheduler::{Plan, Scheduler},
     sequence::RequestId,
     stats::Stats,
@@ -221,8 +221,8 @@ impl<R: Runner> Engine<R> {
     pub fn step(&mut self) -> Result<Step, EngineError> {
         self.fail_expired();
         let plan = self.scheduler.schedule();
-        let logits = self.run(&plan)?;
-        let events = self.postprocess(&plan, &logits)?;
+        let answers = self.run(&plan)?;
+        let events = self.postprocess(&plan, &answers)?;
         self.report();
         Ok(Step {
             events,
@@ -244,14 +244,14 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    fn run(&mut self, plan: &Plan) -> Result<Logits, EngineError> {
+    fn run(&mut self, plan: &Plan) -> Result<Answers, EngineError> {
         let rows = plan.parts.len();
         if !plan.copies.is_empty() {
             let copied = self.runner.copy(&mut self.pool, &plan.copies);
             copied.map_err(model_error("copy", rows))?;
         }
         if plan.parts.is_empty() {
-            return Ok(Logits::default());
+            return Ok(Answers::default());
         }
         let (scheduler, asked) = (&self.scheduler, &self.asked);
         let chunks = plan.parts.iter().filter_map(|part| {
@@ -263,16 +263,22 @@ impl<R: Runner> Engine<R> {
                 tokens: part.tokens,
                 blocks: &row.blocks,
                 wanted: part.wanted,
+                // The logits after a prompt are kept for other samples of its request.
+                draw: if row.drawn.is_empty() {
+                    None
+                } else {
+                    row.sequence.next_draw()
+                },
             })
         });
         let chunks = chunks.collect::<Vec<_>>();
-        let logits = self.runner.step(&mut self.pool, &chunks);
-        logits.map_err(model_error("compute", rows))
+        let answers = self.runner.step(&mut self.pool, &chunks);
+        answers.map_err(model_error("compute", rows))
     }
 
     /// Counts what is stored now, tells the prefix cache, draws tokens and lets samples start from prompts that are
     /// computed.
-    fn postprocess(&mut self, plan: &Plan, logits: &Logits) -> Result<Vec<Event>, EngineError> {
+    fn postprocess(&mut self, plan: &Plan, answers: &Answers) -> Result<Vec<Event>, EngineError> {
         let mut events = Vec::with_capacity(plan.parts.len());
         let mut wanted = 0;
         for part in &plan.parts {
@@ -287,11 +293,13 @@ impl<R: Runner> Engine<R> {
             if !part.wanted {
                 continue;
             }
-            let logits = logits.row(wanted);
+            let answer = answers.row(wanted);
             wanted += 1;
             if runs {
-                self.scheduler.keep_prompt(part.ticket, logits);
-                self.draw(part.ticket, logits, &mut events);
+                if let Answer::Logits(logits) = answer {
+                    self.scheduler.keep_prompt(part.ticket, logits);
+                }
+                self.draw(part.ticket, answer, &mut events);
             }
         }
         for ticket in &plan.forks {
@@ -307,15 +315,19 @@ impl<R: Runner> Engine<R> {
     fn draw_first(&mut self, ticket: Ticket, events: &mut Vec<Event>) {
         let first = self.scheduler.row_mut(ticket).and_then(|row| row.first.take());
         if let Some(logits) = first {
-            self.draw(ticket, &logits, events);
+            self.draw(ticket, Answer::Logits(&logits), events);
         }
     }
 
-    fn draw(&mut self, ticket: Ticket, logits: &[f32], events: &mut Vec<Event>) {
+    fn draw(&mut self, ticket: Ticket, answer: Answer<'_>, events: &mut Vec<Event>) {
         let Some(row) = self.scheduler.row_mut(ticket) else {
             return;
         };
-        match row.sequence.extend(logits) {
+        let extended = match answer {
+            Answer::Logits(logits) => row.sequence.extend(logits),
+            Answer::Drawn(drawn) => row.sequence.accept(drawn),
+        };
+        match extended {
             Ok((token, finish)) => {
                 row.drawn.push(token.id);
                 events.push(Event {

@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
-use crate::{blocks::Block, request::Request};
+use crate::{
+    blocks::Block,
+    distribution::Distribution,
+    request::{Request, Sampling},
+};
 
 /// Why a model call failed.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -24,6 +28,120 @@ impl Logits {
     }
 }
 
+/// How the next token of a row is drawn, for a runner that draws on its own device: no penalty, bias or constraint changes
+/// the logits, and nothing but the token's own log-probabilities is wanted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f32,
+    /// As in [`Sampling`](crate::Sampling).
+    pub top_k: usize,
+    /// As in [`Sampling`](crate::Sampling).
+    pub top_p: f32,
+    /// As in [`Sampling`](crate::Sampling).
+    pub min_p: f32,
+    /// The sample's next random number in [0, 1): the token does not depend on what else is computed.
+    pub uniform: f64,
+}
+
+impl Draw {
+    /// What a runner draws from logits `[vocabulary]`: the same token as on the host. A runner that walks what `top_k`, `top_p`
+    /// and `min_p` leave in another order may take another one for the same random number; None as for the host.
+    pub fn from_logits(&self, logits: &[f32]) -> Option<Drawn> {
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            ..Sampling::default()
+        };
+        let model = Distribution::new(logits, 1.0)?;
+        let (id, tempered) = if self.temperature == 0.0 {
+            (model.most_likely(), model)
+        } else {
+            let tempered = Distribution::new(logits, self.temperature)?;
+            (tempered.at(self.uniform, &sampling), tempered)
+        };
+        Some(Drawn {
+            id: u32::try_from(id).ok()?,
+            log_probability: tempered.log_probability(id),
+            model_log_probability: model.log_probability(id),
+        })
+    }
+}
+
+/// A token that the runner has drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drawn {
+    /// Its id.
+    pub id: u32,
+    /// Its log-probability in the tempered distribution.
+    pub log_probability: f32,
+    /// Its log-probability at temperature 1.
+    pub model_log_probability: f32,
+}
+
+/// What a step says of one chunk that wants a token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Answer<'a> {
+    /// Logits `[vocabulary]` after its last token.
+    Logits(&'a [f32]),
+    /// The runner has drawn, as [`Chunk::draw`] says; None if the logits give no distribution.
+    Drawn(Option<Drawn>),
+}
+
+/// What a step says of the chunks that want a token, in their order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answers {
+    rows: Vec<AnswerRow>,
+    logits: Logits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum AnswerRow {
+    /// Of this row of the logits.
+    Logits(usize),
+    Drawn(Option<Drawn>),
+}
+
+impl Answers {
+    /// With logits for the rows that are not drawn, in their order.
+    pub fn new(drawn: impl IntoIterator<Item = Option<Option<Drawn>>>, logits: Logits) -> Self {
+        let mut next = 0;
+        let rows = drawn.into_iter().map(|drawn| match drawn {
+            Some(drawn) => AnswerRow::Drawn(drawn),
+            None => {
+                next += 1;
+                AnswerRow::Logits(next - 1)
+            }
+        });
+        Self {
+            rows: rows.collect(),
+            logits,
+        }
+    }
+
+    /// The answer of one row; empty logits if there is no such row.
+    pub fn row(&self, row: usize) -> Answer<'_> {
+        match self.rows.get(row) {
+            Some(AnswerRow::Drawn(drawn)) => Answer::Drawn(*drawn),
+            Some(AnswerRow::Logits(row)) => Answer::Logits(self.logits.row(*row)),
+            None => Answer::Logits(&[]),
+        }
+    }
+}
+
+/// Logits of every row.
+impl From<Logits> for Answers {
+    fn from(logits: Logits) -> Self {
+        let rows = logits.values.len() / logits.vocabulary.max(1);
+        Self {
+            rows: (0..rows).map(AnswerRow::Logits).collect(),
+            logits,
+        }
+    }
+}
+
 /// The next tokens of one sequence: a part of its prompt, a token that was drawn, or both where it is computed again.
 #[derive(Debug)]
 pub struct Chunk<'a, P> {
@@ -37,8 +155,10 @@ pub struct Chunk<'a, P> {
     pub tokens: usize,
     /// Blocks of the sequence in its order; they have room for the tokens.
     pub blocks: &'a [Block],
-    /// Whether the logits after the last token are wanted.
+    /// Whether a token is wanted after the last one.
     pub wanted: bool,
+    /// How it is drawn, where the runner may do it; a runner that does not gives logits.
+    pub draw: Option<Draw>,
 }
 
 impl<P> Chunk<'_, P> {
@@ -88,9 +208,9 @@ pub trait Runner {
     /// Copies whole blocks, from the first of each pair to the second, as if in order.
     fn copy(&mut self, pool: &mut Self::Pool, pairs: &[(Block, Block)]) -> Result<(), Cause>;
 
-    /// Computes chunks of different sequences together and stores their keys and values. Gives one row of logits for each
-    /// chunk that wants it, in their order.
-    fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<Logits, Cause>;
+    /// Computes chunks of different sequences together and stores their keys and values. Gives an answer for each chunk that
+    /// wants one, in their order.
+    fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<Answers, Cause>;
 
     /// Forgets what was computed from the weights: they have changed.
     fn flush(&mut self) {}
@@ -131,7 +251,7 @@ impl<R: Runner> Runner for &mut R {
         (**self).copy(pool, pairs)
     }
 
-    fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<Logits, Cause> {
+    fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<Answers, Cause> {
         (**self).step(pool, chunks)
     }
 

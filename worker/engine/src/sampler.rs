@@ -23,6 +23,16 @@ impl Sampler {
         Self { random }
     }
 
+    /// The random number of the next token, which stays the next one.
+    pub fn next_uniform(&self) -> f64 {
+        self.random.clone().random()
+    }
+
+    /// Passes over the random number of a token that was drawn elsewhere.
+    pub fn skip(&mut self) {
+        let _: f64 = self.random.random();
+    }
+
     /// Draws one token from logits `[vocabulary]` as they are: by temperature, `top_k`, `top_p` and `min_p`. None if they give
     /// no distribution (a NaN, or nothing finite).
     pub fn draw(&mut self, logits: &[f32], sampling: &Sampling) -> Option<Token> {

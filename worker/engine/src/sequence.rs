@@ -8,6 +8,7 @@ use crate::{
     history::History,
     recipe::Recipe,
     request::{FinishReason, Token},
+    runner::{Draw, Drawn},
     sampler::Sampler,
 };
 
@@ -60,6 +61,45 @@ impl Sequence {
     /// this request and no other.
     pub fn extend(&mut self, logits: &[f32]) -> Result<(Token, Option<FinishReason>), EngineError> {
         let token = self.draw(logits)?;
+        let finish = self.push(&token)?;
+        Ok((token, finish))
+    }
+
+    /// How the next token is drawn, if that needs nothing but the model's logits and says nothing but the token.
+    pub fn next_draw(&self) -> Option<Draw> {
+        let sampling = self.recipe.sampling();
+        let plain = !self.adjusts()
+            && self.progress.forced().is_none()
+            && sampling.watched_ids.is_empty()
+            && sampling.top_log_probabilities == 0;
+        plain.then(|| Draw {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            uniform: self.sampler.next_uniform(),
+        })
+    }
+
+    /// As [`Self::extend`], with the token that the runner has drawn by [`Self::next_draw`].
+    pub fn accept(&mut self, drawn: Option<Drawn>) -> Result<(Token, Option<FinishReason>), EngineError> {
+        self.sampler.skip();
+        let drawn = drawn.ok_or(EngineError::NotFinite {
+            sample: self.sample,
+            tokens: self.generated,
+        })?;
+        let token = Token {
+            id: drawn.id,
+            log_probability: drawn.log_probability,
+            model_log_probability: drawn.model_log_probability,
+            ..Token::default()
+        };
+        let finish = self.push(&token)?;
+        Ok((token, finish))
+    }
+
+    /// Counts a token that was drawn; the reason is set if it is the last one.
+    fn push(&mut self, token: &Token) -> Result<Option<FinishReason>, EngineError> {
         let sampling = self.recipe.sampling();
         self.generated += 1;
         self.last = token.id;
@@ -75,7 +115,7 @@ impl Sequence {
         } else {
             None
         };
-        Ok((token, finish))
+        Ok(finish)
     }
 
     fn draw(&mut self, logits: &[f32]) -> Result<Token, EngineError> {

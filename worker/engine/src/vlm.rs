@@ -14,7 +14,7 @@ use crate::{
     features::FeatureCache,
     limits::Limits,
     prompt::{Digest, Prompt},
-    runner::{Cause, Chunk, Logits, Runner, VisualCounts},
+    runner::{Answers, Cause, Chunk, Logits, Runner, VisualCounts},
 };
 
 /// A model, its own (a server) or lent (a trainer between two updates), with the features of the pictures and videos that it
@@ -146,7 +146,7 @@ impl<M: Borrow<Vlm>> Runner for VlmRunner<M> {
         Ok(self.model().copy(pool, pairs)?)
     }
 
-    fn step(&mut self, pool: &mut KvPool, chunks: &[Chunk<'_, Prompt>]) -> Result<Logits, Cause> {
+    fn step(&mut self, pool: &mut KvPool, chunks: &[Chunk<'_, Prompt>]) -> Result<Answers, Cause> {
         let encoded = self.features(chunks)?;
         let pieces = chunks.iter().map(|chunk| Piece::new(chunk, &encoded));
         let pieces = pieces.collect::<Result<Vec<_>, _>>()?;
@@ -159,7 +159,7 @@ impl<M: Borrow<Vlm>> Runner for VlmRunner<M> {
             wanted: chunk.wanted,
         });
         let hidden = self.model().extend(pool, &spans.collect::<Vec<_>>())?;
-        logits(self.model(), &hidden)
+        Ok(logits(self.model(), &hidden)?.into())
     }
 
     fn flush(&mut self) {

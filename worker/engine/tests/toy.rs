@@ -118,6 +118,16 @@ proptest! {
     }
 
     #[test]
+    fn a_runner_that_draws_itself_gives_the_same_tokens_and_probabilities(requests in requests(), limits in limits()) {
+        let mut drawing = Toy { draws: true, ..Toy::default() };
+        let groups = generate(&mut drawing, &requests, limits, &|| false).expect("generates");
+        let (_, expected) = run(&requests, limits);
+        prop_assert_eq!(&groups, &expected);
+        let tokens = groups.iter().flat_map(|group| &group.completions).map(|one| one.tokens.len() - 1);
+        prop_assert!(drawing.record().drawn >= tokens.sum::<usize>(), "all but the first tokens");
+    }
+
+    #[test]
     fn requests_may_join_end_and_be_cancelled_at_any_step(
         requests in requests(),
         limits in limits(),

@@ -5,7 +5,7 @@ use std::{cell::RefCell, ops::Range, time::Duration};
 use flotilla_engine::{
     Runner,
     blocks::Block,
-    runner::{Cause, Chunk, Logits},
+    runner::{Answers, Cause, Chunk, Logits},
 };
 
 const VOCABULARY: u32 = 11;
@@ -35,6 +35,8 @@ pub struct Record {
     pub widest_step: usize,
     /// Sequences of the largest step.
     pub most_rows: usize,
+    /// Tokens that the runner has drawn itself.
+    pub drawn: usize,
 }
 
 /// Counts what it computes; fails where it is told to.
@@ -46,6 +48,8 @@ pub struct Toy {
     pub fail_at: Option<u32>,
     /// A token after which logits are no numbers.
     pub broken_after: Option<u32>,
+    /// Whether it draws tokens itself where it may.
+    pub draws: bool,
     /// How long a step takes.
     pub pause: Duration,
     /// What was computed so far.
@@ -111,7 +115,7 @@ impl Runner for Toy {
         Ok(())
     }
 
-    fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Vec<u32>>]) -> Result<Logits, Cause> {
+    fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Vec<u32>>]) -> Result<Answers, Cause> {
         std::thread::sleep(self.pause);
         let size = pool[0].len();
         for (index, chunk) in chunks.iter().enumerate() {
@@ -129,6 +133,7 @@ impl Runner for Toy {
         record.widest_step = record.widest_step.max(tokens);
         record.most_rows = record.most_rows.max(chunks.len());
         let mut values = Vec::new();
+        let mut drawn = Vec::new();
         for chunk in chunks {
             let row = self.store(pool, chunk);
             if self.fail_at.is_some_and(|id| row.contains(&id)) {
@@ -139,12 +144,18 @@ impl Runner for Toy {
                 if self.broken_after.is_some_and(|id| row.contains(&id)) {
                     logits.fill(f32::NAN);
                 }
-                values.extend(logits);
+                let own = chunk.draw.filter(|_| self.draws).map(|draw| draw.from_logits(&logits));
+                if own.is_none() {
+                    values.extend(logits);
+                }
+                record.drawn += usize::from(own.is_some());
+                drawn.push(own);
             }
         }
-        Ok(Logits {
+        let logits = Logits {
             values,
             vocabulary: VOCABULARY as usize,
-        })
+        };
+        Ok(Answers::new(drawn, logits))
     }
 }
