@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `shape.rs` | sizes of a language model, the real ones by name, and how much memory they take |
+//! | `shape.rs` | sizes of language models and vision towers, the released ones by name |
 //! | `weights.rs` | packed weights, one copy for engine and learner |
 
 #[cfg(feature = "cuda")]
@@ -13,6 +13,6 @@ pub mod weights;
 
 #[cfg(feature = "cuda")]
 pub use error::DeviceError;
-pub use shape::TextShape;
+pub use shape::{TextShape, VisionShape};
 #[cfg(feature = "cuda")]
 pub use weights::{Layer, TextWeights};
