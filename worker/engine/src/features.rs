@@ -2,29 +2,27 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::Tensor;
-
 use crate::prompt::Digest;
 
-/// Features by what they were made of. Those that were used longest ago go first.
+/// Features by what they were made of, as handles: a clone is the same memory. Those that were used longest ago go first.
 #[derive(Debug)]
-pub struct FeatureCache {
+pub struct FeatureCache<F> {
     budget: usize,
     bytes: usize,
-    entries: HashMap<Digest, Entry>,
+    entries: HashMap<Digest, Entry<F>>,
     /// Digests by the time of their last use.
     uses: BTreeMap<u64, Digest>,
     clock: u64,
 }
 
 #[derive(Debug)]
-struct Entry {
-    features: Tensor,
+struct Entry<F> {
+    features: F,
     bytes: usize,
     used: u64,
 }
 
-impl FeatureCache {
+impl<F: Clone> FeatureCache<F> {
     /// Empty; it holds `budget` bytes, but always the features used last, so that a picture is not encoded again for each
     /// chunk of its prompt.
     pub fn new(budget: usize) -> Self {
@@ -38,7 +36,7 @@ impl FeatureCache {
     }
 
     /// The features with this digest, `[tokens, hidden]`.
-    pub fn get(&mut self, digest: &Digest) -> Option<Tensor> {
+    pub fn get(&mut self, digest: &Digest) -> Option<F> {
         self.clock += 1;
         let entry = self.entries.get_mut(digest)?;
         self.uses.remove(&entry.used);
@@ -47,13 +45,12 @@ impl FeatureCache {
         Some(entry.features.clone())
     }
 
-    /// Keeps features that nothing else may change.
-    pub fn insert(&mut self, digest: Digest, features: Tensor) {
+    /// Keeps features of so many bytes that nothing else may change.
+    pub fn insert(&mut self, digest: Digest, features: F, bytes: usize) {
         if self.entries.contains_key(&digest) {
             return;
         }
         self.clock += 1;
-        let bytes = features.elem_count() * features.dtype().size_in_bytes();
         self.bytes += bytes;
         self.uses.insert(self.clock, digest);
         let used = self.clock;
@@ -83,21 +80,15 @@ impl FeatureCache {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
-
-    fn features(tokens: usize) -> Tensor {
-        Tensor::zeros((tokens, 4), candle_core::DType::F32, &Device::Cpu).expect("a tensor")
-    }
 
     #[test]
     fn what_was_used_longest_ago_goes_first() {
         let mut cache = FeatureCache::new(2 * 16);
-        cache.insert([1; 32], features(1));
-        cache.insert([2; 32], features(1));
+        cache.insert([1; 32], (), 16);
+        cache.insert([2; 32], (), 16);
         assert!(cache.get(&[1; 32]).is_some());
-        cache.insert([3; 32], features(1));
+        cache.insert([3; 32], (), 16);
         let held = [1, 2, 3].map(|digest| cache.get(&[digest; 32]).is_some());
         assert_eq!(held, [true, false, true]);
         assert_eq!(cache.bytes(), 32);
@@ -106,8 +97,8 @@ mod tests {
     #[test]
     fn the_newest_features_stay_however_large_they_are() {
         let mut cache = FeatureCache::new(16);
-        cache.insert([1; 32], features(1));
-        cache.insert([2; 32], features(9));
+        cache.insert([1; 32], (), 16);
+        cache.insert([2; 32], (), 144);
         assert!(cache.get(&[1; 32]).is_none());
         assert!(cache.get(&[2; 32]).is_some());
         cache.clear();

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub struct VlmRunner<M = Vlm> {
     model: M,
-    features: FeatureCache,
+    features: FeatureCache<Tensor>,
     counts: VisualCounts,
 }
 
@@ -75,7 +75,8 @@ impl<M: Borrow<Vlm>> VlmRunner<M> {
         for (digest, features) in missing.into_keys().zip(encoded) {
             // A copy: the features of one visual may be a view of those of all.
             let features = features.copy()?;
-            self.features.insert(digest, features.clone());
+            let bytes = features.elem_count() * features.dtype().size_in_bytes();
+            self.features.insert(digest, features.clone(), bytes);
             found.insert(digest, features);
         }
         Ok(found)
