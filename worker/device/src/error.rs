@@ -1,4 +1,4 @@
-use flotilla_kernels::GpuError;
+use flotilla_kernels::{GpuError, ShapeError};
 
 /// Why a model could not be run on the card.
 #[derive(Debug, thiserror::Error)]
@@ -6,6 +6,9 @@ pub enum DeviceError {
     /// The card, a kernel, or memory.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// Operands that do not fit together.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
     /// A tensor of the host.
     #[error(transparent)]
     Host(#[from] candle_core::Error),

@@ -3,16 +3,38 @@
 //! | file | what it is |
 //! |---|---|
 //! | `shape.rs` | sizes of language models and vision towers, the released ones by name |
+//! | `shared.rs` | which sequences of a step begin alike |
+//! | `step.rs` | what a step computes, laid out for the card |
 //! | `weights.rs` | packed weights, one copy for engine and learner |
+//! | `pool.rs` | keys and values in blocks |
+//! | `text.rs` | the language model, computed |
+//! | `vision.rs` | the vision tower of Qwen2.5-VL, computed |
+//! | `runner.rs` | the model as the engine runs it |
 
 #[cfg(feature = "cuda")]
 pub mod error;
+#[cfg(feature = "cuda")]
+pub mod pool;
+#[cfg(feature = "cuda")]
+pub mod runner;
 pub mod shape;
+pub mod shared;
+pub mod step;
+#[cfg(feature = "cuda")]
+pub mod text;
+#[cfg(feature = "cuda")]
+pub mod vision;
 #[cfg(feature = "cuda")]
 pub mod weights;
 
 #[cfg(feature = "cuda")]
 pub use error::DeviceError;
+#[cfg(feature = "cuda")]
+pub use pool::DevicePool;
+#[cfg(feature = "cuda")]
+pub use runner::DeviceRunner;
 pub use shape::{TextShape, VisionShape};
+#[cfg(feature = "cuda")]
+pub use text::{Capacity, TextModel};
 #[cfg(feature = "cuda")]
 pub use weights::{Layer, TextWeights};

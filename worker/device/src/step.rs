@@ -68,7 +68,11 @@ impl Size {
             },
             chunks: self.chunks.next_power_of_two() * usize::from(self.chunks > 0),
             blocks: self.blocks.next_power_of_two().max(64),
-            groups: if self.groups == 0 { 0 } else { self.groups.next_power_of_two().max(8) },
+            groups: if self.groups == 0 {
+                0
+            } else {
+                self.groups.next_power_of_two().max(8)
+            },
         }
     }
 }
@@ -217,7 +221,11 @@ impl Step {
             }
         }
         let sequences = self.decodes.iter().enumerate();
-        let chunks = self.chunks.iter().enumerate().map(|(at, index)| (self.size.decodes + at, index));
+        let chunks = self
+            .chunks
+            .iter()
+            .enumerate()
+            .map(|(at, index)| (self.size.decodes + at, index));
         for (sequence, index) in sequences.chain(chunks) {
             let piece = &pieces[*index];
             let table = mail.tables.start + sequence * self.size.blocks;
@@ -293,7 +301,11 @@ mod tests {
         assert_eq!((slots[0], &slots[1..4]), (6 * 4, &[12, 13, 14][..]));
         assert!(slots[4..].iter().all(|slot| *slot == u32::MAX));
         let tokens = step.size.tokens();
-        assert_eq!(words[mail.positions.start + tokens + 3], 5, "height of the third token of the prompt");
+        assert_eq!(
+            words[mail.positions.start + tokens + 3],
+            5,
+            "height of the third token of the prompt"
+        );
         assert_eq!(words[mail.lengths.clone()][..2], [5, 3]);
         assert_eq!(words[mail.offsets.clone()], [0, 3]);
         assert_eq!(words[mail.last.clone()], [0, 3]);

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use flotilla_kernels::{
-    Buffer, Float, Gemm, Gpu, GpuError, Graph,
+    Buffer, Float, Gemm, Gpu, GpuError, Graph, ShapeError,
     activation::swiglu,
     attention::{self, Attention, Pool},
     norm::{Norm, rms_norm},
@@ -17,7 +17,7 @@ use crate::{
     pool::DevicePool,
     shape::TextShape,
     step::{Mail, Size},
-    weights::{Layer, TextWeights},
+    weights::TextWeights,
 };
 
 /// Activations of the largest step, allocated once.
@@ -48,7 +48,6 @@ struct Arena<T> {
     /// Words of the step.
     mail: Buffer<u32>,
     paged: paged::Scratch,
-    sampling: sampling::Scratch,
 }
 
 /// The largest step.
@@ -89,7 +88,10 @@ impl<T: Float> TextModel<T> {
             ..capacity
         };
         let arena = Arena::new(gpu, shape, capacity)?;
-        let axes = shape.axes().into_iter().map(|axis| u8::try_from(axis).unwrap_or_default());
+        let axes = shape
+            .axes()
+            .into_iter()
+            .map(|axis| u8::try_from(axis).unwrap_or_default());
         Ok(Self {
             frequencies: gpu.upload(&frequencies(shape.theta, shape.head_dim))?,
             axis_of: gpu.upload(&axes.collect::<Vec<_>>())?,
@@ -120,6 +122,20 @@ impl<T: Float> TextModel<T> {
     /// The largest step.
     pub fn capacity(&self) -> Capacity {
         self.capacity
+    }
+
+    /// Refuses a step that the arena has no room for.
+    pub fn fits(&self, size: Size) -> Result<(), ShapeError> {
+        let Capacity {
+            tokens,
+            sequences,
+            blocks,
+            ..
+        } = self.capacity;
+        let fits = size.tokens() <= tokens && size.sequences() <= sequences && size.blocks <= blocks;
+        ShapeError::unless("step", fits, || {
+            format!("{size:?} does not fit into {:?}", self.capacity)
+        })
     }
 
     /// Computes a step of this size from its words: keys and values are stored, logits after the last token of every sequence
@@ -165,67 +181,41 @@ impl<T: Float> TextModel<T> {
     }
 
     fn compute(&self, pool: &DevicePool<T>, size: Size, features: &[(Vec<i32>, Buffer<T>)]) -> Result<(), GpuError> {
-        let (gpu, shape, arena) = (&self.gpu, self.shape(), &self.arena);
+        let (gpu, shape) = (&self.gpu, self.shape());
         let tokens = size.tokens();
-        let mail = Words::new(size, &arena.mail)?;
-        let stream = arena.stream.slice(0..tokens * shape.hidden)?;
-        rows::embed(gpu, shape.hidden, &self.weights.embedding, &mail.ids, &stream)?;
+        let views = Views::new(&self.arena, shape, size)?;
+        let words = Words::new(size, &self.arena.mail)?;
+        let (stream, normed, branch) = (&views.stream, &views.normed, &views.branch);
+        rows::embed(gpu, shape.hidden, &self.weights.embedding, &words.ids, stream)?;
         for (at, features) in features {
-            rows::place(gpu, shape.hidden, features, &gpu.upload(at)?, &stream)?;
+            rows::place(gpu, shape.hidden, features, &gpu.upload(at)?, stream)?;
         }
         let decode = self.decode(pool, size);
         if size.decodes > 0 {
-            let groups = (size.groups > 0).then_some(&mail.groups);
-            let lengths = mail.lengths.slice(0..size.decodes)?;
-            paged::plan(gpu, &decode, &lengths, groups, &arena.paged)?;
+            let groups = (size.groups > 0).then_some(&words.groups);
+            let lengths = words.lengths.slice(0..size.decodes)?;
+            paged::plan(gpu, &decode, &lengths, groups, &self.arena.paged)?;
         }
-        let norm = self.norm(tokens);
+        let norm = Norm {
+            rows: tokens,
+            width: shape.hidden,
+            eps: shape.eps,
+        };
+        // A norm first adds to the stream what the branch before it gives back.
+        let add_and_norm = |weight: &Buffer<T>| rms_norm(gpu, norm, branch, Some(stream), weight, normed, None);
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            // The sum of the layer before is added to the stream by the norm that follows it.
             match index {
-                0 => rms_norm(gpu, norm, &stream, None, &layer.input_norm, &arena.normed, None)?,
-                _ => rms_norm(
-                    gpu,
-                    norm,
-                    &arena.branch,
-                    Some(&stream),
-                    &layer.input_norm,
-                    &arena.normed,
-                    None,
-                )?,
+                0 => rms_norm(gpu, norm, stream, None, &layer.input_norm, normed, None)?,
+                _ => add_and_norm(&layer.input_norm)?,
             }
-            self.attend(pool, index, layer, size, &decode, &mail)?;
-            rms_norm(
-                gpu,
-                norm,
-                &arena.branch,
-                Some(&stream),
-                &layer.post_norm,
-                &arena.normed,
-                None,
-            )?;
-            self.linear(tokens, (2 * shape.intermediate, shape.hidden), &arena.normed, &layer.gate_up, &arena.gate_up)?;
-            swiglu(gpu, tokens, shape.intermediate, &arena.gate_up, &arena.gated)?;
-            self.linear(tokens, (shape.hidden, shape.intermediate), &arena.gated, &layer.down, &arena.branch)?;
+            self.attend(pool, index, size, &decode, &words, &views)?;
+            add_and_norm(&layer.post_norm)?;
+            self.linear(tokens, normed, &layer.gate_up, &views.gate_up)?;
+            swiglu(gpu, tokens, shape.intermediate, &views.gate_up, &views.gated)?;
+            self.linear(tokens, &views.gated, &layer.down, branch)?;
         }
-        rms_norm(
-            gpu,
-            norm,
-            &arena.branch,
-            Some(&stream),
-            &self.weights.norm,
-            &arena.normed,
-            None,
-        )?;
-        self.answer(size, &mail)
-    }
-
-    fn norm(&self, rows: usize) -> Norm {
-        Norm {
-            rows,
-            width: self.shape().hidden,
-            eps: self.shape().eps,
-        }
+        add_and_norm(&self.weights.norm)?;
+        self.answer(size, &words, &views)
     }
 
     fn decode(&self, pool: &DevicePool<T>, size: Size) -> Decode {
@@ -248,14 +238,14 @@ impl<T: Float> TextModel<T> {
         &self,
         pool: &DevicePool<T>,
         index: usize,
-        layer: &Layer<T>,
         size: Size,
         decode: &Decode,
-        mail: &Words,
+        words: &Words,
+        views: &Views<T>,
     ) -> Result<(), GpuError> {
-        let (gpu, shape, arena) = (&self.gpu, self.shape(), &self.arena);
+        let (gpu, shape, layer) = (&self.gpu, self.shape(), &self.weights.layers[index]);
         let (tokens, width) = (size.tokens(), shape.query_width());
-        self.linear(tokens, (shape.packed_width(), shape.hidden), &arena.normed, &layer.qkv, &arena.qkv)?;
+        self.linear(tokens, &views.normed, &layer.qkv, &views.qkv)?;
         let (keys, values) = &pool.layers[index];
         let heads = Heads {
             tokens,
@@ -265,35 +255,35 @@ impl<T: Float> TextModel<T> {
         };
         let turn = Turn {
             axes: 3,
-            positions: &mail.positions,
+            positions: &words.positions,
             frequencies: &self.frequencies,
             axis_of: &self.axis_of,
         };
         let into = SplitInto {
-            q: &arena.queries,
+            q: &views.queries,
             k: None,
             v: None,
             cache: Some(Cache {
                 keys,
                 values,
-                slots: &mail.slots,
+                slots: &words.slots,
                 block_size: pool.block_size,
             }),
         };
-        rotary::split(gpu, heads, &arena.qkv, Some(&layer.qkv_bias), Some(turn), into)?;
+        rotary::split(gpu, heads, &views.qkv, Some(&layer.qkv_bias), Some(turn), into)?;
+        let (decoded, entries) = (size.decodes * width, size.decodes * size.blocks);
         if size.decodes > 0 {
             let operands = paged::Operands {
-                q: &arena.queries,
+                q: &views.queries.slice(0..decoded)?,
                 keys,
                 values,
-                tables: &mail.tables,
-                out: &arena.mixed,
+                tables: &words.tables.slice(0..entries)?,
+                out: &views.mixed.slice(0..decoded)?,
                 lse: None,
             };
-            paged::attend(gpu, decode, &operands, &arena.paged)?;
+            paged::attend(gpu, decode, &operands, &self.arena.paged)?;
         }
         if size.prefill > 0 {
-            let after = |buffer: &Buffer<T>| buffer.slice(size.decodes * width..tokens * width);
             let rule = Attention {
                 heads: shape.heads,
                 kv_heads: shape.kv_heads,
@@ -304,50 +294,47 @@ impl<T: Float> TextModel<T> {
             let stored = Pool {
                 keys,
                 values,
-                tables: &mail.tables.slice(size.decodes * size.blocks..mail.tables.len())?,
+                tables: &words.tables.slice(entries..words.tables.len())?,
                 block_size: pool.block_size,
-                kv_lengths: &mail.lengths.slice(size.decodes..mail.lengths.len())?,
+                kv_lengths: &words.lengths.slice(size.decodes..words.lengths.len())?,
             };
-            let queries = after(&arena.queries)?;
-            attention::prefill(
-                gpu,
-                &rule,
-                attention::Rows::new(&queries, width),
-                size.prefill,
-                &mail.offsets,
-                &stored,
-                &after(&arena.mixed)?,
-            )?;
+            let queries = views.queries.slice(decoded..tokens * width)?;
+            let mixed = views.mixed.slice(decoded..tokens * width)?;
+            let queries = attention::Rows::new(&queries, width);
+            attention::prefill(gpu, &rule, queries, size.prefill, &words.offsets, &stored, &mixed)?;
         }
-        self.linear(tokens, (shape.hidden, width), &arena.mixed, &layer.output, &arena.branch)
+        self.linear(tokens, &views.mixed, &layer.output, &views.branch)
     }
 
     /// Logits after the last tokens, and the draws.
-    fn answer(&self, size: Size, mail: &Words) -> Result<(), GpuError> {
-        let (gpu, shape, arena) = (&self.gpu, self.shape(), &self.arena);
-        let (sequences, decodes) = (size.sequences(), size.decodes);
-        let normed = arena.normed.slice(0..size.tokens() * shape.hidden)?;
-        let last = arena.last.slice(0..sequences * shape.hidden)?;
-        rows::gather_rows(gpu, shape.hidden, &normed, &mail.last, &last)?;
-        self.linear(sequences, (shape.vocabulary, shape.hidden), &last, &self.weights.head, &arena.logits)?;
+    fn answer(&self, size: Size, words: &Words, views: &Views<T>) -> Result<(), GpuError> {
+        let (gpu, shape) = (&self.gpu, self.shape());
+        rows::gather_rows(gpu, shape.hidden, &views.normed, &words.last, &views.last)?;
+        self.linear(size.sequences(), &views.last, &self.weights.head, &views.logits)?;
+        let decodes = size.decodes;
         if decodes == 0 {
             return Ok(());
         }
-        let part = |index: usize| arena.drawn.slice(index * decodes..(index + 1) * decodes);
+        let part = |index: usize| self.arena.drawn.slice(index * decodes..(index + 1) * decodes);
         sampling::draw(
             gpu,
             &sampling::Draws {
                 rows: decodes,
                 vocabulary: shape.vocabulary,
             },
-            &arena.logits,
-            &mail.parameters,
-            &sampling::Drawn {
-                tokens: &part(0)?,
-                log_probs: &part(1)?.cast()?,
-                model_log_probs: &part(2)?.cast()?,
+            &views.logits.slice(0..decodes * shape.vocabulary)?,
+            &sampling::Parameters {
+                temperature: &words.temperature,
+                top_k: &words.top_k,
+                top_p: &words.top_p,
+                min_p: &words.min_p,
+                uniform: &words.uniform,
             },
-            &arena.sampling,
+            &sampling::Drawn {
+                token: &part(0)?,
+                log_prob: &part(1)?.cast()?,
+                model_log_prob: &part(2)?.cast()?,
+            },
         )
     }
 
@@ -355,12 +342,15 @@ impl<T: Float> TextModel<T> {
     fn linear<O: Float>(
         &self,
         rows: usize,
-        (outputs, inputs): (usize, usize),
         x: &Buffer<T>,
         weight: &Buffer<T>,
         out: &Buffer<O>,
     ) -> Result<(), GpuError> {
-        self.gpu.gemm(Gemm::linear(rows, outputs, inputs), x, weight, out)
+        if rows == 0 {
+            return Ok(());
+        }
+        let product = Gemm::linear(rows, out.len() / rows, x.len() / rows);
+        self.gpu.gemm(product, x, weight, out)
     }
 }
 
@@ -384,10 +374,6 @@ impl<T: Float> Arena<T> {
             groups: sequences,
             scale: 1.0,
         };
-        let draws = sampling::Draws {
-            rows: sequences,
-            vocabulary: shape.vocabulary,
-        };
         Ok(Self {
             stream: gpu.alloc(tokens * shape.hidden)?,
             normed: gpu.alloc(tokens * shape.hidden)?,
@@ -402,7 +388,39 @@ impl<T: Float> Arena<T> {
             drawn: gpu.alloc(3 * sequences)?,
             mail: gpu.alloc(Mail::new(largest).words)?,
             paged: paged::Scratch::new(gpu, &decode)?,
-            sampling: sampling::Scratch::new(gpu, &draws)?,
+        })
+    }
+}
+
+/// The parts of the arena that a step of one size uses.
+struct Views<T> {
+    stream: Buffer<T>,
+    normed: Buffer<T>,
+    branch: Buffer<T>,
+    qkv: Buffer<T>,
+    queries: Buffer<T>,
+    mixed: Buffer<T>,
+    gate_up: Buffer<T>,
+    gated: Buffer<T>,
+    last: Buffer<T>,
+    logits: Buffer<f32>,
+}
+
+impl<T: Float> Views<T> {
+    fn new(arena: &Arena<T>, shape: &TextShape, size: Size) -> Result<Self, GpuError> {
+        let (tokens, sequences) = (size.tokens(), size.sequences());
+        let rows = |buffer: &Buffer<T>, width: usize| buffer.slice(0..tokens * width);
+        Ok(Self {
+            stream: rows(&arena.stream, shape.hidden)?,
+            normed: rows(&arena.normed, shape.hidden)?,
+            branch: rows(&arena.branch, shape.hidden)?,
+            qkv: rows(&arena.qkv, shape.packed_width())?,
+            queries: rows(&arena.queries, shape.query_width())?,
+            mixed: rows(&arena.mixed, shape.query_width())?,
+            gate_up: rows(&arena.gate_up, 2 * shape.intermediate)?,
+            gated: rows(&arena.gated, shape.intermediate)?,
+            last: arena.last.slice(0..sequences * shape.hidden)?,
+            logits: arena.logits.slice(0..sequences * shape.vocabulary)?,
         })
     }
 }
@@ -417,7 +435,11 @@ struct Words {
     offsets: Buffer<u32>,
     groups: Buffer<i32>,
     last: Buffer<i32>,
-    parameters: sampling::Parameters,
+    temperature: Buffer<f32>,
+    top_k: Buffer<u32>,
+    top_p: Buffer<f32>,
+    min_p: Buffer<f32>,
+    uniform: Buffer<f32>,
 }
 
 impl Words {
@@ -433,13 +455,11 @@ impl Words {
             offsets: part(&mail.offsets)?,
             groups: part(&mail.groups)?.cast()?,
             last: part(&mail.last)?.cast()?,
-            parameters: sampling::Parameters {
-                temperature: part(&mail.temperature)?.cast()?,
-                top_k: part(&mail.top_k)?.cast()?,
-                top_p: part(&mail.top_p)?.cast()?,
-                min_p: part(&mail.min_p)?.cast()?,
-                uniform: part(&mail.uniform)?.cast()?,
-            },
+            temperature: part(&mail.temperature)?.cast()?,
+            top_k: part(&mail.top_k)?,
+            top_p: part(&mail.top_p)?.cast()?,
+            min_p: part(&mail.min_p)?.cast()?,
+            uniform: part(&mail.uniform)?.cast()?,
         })
     }
 }

@@ -85,7 +85,7 @@ impl Prompt {
     }
 
     /// Ids and positions of tokens of the prompt followed by `drawn`.
-    pub(crate) fn tokens(&self, drawn: &[u32], range: &Range<usize>) -> Result<(Vec<u32>, Vec<Position>), Cause> {
+    pub fn tokens(&self, drawn: &[u32], range: &Range<usize>) -> Result<(Vec<u32>, Vec<Position>), Cause> {
         let next_position = self.identity()?.next_position;
         let prompt_tokens = self.row.ids.len();
         let own = range.start.min(prompt_tokens)..range.end.min(prompt_tokens);
@@ -99,7 +99,7 @@ impl Prompt {
 
     /// See [`crate::Runner::content`]: ids and positions, and for each token of a picture or video the digest of that and
     /// where in it the token is.
-    pub(crate) fn content(&self, drawn: &[u32], range: Range<usize>, out: &mut Vec<u8>) -> Result<(), Cause> {
+    pub fn content(&self, drawn: &[u32], range: Range<usize>, out: &mut Vec<u8>) -> Result<(), Cause> {
         let identity = self.identity()?;
         let (ids, positions) = self.tokens(drawn, &range)?;
         for ((index, id), position) in range.zip(&ids).zip(&positions) {

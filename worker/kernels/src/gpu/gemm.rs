@@ -15,6 +15,8 @@ use crate::{
 
 /// Scratch memory of the library, in bytes: what its Hopper kernels ask for.
 const WORKSPACE: usize = 64 << 20;
+/// Plans that are kept; after that many the next begins anew.
+const MOST_PLANS: usize = 4096;
 /// Candidates that are timed when a shape is met first.
 const CANDIDATES: usize = 8;
 
@@ -37,6 +39,8 @@ pub struct Gemm {
     pub beta: f32,
     /// Elements between two rows of `a`, `b` and `out` as they are stored, where they are parts of wider matrices.
     pub strides: Option<(usize, usize, usize)>,
+    /// Takes the library's first choice and times nothing: for shapes that hardly come twice, such as those of pictures.
+    pub untimed: bool,
 }
 
 impl Gemm {
@@ -51,6 +55,7 @@ impl Gemm {
             alpha: 1.0,
             beta: 0.0,
             strides: None,
+            untimed: false,
         }
     }
 
@@ -88,6 +93,11 @@ impl Gemm {
             strides: Some((a, b, out)),
             ..self
         }
+    }
+
+    /// See [`Self::untimed`].
+    pub fn once(self) -> Self {
+        Self { untimed: true, ..self }
     }
 
     /// Floating-point operations.
@@ -149,15 +159,7 @@ unsafe impl Send for Blas {}
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        for plan in self.plans.values() {
-            // SAFETY: made by `plan`, used by nobody any more.
-            unsafe {
-                let _ = result::destroy_matrix_layout(plan.a);
-                let _ = result::destroy_matrix_layout(plan.b);
-                let _ = result::destroy_matrix_layout(plan.out);
-                let _ = result::destroy_matmul_desc(plan.operation);
-            }
-        }
+        self.forget();
         // SAFETY: made by `new`.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
@@ -185,6 +187,18 @@ impl Blas {
             plans: HashMap::new(),
             workspace: None,
         })
+    }
+
+    fn forget(&mut self) {
+        for plan in self.plans.drain().map(|(_, plan)| plan) {
+            // SAFETY: made by `plan`, used by nobody any more: the library has read them when a launch returns.
+            unsafe {
+                let _ = result::destroy_matrix_layout(plan.a);
+                let _ = result::destroy_matrix_layout(plan.b);
+                let _ = result::destroy_matrix_layout(plan.out);
+                let _ = result::destroy_matmul_desc(plan.operation);
+            }
+        }
     }
 }
 
@@ -288,18 +302,14 @@ impl Gpu {
         if let Some(plan) = blas.plans.get(&key) {
             return self.product(handle, plan, &plan.algorithm, gemm, (a, b, out), &workspace);
         }
+        if blas.plans.len() >= MOST_PLANS {
+            blas.forget();
+        }
         let plan = self.plan(handle, &key, gemm, (a, b, out), &workspace)?;
         // Timing has overwritten the result, and a sum must be added once: `plan` times sums into scratch memory.
         let done = self.product(handle, &plan, &plan.algorithm, gemm, (a, b, out), &workspace);
         blas.plans.insert(key, plan);
         done
-    }
-
-    /// Forgets the plans of shapes that do not come again, such as those of ragged batches.
-    pub fn forget_plans(&self) -> Result<(), GpuError> {
-        let fresh = Blas::new()?;
-        *self.blas.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
-        Ok(())
     }
 
     fn plan<A: Float, O: Float>(
@@ -343,7 +353,7 @@ impl Gpu {
             status: "none".to_owned(),
         })?;
         plan.algorithm = *first;
-        if candidates.len() > 1 {
+        if candidates.len() > 1 && !gemm.untimed {
             let scratch = if gemm.beta == 0.0 {
                 operands.2.clone()
             } else {

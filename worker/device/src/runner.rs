@@ -1,0 +1,289 @@
+//! The model as the engine runs it.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use flotilla_engine::{
+    Limits, Prompt, Runner,
+    features::FeatureCache,
+    prompt::Digest,
+    runner::{Answers, Cause, Chunk, Drawn, Logits, VisualCounts},
+};
+use flotilla_kernels::{Buffer, Float, Gpu, sampling::BROKEN};
+use flotilla_model::{Pass, Visual, Vlm, rope::Position};
+
+use crate::{
+    error::DeviceError,
+    pool::DevicePool,
+    step::{Mail, Piece, Step},
+    text::{Capacity, TextModel},
+    vision::QwenTower,
+    weights::TextWeights,
+};
+
+/// A vision-language model on the card.
+#[derive(Debug)]
+pub struct DeviceRunner<T> {
+    text: TextModel<T>,
+    vision: Vision<T>,
+    features: FeatureCache<Buffer<T>>,
+    counts: VisualCounts,
+}
+
+/// Where pictures are encoded.
+#[derive(Debug)]
+enum Vision<T> {
+    /// On the card.
+    Qwen(Box<QwenTower<T>>),
+    /// By the model of the host, in f32.
+    Host(Box<Vlm>),
+    /// Nowhere: text alone, and features that a prompt brings.
+    None,
+}
+
+/// Features that stand in the place of placeholder tokens of a chunk, with the index of the first one there.
+type Placed<T> = Vec<(usize, Buffer<T>)>;
+
+impl<T: Float> DeviceRunner<T> {
+    /// Copies the weights of a model of the host to the card, rounded to `T`. `max_tokens` is the longest sequence.
+    ///
+    /// Pictures are encoded on the card where the tower is that of Qwen2.5-VL; other towers stay on the host.
+    pub fn load(gpu: &Gpu, model: Vlm, limits: &Limits, max_tokens: usize) -> Result<Self, DeviceError> {
+        let weights = TextWeights::load(gpu, &model.config().text, model.weights())?;
+        let vision = match QwenTower::load(gpu, model.config(), model.weights())? {
+            Some(tower) => Vision::Qwen(Box::new(tower)),
+            None => Vision::Host(Box::new(model)),
+        };
+        Self::assemble(gpu, weights, vision, limits, max_tokens)
+    }
+
+    /// Text alone, over weights that a learner may share.
+    pub fn of_text(
+        gpu: &Gpu,
+        weights: TextWeights<T>,
+        limits: &Limits,
+        max_tokens: usize,
+    ) -> Result<Self, DeviceError> {
+        Self::assemble(gpu, weights, Vision::None, limits, max_tokens)
+    }
+
+    fn assemble(
+        gpu: &Gpu,
+        weights: TextWeights<T>,
+        vision: Vision<T>,
+        limits: &Limits,
+        max_tokens: usize,
+    ) -> Result<Self, DeviceError> {
+        let capacity = Capacity {
+            tokens: limits.max_step_tokens,
+            sequences: limits.max_rows,
+            blocks: max_tokens.div_ceil(limits.block_size),
+            block_size: limits.block_size,
+        };
+        Ok(Self {
+            text: TextModel::new(gpu, weights, capacity)?,
+            vision,
+            features: FeatureCache::new(limits.feature_bytes),
+            counts: VisualCounts::default(),
+        })
+    }
+
+    /// The language model.
+    pub fn text(&self) -> &TextModel<T> {
+        &self.text
+    }
+
+    /// Blocks of keys and values that fit into `share` of the memory that is free.
+    pub fn blocks_that_fit(&self, share: f64, block_size: usize) -> Result<usize, DeviceError> {
+        let (free, _) = self.text.gpu().memory()?;
+        let block = block_size * self.text.shape().kv_values() * T::DTYPE.bytes();
+        Ok((free as f64 * share / block as f64) as usize)
+    }
+
+    /// Features `[tokens, hidden]` of visuals.
+    fn encode(&self, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
+        let gpu = self.text.gpu();
+        match &self.vision {
+            Vision::Qwen(tower) => tower.encode(visuals),
+            Vision::Host(model) => {
+                let features = model.encode(visuals, Pass::Infer)?;
+                features.iter().map(|features| upload(gpu, features)).collect()
+            }
+            Vision::None => Err(DeviceError::Input(
+                "this model has no vision tower on the GPU".to_owned(),
+            )),
+        }
+    }
+
+    /// Features of the visuals that the chunks reach, by digest. What is missing is encoded together.
+    fn features(&mut self, chunks: &[Chunk<'_, Prompt>]) -> Result<BTreeMap<Digest, Buffer<T>>, Cause> {
+        let mut found = BTreeMap::new();
+        let mut missing: BTreeMap<Digest, &Visual> = BTreeMap::new();
+        for chunk in chunks {
+            let reached = chunk.prompt.identity()?.visuals.iter().zip(&chunk.prompt.visuals);
+            for ((tokens, digest), (_, visual)) in reached {
+                if overlap(tokens, &chunk.range()).is_none() || found.contains_key(digest) {
+                    continue;
+                }
+                let asks = usize::from(chunk.range().contains(&tokens.start));
+                self.counts.queries += asks;
+                match self.features.get(digest) {
+                    Some(features) => {
+                        found.insert(*digest, features);
+                        self.counts.hits += asks;
+                    }
+                    None => drop(missing.insert(*digest, visual)),
+                }
+            }
+        }
+        let visuals = missing.values().copied().collect::<Vec<_>>();
+        for (digest, features) in missing.keys().zip(self.encode(&visuals)?) {
+            let bytes = features.len() * T::DTYPE.bytes();
+            self.features.insert(*digest, features.clone(), bytes);
+            found.insert(*digest, features);
+        }
+        Ok(found)
+    }
+
+    /// What stands in the place of a chunk's placeholder tokens.
+    fn placed(
+        &self,
+        chunk: &Chunk<'_, Prompt>,
+        encoded: &BTreeMap<Digest, Buffer<T>>,
+    ) -> Result<Placed<T>, DeviceError> {
+        let hidden = self.text.shape().hidden;
+        let mut placed = Vec::new();
+        let mut place = |start: usize, features: &Buffer<T>| {
+            let Some(range) = overlap(&(start..start + features.len() / hidden), &chunk.range()) else {
+                return Ok(());
+            };
+            let part = (range.start - start) * hidden..(range.end - start) * hidden;
+            placed.push((range.start - chunk.stored, features.slice(part)?));
+            Ok::<_, DeviceError>(())
+        };
+        for (start, given) in &chunk.prompt.row.features {
+            let tokens = *start..*start + given.dim(0)?;
+            if overlap(&tokens, &chunk.range()).is_some() {
+                place(*start, &upload(self.text.gpu(), given)?)?;
+            }
+        }
+        let identity = chunk
+            .prompt
+            .identity()
+            .map_err(|cause| DeviceError::Input(cause.to_string()))?;
+        for (tokens, digest) in &identity.visuals {
+            if let Some(made) = encoded.get(digest) {
+                place(tokens.start, made)?;
+            }
+        }
+        Ok(placed)
+    }
+
+    /// What the card says of the pieces that want a token, in their order.
+    fn answers(&self, step: &Step, pieces: &[Piece<'_>]) -> Result<Answers, DeviceError> {
+        let gpu = self.text.gpu();
+        let decodes = step.size.decodes;
+        let mut words = vec![0u32; 3 * decodes];
+        gpu.read(self.text.drawn(), &mut words)?;
+        let mut places = vec![0; pieces.len()];
+        for (place, index) in step.decodes.iter().enumerate() {
+            places[*index] = place;
+        }
+        for (place, index) in step.chunks.iter().enumerate() {
+            places[*index] = decodes + place;
+        }
+        let vocabulary = self.text.shape().vocabulary;
+        let (mut drawn, mut values) = (Vec::new(), Vec::new());
+        for (piece, place) in pieces.iter().zip(places).filter(|(piece, _)| piece.wanted) {
+            if piece.draw.is_some() && place < decodes {
+                let token = Drawn {
+                    id: words[place],
+                    log_probability: f32::from_bits(words[decodes + place]),
+                    model_log_probability: f32::from_bits(words[2 * decodes + place]),
+                };
+                drawn.push(Some((token.id != BROKEN).then_some(token)));
+            } else {
+                drawn.push(None);
+                let start = values.len();
+                values.resize(start + vocabulary, 0.0);
+                let row = self.text.logits().slice(place * vocabulary..(place + 1) * vocabulary)?;
+                gpu.read(&row, &mut values[start..])?;
+            }
+        }
+        Ok(Answers::new(drawn, Logits { values, vocabulary }))
+    }
+}
+
+/// A tensor of the host, on the card.
+fn upload<T: Float>(gpu: &Gpu, features: &candle_core::Tensor) -> Result<Buffer<T>, DeviceError> {
+    let values = features
+        .to_dtype(candle_core::DType::F32)?
+        .flatten_all()?
+        .to_vec1::<f32>()?;
+    Ok(gpu.upload(&values.into_iter().map(T::from_f32).collect::<Vec<_>>())?)
+}
+
+/// What two ranges have in common.
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> Option<Range<usize>> {
+    let range = a.start.max(b.start)..a.end.min(b.end);
+    (!range.is_empty()).then_some(range)
+}
+
+impl<T: Float> Runner for DeviceRunner<T> {
+    type Prompt = Prompt;
+    type Pool = DevicePool<T>;
+
+    fn prompt_ids<'a>(&self, prompt: &'a Prompt) -> &'a [u32] {
+        &prompt.row.ids
+    }
+
+    fn content(&self, prompt: &Prompt, drawn: &[u32], range: Range<usize>, out: &mut Vec<u8>) -> Result<(), Cause> {
+        prompt.content(drawn, range, out)
+    }
+
+    fn pool(&self, blocks: usize, block_size: usize) -> Result<DevicePool<T>, Cause> {
+        Ok(DevicePool::new(self.text.gpu(), self.text.shape(), blocks, block_size)?)
+    }
+
+    fn copy(&mut self, pool: &mut DevicePool<T>, pairs: &[(u32, u32)]) -> Result<(), Cause> {
+        Ok(pool.copy(self.text.gpu(), pairs)?)
+    }
+
+    fn step(&mut self, pool: &mut DevicePool<T>, chunks: &[Chunk<'_, Prompt>]) -> Result<Answers, Cause> {
+        let encoded = self.features(chunks)?;
+        let tokens = chunks
+            .iter()
+            .map(|chunk| chunk.prompt.tokens(chunk.drawn, &chunk.range()));
+        let tokens: Vec<(Vec<u32>, Vec<Position>)> = tokens.collect::<Result<_, _>>()?;
+        let pieces = chunks.iter().zip(&tokens).map(|(chunk, (ids, positions))| Piece {
+            ids,
+            positions,
+            stored: chunk.stored,
+            blocks: chunk.blocks,
+            wanted: chunk.wanted,
+            draw: chunk.draw,
+        });
+        let pieces = pieces.collect::<Vec<_>>();
+        let step = Step::new(&pieces);
+        self.text.fits(step.size)?;
+        let mut features = Vec::new();
+        for (chunk, row) in chunks.iter().zip(&step.rows) {
+            for (start, placed) in self.placed(chunk, &encoded)? {
+                let rows = placed.len() / self.text.shape().hidden;
+                let first = row + start;
+                let at = (first..first + rows).map(|row| i32::try_from(row).unwrap_or(-1));
+                features.push((at.collect(), placed));
+            }
+        }
+        let words = step.words(&pieces, pool.block_size, &Mail::new(step.size));
+        self.text.step(pool, step.size, &words, &features)?;
+        Ok(self.answers(&step, &pieces)?)
+    }
+
+    fn flush(&mut self) {
+        self.features.clear();
+    }
+
+    fn visual_counts(&self) -> VisualCounts {
+        self.counts
+    }
+}
