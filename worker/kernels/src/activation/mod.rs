@@ -7,7 +7,8 @@ mod launch;
 pub mod reference;
 
 #[cfg(feature = "cuda")]
-pub use launch::{Gelu, add_bias, bias_gradient, bias_gradient_scratch, gelu, gelu_backward, swiglu, swiglu_backward};
+pub use launch::{add_bias, bias_gradient, bias_gradient_scratch, gelu, gelu_backward, swiglu, swiglu_backward};
+pub use reference::Gelu;
 
 #[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};
