@@ -129,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int i = 0; i < PACK; i++) {
       float derivative;
       const float share = gelu_share(a[i], derivative);
-      d[i] *= share + (derivative == 0.f ? 0.f : a[i] * derivative);
+      d[i] *= share + a[i] * derivative;
     }
     store_floats(dx + (size_t)at * PACK, d);
   });

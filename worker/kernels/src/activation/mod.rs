@@ -34,5 +34,12 @@ pub fn cases() -> Vec<Case> {
 /// Sources with the constants of their builds.
 #[cfg(feature = "cuda")]
 pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
-    Vec::new()
+    let builds = [
+        "ELEM=bf16 GELU=0",
+        "ELEM=bf16 GELU=1",
+        "ELEM=bf16 GELU=2 PACK=1",
+        "ELEM=float GELU=1",
+    ];
+    let defines = |build: &str| build.split(' ').map(str::to_owned).collect();
+    builds.iter().map(|build| (&SOURCE, defines(build))).collect()
 }
