@@ -1,34 +1,18 @@
-use super::{SOURCE, layout::Layout};
+use super::{Decode, SOURCE};
 use crate::{
     Buffer, Gpu, GpuError, ShapeError,
     element::{Dtype, Float},
-    gpu::{
-        launch::{Arg, Grid},
-        source::Kernel,
-    },
+    gpu::{launch::Grid, source::Kernel},
 };
 
-/// Attention of one new token per sequence: what stays the same from step to step, and so may be part of a
-/// [recorded](Gpu::record) graph. Lengths, block tables and groups are read from the card at every step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Decode {
-    /// Sequences of the batch, unused ones included.
-    pub rows: usize,
-    /// Query heads; a multiple of `kv_heads`, at most 8 for each of them.
-    pub heads: usize,
-    /// Heads of keys and values.
-    pub kv_heads: usize,
-    /// Numbers of one head, a multiple of 8 up to 256. 64 and 128 are the fast ones.
-    pub head_dim: usize,
-    /// Tokens of a block of the pool, a power of two from 8.
-    pub block_size: usize,
-    /// Entries of a row of the block table.
-    pub max_blocks: usize,
-    /// The most groups of rows that share a prefix; 0 for a kernel that knows none.
-    pub groups: usize,
-    /// Factor of the scores, positive: `1 / sqrt(head_dim)` as a rule.
-    pub scale: f32,
-}
+/// Warps of a block of threads.
+const WARPS: usize = 4;
+/// Tiles of 8 columns that the warps of a block hold together where rows share a prefix.
+const WIDE_TILES: usize = 16;
+/// Integers of a section, of a row's record, and of the header of a plan.
+const SECTION: usize = 8;
+const RECORD: usize = 4;
+const HEADER: usize = 4;
 
 /// What one layer reads and writes.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +32,8 @@ pub struct Operands<'a, T> {
     pub lse: Option<&'a Buffer<f32>>,
 }
 
-/// Work lists and partial results of a step. One is enough for all layers, and for all smaller batches as well.
+/// Work lists and partial results of a step. One is enough for all layers, and for all smaller batches of the same heads as
+/// well.
 #[derive(Clone, Debug)]
 pub struct Scratch {
     /// Written by [`plan`], read by [`attend`].
@@ -61,12 +46,110 @@ impl Scratch {
     /// Scratch memory for batches up to this one. It must be kept as long as a graph that uses it.
     pub fn new(gpu: &Gpu, largest: &Decode) -> Result<Self, GpuError> {
         largest.check()?;
-        let layout = Layout::new(largest, gpu.processors());
+        let layout = Layout::new(gpu, largest);
         Ok(Self {
-            plan: gpu.zeros(layout.plan_length())?,
-            partials: gpu.alloc(layout.partial_length())?,
+            plan: gpu.zeros(layout.plan())?,
+            partials: gpu.alloc(layout.partials())?,
         })
     }
+
+    fn check(&self, layout: &Layout) -> Result<(), ShapeError> {
+        ShapeError::at_least("paged attention", "the plan", self.plan.len(), layout.plan())?;
+        ShapeError::at_least(
+            "paged attention",
+            "partial results",
+            self.partials.len(),
+            layout.partials(),
+        )
+    }
+}
+
+/// Where things lie in the scratch memory of a batch.
+struct Layout {
+    /// Blocks of threads among which the work is divided.
+    shares: usize,
+    /// The most tiles of columns that share a prefix.
+    tiles: usize,
+    rows: usize,
+    kv_heads: usize,
+    /// Floats of a partial result of 8 columns.
+    slot: usize,
+}
+
+impl Layout {
+    fn new(gpu: &Gpu, decode: &Decode) -> Self {
+        // As many as are resident at once.
+        let resident = if decode.groups > 0 { 2 } else { 3 };
+        let columns = decode.rows * decode.heads_per_kv();
+        Self {
+            shares: resident * gpu.processors(),
+            tiles: if decode.groups > 0 {
+                decode.groups + columns / (8 * WIDE_TILES) + 1
+            } else {
+                0
+            },
+            rows: decode.rows,
+            kv_heads: decode.kv_heads,
+            slot: 8 * decode.head_dim + 16,
+        }
+    }
+
+    fn sections(&self) -> usize {
+        self.tiles + self.rows
+    }
+
+    /// Integers of a plan: header, sections, rows, shares.
+    fn plan(&self) -> usize {
+        HEADER + SECTION * self.sections() + RECORD * self.rows + self.shares
+    }
+
+    /// Floats of the partial results of rows: one for every meeting of a share and a section's KV head.
+    fn narrow(&self) -> usize {
+        (self.shares + self.sections() * self.kv_heads) * self.slot
+    }
+
+    fn partials(&self) -> usize {
+        let wide = if self.tiles > 0 {
+            (self.shares + self.tiles * self.kv_heads) * WIDE_TILES * self.slot
+        } else {
+            0
+        };
+        self.narrow() + wide
+    }
+}
+
+/// The parts of a plan.
+struct Plan {
+    header: Buffer<i32>,
+    sections: Buffer<i32>,
+    records: Buffer<i32>,
+    shares: Buffer<i32>,
+}
+
+impl Plan {
+    fn new(scratch: &Scratch, layout: &Layout) -> Result<Self, GpuError> {
+        scratch.check(layout)?;
+        let mut from = 0;
+        let mut take = |length: usize| {
+            let part = scratch.plan.slice(from..from + length);
+            from += length;
+            part
+        };
+        Ok(Self {
+            header: take(HEADER)?,
+            sections: take(SECTION * layout.sections())?,
+            records: take(RECORD * layout.rows)?,
+            shares: take(layout.shares)?,
+        })
+    }
+}
+
+fn kernel(name: &'static str, dtype: Dtype, decode: &Decode) -> Kernel {
+    Kernel::new(&SOURCE, name, Some(dtype))
+        .define("HEAD_DIM", decode.head_dim)
+        .define("BLOCK_SIZE", decode.block_size)
+        .define("PER_KV", decode.heads_per_kv())
+        .define("GROUPED", usize::from(decode.groups > 0))
 }
 
 /// Divides the work of a step evenly over the card; once per step, before the first layer's [`attend`].
@@ -84,7 +167,30 @@ pub fn plan(
     groups: Option<&Buffer<i32>>,
     scratch: &Scratch,
 ) -> Result<(), GpuError> {
-    todo!()
+    decode.check()?;
+    let layout = Layout::new(gpu, decode);
+    let plan = Plan::new(scratch, &layout)?;
+    let name = "paged_plan";
+    ShapeError::length(name, "lengths", lengths.len(), decode.rows)?;
+    ShapeError::length(name, "groups", groups.map_or(0, Buffer::len), 3 * decode.groups)?;
+    gpu.launch(
+        // It reads no numbers: one build for every format.
+        &kernel(name, Dtype::Bf16, decode),
+        Grid::new(1, 1024),
+        &[
+            lengths.into(),
+            groups.into(),
+            decode.rows.into(),
+            decode.kv_heads.into(),
+            decode.groups.into(),
+            layout.tiles.into(),
+            layout.shares.into(),
+            (&plan.header).into(),
+            (&plan.sections).into(),
+            (&plan.records).into(),
+            (&plan.shares).into(),
+        ],
+    )
 }
 
 /// `out = softmax(scale * q · keysᵀ) · values` for every query head over the whole sequence of its row, for one layer, by the
@@ -95,5 +201,73 @@ pub fn attend<T: Float>(
     operands: &Operands<'_, T>,
     scratch: &Scratch,
 ) -> Result<(), GpuError> {
-    todo!()
+    decode.check()?;
+    let layout = Layout::new(gpu, decode);
+    let plan = Plan::new(scratch, &layout)?;
+    let Operands {
+        q,
+        keys,
+        values,
+        tables,
+        out,
+        lse,
+    } = *operands;
+    let name = "paged_attend";
+    let heads = decode.rows * decode.heads;
+    ShapeError::length(name, "q", q.len(), heads * decode.head_dim)?;
+    ShapeError::length(name, "out", out.len(), heads * decode.head_dim)?;
+    ShapeError::length(name, "tables", tables.len(), decode.rows * decode.max_blocks)?;
+    ShapeError::length(name, "values", values.len(), keys.len())?;
+    ShapeError::unless(name, keys.len().is_multiple_of(decode.block_elements()), || {
+        format!(
+            "a pool of {} elements in blocks of {}",
+            keys.len(),
+            decode.block_elements()
+        )
+    })?;
+    if let Some(lse) = lse {
+        ShapeError::length(name, "lse", lse.len(), heads)?;
+    }
+    // Queries in shared memory make way for the outputs of warps that are added up.
+    let tiles = if decode.groups > 0 { WIDE_TILES } else { 1 };
+    let queries = tiles * 8 * decode.head_dim.next_multiple_of(32) * T::DTYPE.bytes();
+    let outputs = WARPS * 8 * decode.head_dim.next_multiple_of(64) * size_of::<f32>();
+    let narrow = layout.narrow();
+    let wide = scratch.partials.slice(narrow..layout.partials())?;
+    gpu.launch(
+        &kernel(name, T::DTYPE, decode),
+        Grid::new(layout.shares, 32 * WARPS as u32).shared(queries.max(outputs)),
+        &[
+            q.into(),
+            keys.into(),
+            values.into(),
+            tables.into(),
+            out.into(),
+            lse.into(),
+            (&scratch.partials).into(),
+            (&wide).into(),
+            (&plan.header).into(),
+            (&plan.sections).into(),
+            (&plan.shares).into(),
+            decode.heads.into(),
+            decode.kv_heads.into(),
+            decode.max_blocks.into(),
+            decode.scale.into(),
+        ],
+    )?;
+    gpu.launch(
+        &kernel("paged_merge", T::DTYPE, decode),
+        Grid::of((decode.heads, decode.rows, 1), 32 * WARPS as u32),
+        &[
+            out.into(),
+            lse.into(),
+            (&scratch.partials).into(),
+            (&wide).into(),
+            (&plan.header).into(),
+            (&plan.sections).into(),
+            (&plan.records).into(),
+            decode.heads.into(),
+            decode.kv_heads.into(),
+        ],
+    )
 }

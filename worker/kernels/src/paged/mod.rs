@@ -1,22 +1,133 @@
 //! Attention of one new token per sequence over paged keys and values, with a prefix that a group shares read once.
+//!
+//! A step begins with [`plan`], which divides the step's work evenly over the card from the lengths that it finds there; each
+//! layer then calls [`attend`]. The grids depend on [`Decode`] alone, so that a recorded graph serves every step of a batch
+//! size, and results do not depend on the order in which blocks of threads run.
 
 #[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};
 
+#[cfg(feature = "cuda")]
+mod check;
+#[cfg(feature = "cuda")]
+mod launch;
+pub mod reference;
+
+#[cfg(feature = "cuda")]
+pub use launch::{Operands, Scratch, attend, plan};
+
+use crate::ShapeError;
+
+/// Attention of one new token per sequence: what stays the same from step to step, and so may be part of a recorded graph.
+/// Lengths, block tables and groups are read from the card at every step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decode {
+    /// Sequences of the batch, unused ones included.
+    pub rows: usize,
+    /// Query heads; a multiple of `kv_heads`, at most 8 for each of them.
+    pub heads: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Numbers of one head, a multiple of 8 up to 128. 64 and 128 are the fast ones.
+    pub head_dim: usize,
+    /// Tokens of a block of the pool, a power of two from 8.
+    pub block_size: usize,
+    /// Entries of a row of the block table.
+    pub max_blocks: usize,
+    /// The most groups of rows that share a prefix; 0 for a kernel that knows none.
+    pub groups: usize,
+    /// Factor of the scores, positive: `1 / sqrt(head_dim)` as a rule.
+    pub scale: f32,
+}
+
+impl Decode {
+    /// Query heads of a head of keys and values.
+    pub fn heads_per_kv(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Numbers of keys, or of values, of one block of the pool.
+    pub fn block_elements(&self) -> usize {
+        self.kv_heads * self.block_size * self.head_dim
+    }
+
+    /// Whether the kernels are made for it.
+    pub fn check(&self) -> Result<(), ShapeError> {
+        let name = "paged attention";
+        ShapeError::unless(
+            name,
+            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads) && (1..=8).contains(&self.heads_per_kv()),
+            || {
+                format!(
+                    "{} query heads for {} heads of keys and values: 1 to 8 for each",
+                    self.heads, self.kv_heads
+                )
+            },
+        )?;
+        ShapeError::unless(
+            name,
+            self.head_dim.is_multiple_of(8) && (8..=128).contains(&self.head_dim),
+            || format!("heads of {} numbers: a multiple of 8 up to 128", self.head_dim),
+        )?;
+        ShapeError::unless(name, self.block_size >= 8 && self.block_size.is_power_of_two(), || {
+            format!("blocks of {} tokens: a power of two from 8", self.block_size)
+        })?;
+        let most = 1usize << 31;
+        let units = (self.rows + self.groups) * self.kv_heads * (self.max_blocks * self.block_size / UNIT + 1);
+        ShapeError::unless(
+            name,
+            self.rows < 1 << 16 && self.groups < 1 << 16 && self.max_blocks * self.block_size < most && units < most,
+            || {
+                format!(
+                    "{} rows of {} blocks of {} tokens",
+                    self.rows, self.max_blocks, self.block_size
+                )
+            },
+        )?;
+        ShapeError::unless(name, self.scale > 0.0 && self.scale.is_finite(), || {
+            format!("scores scaled by {}", self.scale)
+        })
+    }
+}
+
+/// Tokens of the unit in which work is divided.
+const UNIT: usize = 64;
+
+#[cfg(feature = "cuda")]
+static SOURCE: Source = Source {
+    name: "paged",
+    text: include_str!("kernel.cu"),
+};
+
 /// Parity with the reference.
 #[cfg(feature = "cuda")]
 pub fn checks() -> Vec<Check> {
-    Vec::new()
+    check::checks()
 }
 
 /// Speed beside the floor.
 #[cfg(feature = "cuda")]
 pub fn cases() -> Vec<Case> {
-    Vec::new()
+    check::cases()
 }
 
 /// Sources with the constants of their builds.
 #[cfg(feature = "cuda")]
 pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
-    Vec::new()
+    let builds = [
+        "bf16 128 16 7 0",
+        "bf16 128 16 7 1",
+        "bf16 128 16 8 1",
+        "bf16 64 16 7 0",
+        "bf16 64 32 7 1",
+        "bf16 80 8 1 1",
+        "float 128 16 7 1",
+        "float 80 8 1 0",
+    ];
+    let names = ["ELEM", "HEAD_DIM", "BLOCK_SIZE", "PER_KV", "GROUPED"];
+    let defines = |build: &str| {
+        let values = names.iter().zip(build.split(' '));
+        values.map(|(name, value)| format!("{name}={value}")).collect()
+    };
+    builds.iter().map(|build| (&SOURCE, defines(build))).collect()
 }
