@@ -188,7 +188,8 @@ class Peer:
 
     def ids(self, batch, length):
         vocabulary = self.shape["text"]["vocab_size"]
-        return self.torch.randint(0, vocabulary, (batch, length), device=self.device)
+        # Not 0: that is the padding, which would be masked.
+        return self.torch.randint(1, vocabulary, (batch, length), device=self.device)
 
     def synchronize(self):
         if self.cuda:
@@ -226,7 +227,8 @@ class Peer:
         """Graphs, compiled code and gradients of the last row do not weigh on the next."""
         torch = self.torch
         if self._model is not None:
-            for name in ("_compiled_call", "_last_compile_config"):
+            # The last of them would give every static cache the length of the longest so far.
+            for name in ("_compiled_call", "_last_compile_config", "_previous_max_cache_length"):
                 if name in self._model.__dict__:
                     delattr(self._model, name)
             self._model.zero_grad(set_to_none=True)
