@@ -404,6 +404,37 @@ mod tests {
         assert!((found - 1.02).abs() < 2e-3, "{found}");
     }
 
+    /// Half of a block goes on with gradients of 1, the other half falls to 0.1: its second moments sink by a thousandth a step.
+    #[test]
+    fn second_moments_follow_where_rounding_to_the_nearest_stands_still() {
+        let (length, before, after) = (BLOCK, 200, 4000);
+        let gradient = |step, at| if step > before && at % 2 == 0 { 0.1f32 } else { 1.0 };
+        let mean = |kind| {
+            let mut moments = Moments::zeros(kind, length);
+            for step in 1..=before + after {
+                let gradients = (0..length).map(|at| gradient(step, at)).collect::<Vec<_>>();
+                let of = AdamW {
+                    step,
+                    ..optimizer(1e-3)
+                };
+                adamw(&of, &mut vec![0f32; length], &gradients, &mut moments, 0, 1.0);
+            }
+            let fallen = (0..length).step_by(2).map(|at| f64::from(moments.of(at).1));
+            fallen.sum::<f64>() / (length / 2) as f64
+        };
+        let exact = mean(StateKind::F32);
+        for kind in [StateKind::Bf16, StateKind::Bit8] {
+            let found = mean(kind);
+            assert!((found / exact - 1.0).abs() < 0.1, "{kind:?}: {found} of {exact}");
+        }
+        let mut nearest = bf16::ZERO;
+        for step in 1..=before + after {
+            let g = gradient(step, 0);
+            nearest = bf16::from_f32(0.999f32.mul_add(nearest.to_f32(), 0.001 * g * g));
+        }
+        assert!(nearest.to_f64() > 5.0 * exact, "{nearest} of {exact}");
+    }
+
     /// Noisy quadratics whose curvatures span four decades inside every block: the loss that is left, beside that of f32.
     fn loss_left(kind: StateKind) -> f64 {
         let length = 1024;
