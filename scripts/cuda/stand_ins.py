@@ -135,8 +135,10 @@ LAUNCHERS = """
 
 def functions_of(bindings):
     """Names that the bindings declare, with whether they return a text."""
-    found = re.findall(r"^pub unsafe fn (\w+)\([^)]*\)(?: -> ([^{]+?))? \{", bindings.read_text(), re.MULTILINE)
-    functions = {name: "c_char" in returned for name, returned in found if re.match(r"p?(cu|nvrtc|nccl)[A-Z]|cu(blas|dnn|rand)|nvrtc", name)}
+    declared = r"^pub unsafe fn ((?:cu|nvrtc|p?nccl)\w+)\([^)]*\)(?: -> ([^{]+?))? \{"
+    found = re.findall(declared, bindings.read_text(), re.MULTILINE)
+    # `culib` is cudarc's own.
+    functions = {name: "c_char" in returned for name, returned in found if name != "culib"}
     if not functions:
         raise SystemExit(f"{bindings} declares no functions: scripts/cuda/stand_ins.py does not know this version of cudarc")
     return dict(sorted(functions.items()))

@@ -35,7 +35,6 @@ for candidate in "${NVCC:-}" "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "$(command -v n
   esac
 done
 
-# The versions of the lock file say what is built, so a new one makes a new folder's worth of work.
 metadata=$(cargo metadata --locked --format-version 1 --filter-platform x86_64-unknown-linux-gnu --features flotilla-worker/cuda) ||
   fail "cargo cannot read the workspace or fetch its crates (above)."
 crate() {
@@ -48,7 +47,7 @@ cudarc=$(crate cudarc)
 kernels=$(crate candle-kernels)
 [ -d "$cudarc" ] && [ -d "$kernels" ] || fail "the sources of the crates cudarc and candle-kernels are not there: run 'cargo fetch --locked'."
 
-key=$(cat "$here"/* <(echo "$nvcc" "$cudarc" "$kernels") | sha256sum | cut -d' ' -f1)
+key=$(cat "$here"/{toolchain.sh,stand_ins.py,build.txt} <(echo "$nvcc" "$cudarc" "$kernels") | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$folder/COMPLETE" 2>/dev/null)" = "$key" ]; then
   echo "$folder"
   exit
@@ -61,9 +60,9 @@ if [ -z "$nvcc" ]; then
   python3 -m pip --version >/dev/null 2>&1 ||
     fail "python3 has no pip. On Debian and Ubuntu: apt-get install python3-pip. Or install CUDA 13 and set CUDA_HOME."
   # --upgrade: a second call replaces what a broken off one left.
-  python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary=:all: --require-hashes --upgrade \
-    --target "$folder/packages" -r "$here/requirements.txt" >&2 ||
-    fail "pip could not install scripts/cuda/requirements.txt (above). A mirror is set with PIP_INDEX_URL, a proxy with HTTPS_PROXY."
+  python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --no-compile --only-binary=:all: --require-hashes --upgrade \
+    --target "$folder/packages" -r "$here/build.txt" >&2 ||
+    fail "pip could not install scripts/cuda/build.txt (above). A mirror is set with PIP_INDEX_URL, a proxy with HTTPS_PROXY."
   nvcc=$(cd "$folder/packages" && pwd)/nvidia/cu13/bin/nvcc
 fi
 ln -sfn "$(dirname "$(dirname "$nvcc")")/include" "$folder/include"

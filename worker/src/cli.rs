@@ -142,7 +142,8 @@ const BENCH_BEST_OF_N_EXAMPLE: &str = "Example, with a tiny model of random weig
 const DOCTOR_EXAMPLE: &str = "Examples:\n  \
     flotilla-worker doctor                 which device models would run on and why, measured, and the kernels checked\n  \
     flotilla-worker doctor --quick         the same without measuring and checking\n  \
-    flotilla-worker doctor --device cuda   an error where no GPU can be used\n\
+    flotilla-worker doctor --device cuda   an error where no GPU can be used\n  \
+    flotilla-worker doctor --model ./small-checkpoint   computes it on the device and on the CPU and compares\n\
     docs/gpu.md says what to do about each message.";
 
 const CONVERT_EXAMPLE: &str = "Example:\n  \

@@ -1,7 +1,9 @@
 //! What this machine has for models: which device and why, how fast it is, and whether the GPU's kernels compute what they
 //! should.
 
-use std::fmt::Write as _;
+mod parity;
+
+use std::{fmt::Write as _, path::PathBuf};
 
 use candle_core::{DType, Device};
 use clap::Args;
@@ -18,12 +20,16 @@ use crate::{
 const ROUNDS: usize = 3;
 
 /// Arguments of `doctor`.
-#[derive(Args, Clone, Copy, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct DoctorArguments {
     /// Where models would run.
     #[command(flatten)]
     pub device: DeviceArguments,
-    /// Measure and check nothing.
+    /// Directory of a checkpoint that is computed on the device and on the CPU in f32 and compared; may be repeated. For small
+    /// models: the CPU takes its time, and its memory.
+    #[arg(long = "model", value_name = "DIR")]
+    pub models: Vec<PathBuf>,
+    /// Measure nothing and check no kernels.
     #[arg(long)]
     pub quick: bool,
     /// Seed of the inputs on which kernels are checked; a new one each time by default.
@@ -50,6 +56,9 @@ pub struct Report {
     /// The GPU that models would run on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuReport>,
+    /// Checkpoints on the device beside the CPU in f32.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<ModelReport>,
 }
 
 /// Where models would run.
@@ -124,11 +133,20 @@ pub struct GpuReport {
     pub checks: Vec<CheckReport>,
 }
 
-/// One kernel against its reference on the CPU.
+/// A checkpoint on the device beside the CPU in f32.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelReport {
+    /// Its directory.
+    pub model: String,
+    /// What was compared.
+    pub checks: Vec<CheckReport>,
+}
+
+/// One comparison with what the CPU computes.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckReport {
-    /// Kernel, format and what is special about the inputs.
-    pub name: &'static str,
+    /// What is compared: for a kernel its name, format and what is special about the inputs.
+    pub name: String,
     /// Whether it is near enough.
     pub ok: bool,
     /// Its distance and the most that it may be, or what went wrong.
@@ -159,6 +177,15 @@ pub fn examine(arguments: &DoctorArguments) -> Result<(Report, Result<(), Worker
         Ok(opened) => gpu(opened.place, arguments)?,
         Err(_) => None,
     };
+    let mut models = Vec::new();
+    if let Ok(opened) = &opened {
+        for directory in &arguments.models {
+            models.push(ModelReport {
+                model: directory.display().to_string(),
+                checks: parity::check(directory, &opened.device)?,
+            });
+        }
+    }
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         features: features(),
@@ -177,23 +204,22 @@ pub fn examine(arguments: &DoctorArguments) -> Result<(Report, Result<(), Worker
         cpu,
         driver: driver(device::look()),
         gpu,
+        models,
     };
-    let verdict = verdict(wanted, opened.err(), report.gpu.as_ref());
+    let verdict = verdict(wanted, opened.err(), &report);
     Ok((report, verdict))
 }
 
-fn verdict(wanted: Wanted, fault: Option<Fault>, gpu: Option<&GpuReport>) -> Result<(), WorkerError> {
+fn verdict(wanted: Wanted, fault: Option<Fault>, report: &Report) -> Result<(), WorkerError> {
     if let Some(fault) = fault {
         return Err(WorkerError::permanent(format!("models cannot run on {wanted}"), fault));
     }
-    let checks = gpu.map_or(&[][..], |gpu| &gpu.checks);
-    match checks.iter().filter(|check| !check.ok).count() {
+    let of_models = report.models.iter().flat_map(|model| &model.checks);
+    let checks = report.gpu.iter().flat_map(|gpu| &gpu.checks).chain(of_models);
+    match checks.filter(|check| !check.ok).count() {
         0 => Ok(()),
         failed => Err(WorkerError::Retryable {
-            what: format!(
-                "{failed} of {} kernel checks failed: do not use this GPU with this build",
-                checks.len()
-            ),
+            what: format!("{failed} checks failed: do not use this device with this build"),
             source: None,
         }),
     }
@@ -300,7 +326,7 @@ fn gpu(place: device::Place, arguments: &DoctorArguments) -> Result<Option<GpuRe
             Err(error) => (false, error.to_string()),
         };
         CheckReport {
-            name: one.name,
+            name: one.name.to_owned(),
             ok,
             detail,
         }
@@ -366,7 +392,17 @@ fn lines(out: &mut String, report: &Report) -> std::fmt::Result {
             }
         }
     }
-    let Some(gpu) = &report.gpu else { return Ok(()) };
+    if let Some(gpu) = &report.gpu {
+        gpu_lines(out, gpu)?;
+    }
+    for model in &report.models {
+        writeln!(out, "model    {}, beside the CPU in f32", model.model)?;
+        check_lines(out, &model.checks)?;
+    }
+    Ok(())
+}
+
+fn gpu_lines(out: &mut String, gpu: &GpuReport) -> std::fmt::Result {
     let (free, memory, cache) = (
         bytes(gpu.free as u64),
         bytes(gpu.memory as u64),
@@ -388,18 +424,17 @@ fn lines(out: &mut String, report: &Report) -> std::fmt::Result {
     if gpu.checks.is_empty() {
         return Ok(());
     }
-    writeln!(out, "checks   against references on the CPU, seed {}", gpu.seed)?;
-    for check in &gpu.checks {
-        writeln!(
-            out,
-            "{:<8} {:<60} {}",
-            if check.ok { "ok" } else { "FAILED" },
-            check.name,
-            check.detail
-        )?;
+    writeln!(out, "kernels  beside their references on the CPU, seed {}", gpu.seed)?;
+    check_lines(out, &gpu.checks)
+}
+
+fn check_lines(out: &mut String, checks: &[CheckReport]) -> std::fmt::Result {
+    for check in checks {
+        let verdict = if check.ok { "ok" } else { "FAILED" };
+        writeln!(out, "{verdict:<8} {:<60} {}", check.name, check.detail)?;
     }
-    let held = gpu.checks.iter().filter(|check| check.ok).count();
-    writeln!(out, "{held} of {} hold", gpu.checks.len())
+    let held = checks.iter().filter(|check| check.ok).count();
+    writeln!(out, "         {held} of {} hold", checks.len())
 }
 
 #[cfg(test)]
@@ -410,7 +445,7 @@ mod tests {
 
     fn check(ok: bool) -> CheckReport {
         CheckReport {
-            name: "rms_norm bf16",
+            name: "rms_norm bf16".to_owned(),
             ok,
             detail: "1.00e-3 of 4e-3".to_owned(),
         }
@@ -453,6 +488,7 @@ mod tests {
                 seed: 7,
                 checks,
             }),
+            models: Vec::new(),
         }
     }
 
@@ -495,9 +531,9 @@ mod tests {
     #[test]
     fn a_check_that_fails_is_in_the_table_and_in_the_exit_code() {
         let good = report(vec![check(true)]);
-        assert!(verdict(Wanted::Auto, None, good.gpu.as_ref()).is_ok());
+        assert!(verdict(Wanted::Auto, None, &good).is_ok());
         let bad = report(vec![check(true), check(false)]);
-        let error = verdict(Wanted::Auto, None, bad.gpu.as_ref()).expect_err("a failed check");
+        let error = verdict(Wanted::Auto, None, &bad).expect_err("a failed check");
         assert_eq!(error.exit_code(), 1);
         let text = text(&bad);
         assert!(text.contains("FAILED   rms_norm bf16"), "{text}");
