@@ -12,6 +12,7 @@ const CUDA: i32 = 13_000;
 /// The oldest generation with bf16 in its tensor cores.
 const CAPABILITY: (i32, i32) = (8, 0);
 /// A GPU with less free memory is somebody else's: a context and its modules take half of that.
+#[cfg(feature = "cuda")]
 const FREE: usize = 1 << 30;
 /// Says to a role where its model runs; also of `--device`.
 pub const VARIABLE: &str = "FLOTILLA_DEVICE";
@@ -187,22 +188,24 @@ fn usable(asked: Option<usize>, found: &Result<Machine, Fault>) -> Result<(usize
 }
 
 /// Looks at this machine.
+#[cfg(not(feature = "cuda"))]
 pub fn look() -> Result<Machine, Fault> {
-    #[cfg(not(feature = "cuda"))]
-    return Err(Fault::Unbuilt);
-    #[cfg(feature = "cuda")]
-    {
-        let survey = flotilla_kernels::gpu::survey().map_err(|error| Fault::NoDriver(error.to_string()))?;
-        let cards = survey.cards.into_iter().map(|listed| Card {
-            name: listed.name,
-            capability: listed.capability,
-        });
-        Ok(Machine {
-            driver: survey.driver,
-            cards: cards.collect(),
-            missing: survey.missing,
-        })
-    }
+    Err(Fault::Unbuilt)
+}
+
+/// Looks at this machine.
+#[cfg(feature = "cuda")]
+pub fn look() -> Result<Machine, Fault> {
+    let survey = flotilla_kernels::gpu::survey().map_err(|error| Fault::NoDriver(error.to_string()))?;
+    let cards = survey.cards.into_iter().map(|listed| Card {
+        name: listed.name,
+        capability: listed.capability,
+    });
+    Ok(Machine {
+        driver: survey.driver,
+        cards: cards.collect(),
+        missing: survey.missing,
+    })
 }
 
 impl Wanted {
@@ -236,19 +239,9 @@ fn open(place: Place) -> Result<Device, Fault> {
     let Place::Cuda(number) = place else {
         return Ok(Device::Cpu);
     };
+    // Held until the tensors' device is there too: what it has set ends with the last one that uses the GPU.
     #[cfg(feature = "cuda")]
-    {
-        // Freed memory stays with the process from here on, which tensors share.
-        let gpu = flotilla_kernels::Gpu::new(number).map_err(|error| Fault::Failed(number, error.to_string()))?;
-        let card = gpu.card().map_err(|error| Fault::Failed(number, error.to_string()))?;
-        if card.free < FREE {
-            return Err(Fault::Full {
-                name: card.name,
-                free: card.free,
-                memory: card.memory,
-            });
-        }
-    }
+    let _gpu = prepare(number)?;
     // One stream for every thread: with the default, threads would have one each, without an order between them.
     let opened = Device::new_cuda_with_stream(number).and_then(|device| {
         // Kernels of another generation, or newer than the driver, would fail at the first use.
@@ -258,6 +251,22 @@ fn open(place: Place) -> Result<Device, Fault> {
         Ok(device)
     });
     opened.map_err(|error| Fault::Failed(number, error.to_string()))
+}
+
+/// Freed memory stays with the process from here on, tensors' too; a GPU that is somebody else's is refused.
+#[cfg(feature = "cuda")]
+fn prepare(number: usize) -> Result<flotilla_kernels::Gpu, Fault> {
+    let failed = |error: flotilla_kernels::GpuError| Fault::Failed(number, error.to_string());
+    let gpu = flotilla_kernels::Gpu::new(number).map_err(failed)?;
+    let card = gpu.card().map_err(failed)?;
+    if card.free < FREE {
+        return Err(Fault::Full {
+            name: card.name,
+            free: card.free,
+            memory: card.memory,
+        });
+    }
+    Ok(gpu)
 }
 
 /// Threads that share a batch on a device: as many as asked for on the CPU; one feeds a GPU.
