@@ -12,12 +12,20 @@ BENCH ?=
 CLUSTER_DIR ?= .flotilla/cluster
 CLUSTER_TESTS = $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/cluster_*.rs))
 
+# Of `make build-cuda`: features besides cuda (FEATURES=cudnn,nccl), profile (PROFILE=dev), where the tool chain and the program go.
+FEATURES ?=
+PROFILE ?= release
+CUDA = $(CARGO_TARGET_DIR)/cuda
+comma = ,
+CUDA_CARGO = scripts/cuda/cargo.sh $(CUDA)
+CUDA_WORKER = $(CUDA)/flotilla-worker
+
 # Where the clients of `make test-clients` and `make soak` live.
 PYTHON_ENV = $(CARGO_TARGET_DIR)/python
 # Flags of `make soak`.
 SOAK ?= --minutes 10
 
-.PHONY: help build demo test test-cluster test-clients test-browser soak cluster control-plane bench-operator lint fmt generate check-generated \
+.PHONY: help build build-cuda demo test test-cluster test-clients test-browser test-cuda soak cluster control-plane bench-operator lint fmt generate check-generated \
   install-manifest images-check sandbox deny clean
 
 help: ## show the targets
@@ -25,6 +33,12 @@ help: ## show the targets
 
 build: ## build the three programs
 	$(CARGO) build --locked --workspace --bins
+
+build-cuda: ## the worker for NVIDIA GPUs, one stripped program that also starts without one: docs/gpu.md (needs Python and g++)
+	$(CUDA_CARGO) build --locked --workspace --bin flotilla-worker --profile $(PROFILE) \
+	  --features "$(addprefix flotilla-worker/,cuda $(subst $(comma), ,$(FEATURES)))"
+	strip -o $(CUDA_WORKER) $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/flotilla-worker
+	@ls -lh $(CUDA_WORKER) | awk '{print $$9 ": " $$5}'
 
 demo: build ## train a critic on scanned digits in the sandbox and ask it something (SEED=n for another seed)
 	$(BIN)/flotilla demo $(if $(SEED),--seed $(SEED))
@@ -43,6 +57,12 @@ test-clients: build $(PYTHON_ENV)/ready ## the server held to the real openai cl
 
 test-browser: build ## the chat page in headless Chromium (needs Node.js and Chromium)
 	cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund && FLOTILLA_WORKER=$(BIN)/flotilla-worker npm test
+
+# The reference's numbers, computed on the GPU: inside the model, by the commands, and each kernel beside its reference.
+test-cuda: ## kernels, both model families and their gradients on the GPU of this machine (needs a driver and CUDA 13's libraries)
+	$(CARGO) test --locked -p flotilla-kernels --features cuda
+	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-model --features cuda --test parity
+	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --test parity
 
 soak: build $(PYTHON_ENV)/ready ## ten minutes at up to five times the capacity, and kills; SOAK='--seconds 30' for a quick look (needs Python)
 	cd tests/soak && FLOTILLA_WORKER=$(BIN)/flotilla-worker $(PYTHON_ENV)/bin/python soak.py $(SOAK)

@@ -2,15 +2,7 @@
 #
 #   docker build -f docker/worker.Dockerfile -t registry.example.com/flotilla-worker:0.1.0 .
 #
-# On the CPU by default. Images for GPUs differ in three arguments and in nothing else:
-#
-#   docker build -f docker/worker.Dockerfile -t registry.example.com/flotilla-worker:0.1.0-cuda \
-#     --build-arg BUILD_IMAGE=registry.example.com/rust-cuda-devel:12 \
-#     --build-arg RUNTIME_IMAGE=nvcr.io/nvidia/cuda:12.6.3-base-ubuntu24.04 \
-#     --build-arg FEATURES=cuda .
-#
-# where BUILD_IMAGE has Rust, a C compiler and the CUDA toolkit, and RUNTIME_IMAGE a glibc at least as new. The worker has no
-# feature `cuda` yet, so cargo refuses that build today; the README's table says when it does not.
+# On the CPU; for NVIDIA GPUs there is worker-cuda.Dockerfile.
 ARG BUILD_IMAGE=rust:1.95-slim-bookworm
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 

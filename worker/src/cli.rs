@@ -22,9 +22,11 @@ use self::{hash_key::HashKeyArguments, serve::ServeArguments};
 use crate::{
     command::{
         self, arguments::ModelArguments, bench::BenchArguments, best_of_n::BestOfNArguments, convert::ConvertArguments,
-        generate::GenerateArguments, inspect::InspectArguments, logits::LogitsArguments, plan::PlanArguments,
+        doctor::DoctorArguments, generate::GenerateArguments, inspect::InspectArguments, logits::LogitsArguments,
+        plan::PlanArguments,
     },
     context::{Context, Token},
+    device::{DeviceArguments, Wanted},
     error::{WorkerError, chain},
     progress::ProgressCell,
     role,
@@ -86,6 +88,9 @@ pub enum Command {
     /// Measure what sharing prefixes saves in best of n.
     #[command(after_help = BENCH_BEST_OF_N_EXAMPLE)]
     BenchBestOfN(BestOfNArguments),
+    /// Say what this machine has for models, how fast it is, and whether the GPU's kernels compute what they should.
+    #[command(after_help = DOCTOR_EXAMPLE)]
+    Doctor(DoctorArguments),
     /// Write a checkpoint in another precision, or with an adapter merged.
     #[command(after_help = CONVERT_EXAMPLE)]
     Convert(ConvertArguments),
@@ -95,7 +100,7 @@ impl Command {
     /// The model of a command for people; the others have their URI resolved by the role.
     fn model(&mut self) -> Option<&mut ModelArguments> {
         match self {
-            Self::Run(_) | Self::Serve(_) | Self::HashKey(_) | Self::BenchBestOfN(_) => None,
+            Self::Run(_) | Self::Serve(_) | Self::HashKey(_) | Self::BenchBestOfN(_) | Self::Doctor(_) => None,
             Self::Inspect(arguments) => Some(&mut arguments.model),
             Self::Plan(arguments) => Some(&mut arguments.model),
             Self::Generate(arguments) => Some(&mut arguments.model),
@@ -134,6 +139,13 @@ const BENCH_EXAMPLE: &str = "Example:\n  \
 const BENCH_BEST_OF_N_EXAMPLE: &str = "Example, with a tiny model of random weights:\n  \
     flotilla-worker bench-best-of-n --model manifests/samples/critic-digits/base --random-seed 1 --n 128";
 
+const DOCTOR_EXAMPLE: &str = "Examples:\n  \
+    flotilla-worker doctor                 which device models would run on and why, measured, and the kernels checked\n  \
+    flotilla-worker doctor --quick         the same without measuring and checking\n  \
+    flotilla-worker doctor --device cuda   an error where no GPU can be used\n  \
+    flotilla-worker doctor --model ./small-checkpoint   computes it on the device and on the CPU and compares\n\
+    docs/gpu.md says what to do about each message.";
+
 const CONVERT_EXAMPLE: &str = "Example:\n  \
     flotilla-worker convert --model ./checkpoint --adapter ./lora --dtype bf16 --out ./merged";
 
@@ -163,6 +175,9 @@ pub struct RunArguments {
     /// Address of the pod.
     #[arg(long, env = names::POD_IP_ENV, hide = true)]
     pub pod_ip: Option<IpAddr>,
+    /// Where models run.
+    #[command(flatten)]
+    pub device: DeviceArguments,
 }
 
 /// What a process does, gathered from its arguments and files.
@@ -172,6 +187,7 @@ struct Assignment {
     volumes: Volumes,
     token: Option<Token>,
     listen: SocketAddr,
+    device: Wanted,
 }
 
 /// Runs a command to its end and gives the exit code, one of [`names::exit`].
@@ -190,6 +206,7 @@ pub fn main(mut command: Command, cache: Option<PathBuf>) -> ExitCode {
         Command::Bench(arguments) => for_people(&|| command::bench::run(&arguments)),
         Command::BenchBestOfN(arguments) => for_people(&|| command::best_of_n::run(&arguments)),
         Command::Logits(arguments) => for_people(&|| command::logits::run(&arguments)),
+        Command::Doctor(arguments) => for_people(&|| command::doctor::run(&arguments)),
         Command::Convert(arguments) => for_people(&|| command::convert::run(&arguments)),
     };
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
@@ -256,6 +273,7 @@ fn in_a_pod(arguments: &RunArguments) -> Result<Assignment, WorkerError> {
             let address = arguments.pod_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
             SocketAddr::new(address, names::HTTP_PORT)
         }),
+        device: arguments.device.device,
     })
 }
 
@@ -310,6 +328,7 @@ fn carry_out(assignment: Assignment, progress: &ProgressCell) -> Result<(), Work
             progress: progress.clone(),
             volumes: assignment.volumes,
             token: assignment.token,
+            device: assignment.device,
         };
         Box::pin(role::run(context, assignment.config.role, listener, shutdown)).await
     });

@@ -2,7 +2,7 @@
 
 use flotilla_api::role::Owner;
 
-use crate::{progress::ProgressCell, uri::Volumes};
+use crate::{device::Wanted, progress::ProgressCell, uri::Volumes};
 
 /// What every role is given. Cloning shares the progress.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct Context {
     pub volumes: Volumes,
     /// Guards role-internal endpoints; none means that they are open.
     pub token: Option<Token>,
+    /// Where models run.
+    pub device: Wanted,
 }
 
 /// A bearer token.

@@ -8,6 +8,7 @@
 //! | [`cli`] | the command line: `run` for pods, `serve` by hand |
 //! | [`role`] | one file per role: `prepare`, `train`, `rollout`, `serve`, `verify`, and the dispatch between them |
 //! | [`command`] | commands for people: `inspect`, `plan`, `generate`, `logits`, `convert` |
+//! | [`device`] | CPU or GPU: what was asked for, what is there, what was chosen and why |
 //! | [`context`] | what every role is given |
 //! | [`progress`] | the one cell that a role writes and HTTP and the termination log read |
 //! | [`uri`] | `pvc://claim/path` and `file:///path` to paths |
@@ -29,6 +30,7 @@ pub mod cli;
 pub mod command;
 pub mod context;
 pub mod critic;
+pub mod device;
 pub mod error;
 pub mod http;
 pub mod models;

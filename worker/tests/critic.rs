@@ -11,7 +11,10 @@ use flotilla_api::{
     role::{Purpose, Serve},
 };
 use flotilla_model::{Message, Processor};
-use flotilla_worker::command::best_of_n::{BestOfNArguments, measure};
+use flotilla_worker::{
+    command::best_of_n::{BestOfNArguments, measure},
+    device::{DeviceArguments, Wanted},
+};
 use futures::StreamExt;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -439,6 +442,7 @@ async fn best_of_n_needs_policy_and_critic() {
 fn candidates_share_one_prompt_and_no_prefix_is_computed_twice() {
     let arguments = BestOfNArguments {
         model: Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/critic-digits/base"),
+        device: DeviceArguments { device: Wanted::Cpu },
         random_seed: Some(1),
         n: 32,
         max_tokens: 8,

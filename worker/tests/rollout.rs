@@ -15,6 +15,7 @@ use flotilla_engine::{Group, Limits, Prompt, Request, Sampling, VlmRunner, gener
 use flotilla_model::{Config, ImageLimits, LoadOptions, Medium, Message, Pass, Picture, Processor, Vlm};
 use flotilla_worker::{
     context::{Context, Token},
+    device::Wanted,
     progress::ProgressCell,
     role,
     rollout::{
@@ -58,6 +59,7 @@ fn context() -> Context {
         progress: ProgressCell::default(),
         volumes: Volumes::default(),
         token: Token::parse(TOKEN),
+        device: Wanted::Cpu,
     }
 }
 

@@ -21,6 +21,7 @@ use flotilla_api::{
 use flotilla_worker::{
     WorkerError,
     context::Context,
+    device::Wanted,
     progress::ProgressCell,
     role::{self, prepare},
     train::{fleet::Fleet, journal::Line, run::train},
@@ -118,6 +119,7 @@ impl Fixture {
             progress: ProgressCell::default(),
             volumes: Volumes::parse(&[format!("data={}", self.dir.path().display())]).expect("volumes"),
             token: None,
+            device: Wanted::Cpu,
         }
     }
 

@@ -126,6 +126,7 @@ impl NodeConfig {
             "RUST_LOG",
             "RUST_BACKTRACE",
             "RAYON_NUM_THREADS",
+            "FLOTILLA_DEVICE",
             "LD_LIBRARY_PATH",
             "TZ",
             "LANG",

@@ -3,7 +3,9 @@
 //! Composed of ordinary operations, autograd would keep several arrays of tokens x vocabulary alive. Here one operation has
 //! its own backward: it works in chunks of tokens and keeps the probabilities only where one chunk holds all tokens.
 
-use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, D, Layout, Result, Shape, Storage, Tensor, backend::BackendStorage,
+};
 
 /// Logits of one chunk at most: 64 MiB in f32.
 const CHUNK_LOGITS: usize = 16 << 20;
@@ -86,8 +88,16 @@ impl CustomOp2 for TokenLogProbs {
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         let (storage, _) = self.values.storage_and_layout();
         match &*storage {
-            candle_core::Storage::Cpu(values) => Ok((values.clone(), self.values.shape().clone())),
+            Storage::Cpu(values) => Ok((values.clone(), self.values.shape().clone())),
             _ => candle_core::bail!("token-log-probs: values are not on the CPU"),
+        }
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (storage, layout) = self.values.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(values) => Ok((values.try_clone(layout)?, self.values.shape().clone())),
+            _ => candle_core::bail!("token-log-probs: values are not on the GPU"),
         }
     }
 

@@ -12,7 +12,7 @@ use flotilla_api::role::{
 };
 
 use super::{Assignment, read_token};
-use crate::{command::arguments::Precision, error::WorkerError, models, spans, uri::Volumes};
+use crate::{command::arguments::Precision, device::DeviceArguments, error::WorkerError, models, spans, uri::Volumes};
 
 pub(super) const EXAMPLES: &str = "Examples:\n  \
     flotilla-worker serve --model hf://Qwen/Qwen2.5-VL-3B-Instruct\n  \
@@ -71,6 +71,9 @@ pub struct ServeArguments {
     /// Where pictures may come from.
     #[command(flatten)]
     pub media: MediaArguments,
+    /// Where the model runs.
+    #[command(flatten)]
+    pub device: DeviceArguments,
     /// OpenTelemetry collector that receives a span per request, for example http://127.0.0.1:4318.
     #[arg(long, value_name = "URL", env = spans::ENDPOINT_VARIABLE, help_heading = "Observation")]
     pub otlp_endpoint: Option<String>,
@@ -211,6 +214,7 @@ pub(super) fn by_hand(arguments: ServeArguments) -> Result<Assignment, WorkerErr
         volumes: Volumes::default(),
         token: read_token(arguments.access.token_file.as_deref())?,
         listen: arguments.listen,
+        device: arguments.device.device,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use clap::{Args, ValueEnum};
 use flotilla_model::{
     Config, LoadOptions, Lora, Processor, Vlm,
@@ -11,7 +11,7 @@ use flotilla_model::{
     qwen2_5_vl::{FrameBudget, TimeStep},
 };
 
-use crate::{error::WorkerError, models::locate_argument};
+use crate::{device::Wanted, error::WorkerError, models::locate_argument};
 
 /// Which model.
 #[derive(Args, Clone, Debug)]
@@ -115,10 +115,10 @@ impl ModelArguments {
         Ok(())
     }
 
-    /// The model with its adapter.
-    pub fn load(&self) -> Result<Vlm, WorkerError> {
+    /// The model with its adapter, on a device.
+    pub fn load(&self, device: Wanted) -> Result<Vlm, WorkerError> {
         let options = LoadOptions {
-            device: Device::Cpu,
+            device: device.open()?.device,
             dtype: self.dtype.into(),
         };
         let mut model = Vlm::load(&self.model, &options).map_err(failed("load the model", &self.model))?;

@@ -9,7 +9,11 @@ use flotilla_model::{ModelError, Pass, Row, Span, TextBatch, Vlm};
 use serde_json::json;
 
 use super::{arguments::ModelArguments, bytes, throughput};
-use crate::{error::WorkerError, train::parallel::map_parts};
+use crate::{
+    device::{DeviceArguments, threads},
+    error::WorkerError,
+    train::parallel::map_parts,
+};
 
 /// Arguments of `bench`.
 #[derive(Args, Debug)]
@@ -17,6 +21,9 @@ pub struct BenchArguments {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArguments,
+    /// Where it runs.
+    #[command(flatten)]
+    pub device: DeviceArguments,
     /// Tokens of the prompt, and of a training row.
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
     pub prompt_tokens: usize,
@@ -41,9 +48,9 @@ pub struct BenchArguments {
     pub json: bool,
 }
 
-/// Bytes that are read to measure the memory: more than any cache holds.
+/// Bytes that are read to measure the memory: more than any cache holds. A copy on a GPU is of twice as many.
 const MEMORY_BYTES: usize = 1 << 29;
-/// Side of the matrices that measure arithmetic.
+/// Side of the matrices that measure the arithmetic of cores; a GPU needs larger ones.
 const MATRIX: usize = 2048;
 
 /// Tokens of a block of keys and values.
@@ -80,10 +87,10 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
             "--prompt-tokens, --new-tokens, --batch and --rounds must be at least 1",
         ));
     }
-    let model = arguments.model.load()?;
+    let model = arguments.model.load(arguments.device.device)?;
     let failed = |error: ModelError| WorkerError::permanent("failed to compute", error);
-    let bandwidth = memory_bandwidth(arguments.rounds);
-    let arithmetic = matrix_rate(model.dtype(), arguments.rounds).map_err(failed)?;
+    let bandwidth = memory_bandwidth(model.device(), arguments.rounds).map_err(failed)?;
+    let arithmetic = matrix_rate(model.device(), model.dtype(), arguments.rounds).map_err(failed)?;
     let lines = measure(arguments, &model, bandwidth, arithmetic).map_err(failed)?;
     let engine = if arguments.what.contains(&What::Engine) {
         let measured = throughput::measure(&model, arguments.prompt_tokens, arguments.new_tokens);
@@ -200,7 +207,7 @@ fn prefill(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Lin
     let row = Row::text(ids(model, length));
     let blocks = (0..length.div_ceil(BLOCK) as u32).collect::<Vec<_>>();
     let mut pool = model.pool(blocks.len(), BLOCK)?;
-    let seconds = fastest(arguments.rounds, || {
+    let seconds = fastest(model.device(), arguments.rounds, || {
         let hidden = model.extend(&mut pool, &[whole(&row, &blocks)])?;
         model.logits(&hidden, Pass::Infer)
     })?;
@@ -242,6 +249,7 @@ fn decode(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Line
             let hidden = model.extend(&mut pool, &spans.collect::<Vec<_>>())?;
             black_box(model.logits(&hidden, Pass::Infer)?);
         }
+        model.device().synchronize()?;
         best = best.min(start.elapsed().as_secs_f64());
     }
     let cached = (batch * (length + new / 2) * text.kv_values_per_token()) as f64;
@@ -268,11 +276,10 @@ fn train(arguments: &BenchArguments, model: &Vlm, costs: &Costs) -> Result<Line,
     let variables = model.named_vars().into_iter().map(|(_, var)| var).collect::<Vec<_>>();
     let row = Row::text(ids(model, length));
     let rows = vec![row; batch];
-    let parts = rows
-        .chunks(batch.div_ceil(arguments.threads.max(1)))
-        .collect::<Vec<_>>();
-    let seconds = fastest(arguments.rounds, || {
-        let gradients = map_parts(arguments.threads, &parts, |rows| {
+    let threads = threads(model.device(), arguments.threads);
+    let parts = rows.chunks(batch.div_ceil(threads)).collect::<Vec<_>>();
+    let seconds = fastest(model.device(), arguments.rounds, || {
+        let gradients = map_parts(threads, &parts, |rows| {
             let targets = Tensor::new(vec![5u32; rows.len() * length], model.device())?;
             let hidden = model.forward(&TextBatch::new(rows)?, Pass::Train)?.flatten_to(1)?;
             let loss = token_log_probs(&hidden, head.as_tensor(), &targets, 1.0)?.mean_all()?;
@@ -296,20 +303,31 @@ fn matrix_values(model: &Vlm) -> usize {
     text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
 }
 
-/// Seconds of the fastest of several runs, after one that does not count.
-fn fastest<T>(rounds: usize, mut work: impl FnMut() -> Result<T, ModelError>) -> Result<f64, ModelError> {
+/// Seconds of the fastest of several runs, after one that does not count; a GPU is waited for.
+fn fastest<T>(
+    device: &Device,
+    rounds: usize,
+    mut work: impl FnMut() -> Result<T, ModelError>,
+) -> Result<f64, ModelError> {
     black_box(work()?);
     let mut best = f64::INFINITY;
     for _ in 0..rounds {
+        device.synchronize()?;
         let start = Instant::now();
         black_box(work()?);
+        device.synchronize()?;
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(best)
 }
 
-/// Bytes per second that all cores together read.
-fn memory_bandwidth(rounds: usize) -> f64 {
+/// Bytes per second that all cores together read, or that a copy on a GPU reads and writes.
+pub(super) fn memory_bandwidth(device: &Device, rounds: usize) -> Result<f64, ModelError> {
+    if !device.is_cpu() {
+        let values = Tensor::zeros(MEMORY_BYTES / 2, DType::F32, device)?;
+        let seconds = fastest(device, rounds, || Ok(values.copy()?))?;
+        return Ok(4.0 * MEMORY_BYTES as f64 / seconds);
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let values = vec![1u64; MEMORY_BYTES / 8];
     let mut best = f64::INFINITY;
@@ -322,12 +340,13 @@ fn memory_bandwidth(rounds: usize) -> f64 {
         });
         best = best.min(start.elapsed().as_secs_f64());
     }
-    MEMORY_BYTES as f64 / best
+    Ok(MEMORY_BYTES as f64 / best)
 }
 
 /// Floating-point operations per second of a large matrix product.
-fn matrix_rate(dtype: DType, rounds: usize) -> Result<f64, ModelError> {
-    let matrix = Tensor::rand(-1f32, 1f32, (MATRIX, MATRIX), &Device::Cpu)?.to_dtype(dtype)?;
-    let seconds = fastest(rounds, || Ok(matrix.matmul(&matrix.t()?)?))?;
-    Ok(2.0 * (MATRIX as f64).powi(3) / seconds)
+pub(super) fn matrix_rate(device: &Device, dtype: DType, rounds: usize) -> Result<f64, ModelError> {
+    let side = if device.is_cpu() { MATRIX } else { 4 * MATRIX };
+    let matrix = Tensor::rand(-1f32, 1f32, (side, side), device)?.to_dtype(dtype)?;
+    let seconds = fastest(device, rounds, || Ok(matrix.matmul(&matrix.t()?)?))?;
+    Ok(2.0 * (side as f64).powi(3) / seconds)
 }

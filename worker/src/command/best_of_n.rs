@@ -29,6 +29,7 @@ use crate::{
         judge::{Case, Judge, Manner, harmless},
         selector::Selector,
     },
+    device::DeviceArguments,
     error::WorkerError,
     prompt::critic::Shows,
     service::{
@@ -47,6 +48,9 @@ pub struct BestOfNArguments {
     /// Draw the weights from this seed in place of reading them.
     #[arg(long, value_name = "SEED")]
     pub random_seed: Option<u64>,
+    /// Where it runs.
+    #[command(flatten)]
+    pub device: DeviceArguments,
     /// Candidates.
     #[arg(long, default_value_t = 128)]
     pub n: usize,
@@ -158,7 +162,14 @@ fn load(
     let spec: Serve = spec(arguments, &arguments.model)?;
     let templates = critics::load(None, &BTreeMap::new(), &Volumes::default())?;
     let metrics = Metrics::register(&mut Registry::default(), Slot::default());
-    let (service, thread) = Service::load_within(&arguments.model, &spec, templates, metrics, adjust)?;
+    let (service, thread) = Service::load_within(
+        &arguments.model,
+        &spec,
+        templates,
+        metrics,
+        arguments.device.device,
+        adjust,
+    )?;
     Ok((Arc::new(service), thread))
 }
 

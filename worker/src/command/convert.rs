@@ -9,7 +9,7 @@ use super::{
     arguments::{ModelArguments, failed},
     bytes,
 };
-use crate::error::WorkerError;
+use crate::{device::Wanted, error::WorkerError};
 
 /// Arguments of `convert`.
 #[derive(Args, Debug)]
@@ -57,7 +57,7 @@ pub fn run(arguments: &ConvertArguments) -> Result<(), WorkerError> {
     if entries.next().is_some() {
         return Err(WorkerError::invalid(format!("{} is not empty", out.display())));
     }
-    let mut model = arguments.model.load()?;
+    let mut model = arguments.model.load(Wanted::Cpu)?;
     model
         .merge_adapter()
         .map_err(failed("merge the adapter", &arguments.model.model))?;

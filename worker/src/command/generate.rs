@@ -15,7 +15,7 @@ use super::{
     arguments::{MediaArguments, ModelArguments},
     messages,
 };
-use crate::{error::WorkerError, service::text::Detokenizer};
+use crate::{device::DeviceArguments, error::WorkerError, service::text::Detokenizer};
 
 /// Arguments of `generate`.
 #[derive(Args, Debug)]
@@ -23,6 +23,9 @@ pub struct GenerateArguments {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArguments,
+    /// Where it runs.
+    #[command(flatten)]
+    pub device: DeviceArguments,
     /// How pictures and videos are read.
     #[command(flatten)]
     pub media: MediaArguments,
@@ -71,7 +74,7 @@ pub fn run(arguments: &GenerateArguments) -> Result<(), WorkerError> {
     let conversation = messages::read(&arguments.messages, processor.sampling(), arguments.media.upright)
         .map_err(|error| WorkerError::permanent("failed to read the messages", error))?;
     let begin = Instant::now();
-    let model = arguments.model.load()?;
+    let model = arguments.model.load(arguments.device.device)?;
     let context = model.config().text.max_position_embeddings;
     let room = context.saturating_sub(arguments.max_tokens);
     let prepared = processor

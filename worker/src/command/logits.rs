@@ -10,7 +10,7 @@ use super::{
     arguments::{MediaArguments, ModelArguments},
     messages,
 };
-use crate::error::WorkerError;
+use crate::{device::DeviceArguments, error::WorkerError};
 
 /// Arguments of `logits`.
 #[derive(Args, Debug)]
@@ -18,6 +18,9 @@ pub struct LogitsArguments {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArguments,
+    /// Where it runs.
+    #[command(flatten)]
+    pub device: DeviceArguments,
     /// How pictures and videos are read.
     #[command(flatten)]
     pub media: MediaArguments,
@@ -37,7 +40,7 @@ pub fn run(arguments: &LogitsArguments) -> Result<(), WorkerError> {
     let processor = arguments.model.processor(&arguments.media)?;
     let conversation = messages::read(&arguments.messages, processor.sampling(), arguments.media.upright)
         .map_err(|error| WorkerError::permanent("failed to read the messages", error))?;
-    let model = arguments.model.load()?;
+    let model = arguments.model.load(arguments.device.device)?;
     let prompt = processor
         .prepare(
             &conversation.messages,

@@ -8,6 +8,7 @@
 //! | [`plan`] | what a request will cost, before anything is computed |
 //! | [`generate`] | answers to a conversation |
 //! | [`logits`] | everything that the model computes for a conversation, as a file |
+//! | [`doctor`] | what this machine has for models, measured and checked |
 //! | [`bench`] | how fast a model runs here, beside what the machine could do at most |
 //! | [`throughput`] | how much faster the engine is on many requests than on one after the other |
 //! | [`best_of_n`] | what sharing saves in best of n |
@@ -17,6 +18,7 @@ pub mod arguments;
 pub mod bench;
 pub mod best_of_n;
 pub mod convert;
+pub mod doctor;
 pub mod generate;
 pub mod inspect;
 pub mod logits;

@@ -361,7 +361,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{progress::ProgressCell, uri::Volumes};
+    use crate::{device::Wanted, progress::ProgressCell, uri::Volumes};
 
     fn png(shade: u8) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -408,6 +408,7 @@ mod tests {
             progress: ProgressCell::default(),
             volumes: Volumes::parse(&[format!("data={}", dir.path().display())]).expect("volumes"),
             token: None,
+            device: Wanted::Cpu,
         };
         let format = Format {
             preference: Some(Preference {

@@ -3,12 +3,14 @@
 use std::sync::{Arc, OnceLock};
 
 use flotilla_api::{progress::Stage, role::Rollout};
+use flotilla_model::LoadOptions;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::verify::check;
 use crate::{
     context::Context,
+    device::threads,
     error::WorkerError,
     http::{self, rollouts, server, weights, weights::RolloutApi},
     models::locate,
@@ -23,10 +25,15 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
+    let options = LoadOptions {
+        device: context.device.open()?.device,
+        ..LoadOptions::default()
+    };
+    let lanes = threads(&options.device, spec.threads as usize);
     let api = RolloutApi {
         token: context.token.clone(),
         slot: Arc::new(OnceLock::new()),
-        lanes: Arc::new(Semaphore::new(spec.threads.max(1) as usize)),
+        lanes: Arc::new(Semaphore::new(lanes)),
     };
     let routes = rollouts::router(api.clone()).merge(weights::router(api.clone()));
     let app = http::application(http::Common::new(&context, "rollout"), routes);
@@ -38,7 +45,7 @@ pub async fn run(
         stop.clone(),
         http::CLOSE_TIMEOUT,
     ));
-    let outcome = serve(&context, spec, &api, &shutdown).await;
+    let outcome = serve(&context, spec, options, &api, &shutdown).await;
     if outcome.is_ok() {
         context.progress.enter(Stage::Completed, "stopped on request");
     }
@@ -51,6 +58,7 @@ pub async fn run(
 async fn serve(
     context: &Context,
     spec: Rollout,
+    options: LoadOptions,
     api: &RolloutApi,
     shutdown: &CancellationToken,
 ) -> Result<(), WorkerError> {
@@ -66,7 +74,8 @@ async fn serve(
             check(&directory, spec.model.digest.as_deref())?;
         }
         let failed = format!("failed to load the model in {}", directory.display());
-        Sampler::load(&directory, spec.model.random_seed).map_err(|error| WorkerError::permanent(failed, error))
+        Sampler::load(&directory, spec.model.random_seed, &options)
+            .map_err(|error| WorkerError::permanent(failed, error))
     });
     let sampler = tokio::select! {
         loaded = loading => loaded.map_err(|error| WorkerError::retryable("loading the model panicked", error))??,

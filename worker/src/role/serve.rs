@@ -13,6 +13,7 @@ use super::verify::check;
 use crate::{
     access::Keys,
     context::Context,
+    device::Wanted,
     error::WorkerError,
     http::{
         self,
@@ -159,8 +160,8 @@ async fn serve(
     context
         .progress
         .enter(Stage::Loading, format!("loading {}", spec.model.uri));
-    let name = spec.served_model_name.clone();
-    let loading = tokio::task::spawn_blocking(move || load(&directory, &spec, templates, metrics));
+    let (name, device) = (spec.served_model_name.clone(), context.device);
+    let loading = tokio::task::spawn_blocking(move || load(&directory, &spec, templates, metrics, device));
     let (digest, service, mut engine) = tokio::select! {
         loaded = loading => loaded.map_err(|error| WorkerError::retryable("loading the model panicked", error))??,
         () = shutdown.cancelled() => return Ok(()),
@@ -182,8 +183,9 @@ fn load(
     spec: &Serve,
     templates: Vec<(String, CriticTemplate)>,
     metrics: Metrics,
+    device: Wanted,
 ) -> Result<(Option<String>, Service, flotilla_engine::EngineThread), WorkerError> {
     let digest = check(directory, spec.model.digest.as_deref())?.digest;
-    let (service, engine) = Service::load(directory, spec, templates, metrics)?;
+    let (service, engine) = Service::load(directory, spec, templates, metrics, device)?;
     Ok((digest, service, engine))
 }

@@ -72,11 +72,10 @@ pub struct Held {
 impl Sampler {
     /// Reads config and processor files. The weights are those of the directory (or the seed) until a learner sends its own,
     /// and nothing is sampled with them.
-    pub fn load(directory: &Path, random_seed: Option<u64>) -> Result<Self, ModelError> {
-        let options = LoadOptions::default();
+    pub fn load(directory: &Path, random_seed: Option<u64>, options: &LoadOptions) -> Result<Self, ModelError> {
         let model = match random_seed {
-            Some(seed) => Vlm::random(Config::load(directory)?, seed, &options)?,
-            None => Vlm::load(directory, &options)?,
+            Some(seed) => Vlm::random(Config::load(directory)?, seed, options)?,
+            None => Vlm::load(directory, options)?,
         };
         let shared = Shared {
             model,

@@ -41,7 +41,7 @@ use flotilla_model::{Config, LoadOptions, Processor, Vlm};
 use tokio::sync::Semaphore;
 
 use self::{critics::Critics, media::Media, metrics::Metrics, wanted::Compiler};
-use crate::{error::WorkerError, prompt::critic::CriticTemplate};
+use crate::{device::Wanted, error::WorkerError, prompt::critic::CriticTemplate};
 
 /// Bytes that keys and values of all running samples may take.
 const CACHE_BYTES: usize = 2 << 30;
@@ -99,8 +99,9 @@ impl Service {
         spec: &Serve,
         templates: Vec<(String, CriticTemplate)>,
         metrics: Metrics,
+        device: Wanted,
     ) -> Result<(Self, EngineThread), WorkerError> {
-        Self::load_within(directory, spec, templates, metrics, |limits| limits)
+        Self::load_within(directory, spec, templates, metrics, device, |limits| limits)
     }
 
     /// As [`Self::load`], with the engine's limits adjusted.
@@ -109,6 +110,7 @@ impl Service {
         spec: &Serve,
         templates: Vec<(String, CriticTemplate)>,
         metrics: Metrics,
+        device: Wanted,
         adjust: impl FnOnce(Limits) -> Limits,
     ) -> Result<(Self, EngineThread), WorkerError> {
         let failed = |what: &str| format!("failed to {what} in {}", directory.display());
@@ -119,7 +121,7 @@ impl Service {
                 Precision::Bf16 => DType::BF16,
                 Precision::F16 => DType::F16,
             },
-            ..LoadOptions::default()
+            device: device.open()?.device,
         };
         let model = match spec.model.random_seed {
             Some(seed) => Config::load(directory).and_then(|config| Vlm::random(config, seed, &options)),

@@ -34,7 +34,7 @@ use super::{
     rollout::{Remote, Rollout},
     sft::SftSteps,
 };
-use crate::{context::Context, error::WorkerError, models::locate_blocking};
+use crate::{context::Context, device::threads, error::WorkerError, models::locate_blocking};
 
 /// Features of a frozen vision tower are kept for the whole run up to this size.
 const MAX_KEPT_FEATURE_BYTES: usize = 1 << 30;
@@ -79,11 +79,15 @@ pub fn train(
         tracing::info!(?removed, "removed what an interrupted process left");
     }
     let base_dir = locate_blocking(context, &spec.model.uri, cancelled)?;
-    let base = load_base(&base_dir, &spec.model)?;
+    let options = LoadOptions {
+        device: context.device.open()?.device,
+        ..LoadOptions::default()
+    };
+    let base = load_base(&base_dir, &spec.model, &options)?;
     let inputs = read_inputs(context, spec, &base_dir, base.config())?;
-    let (model, resumed) = load_newest(&run, &base)?;
+    let (model, resumed) = load_newest(&run, &base, &options)?;
     let (freeze, optimizer) = algorithm_parts(spec)?;
-    let threads = spec.threads.max(1) as usize;
+    let threads = threads(&options.device, spec.threads as usize);
     let total = spec.algorithm.total_steps();
     let mut learner = Learner::new(model, freeze, optimizer, total, threads)?;
     let position = match &resumed {
@@ -118,22 +122,25 @@ pub fn train(
 }
 
 /// The model that the run begins with.
-fn load_base(dir: &Path, source: &ModelSource) -> Result<Vlm, TrainError> {
-    let options = LoadOptions::default();
+fn load_base(dir: &Path, source: &ModelSource, options: &LoadOptions) -> Result<Vlm, TrainError> {
     if let Some(seed) = source.random_seed {
-        return Ok(Vlm::random(Config::load(dir)?, seed, &options)?);
+        return Ok(Vlm::random(Config::load(dir)?, seed, options)?);
     }
     verify(dir, source.digest.as_deref())?;
-    Ok(Vlm::load(dir, &options)?)
+    Ok(Vlm::load(dir, options)?)
 }
 
 /// The newest checkpoint of the run, verified; else a copy of the base model.
-fn load_newest(run: &RunDir, base: &Vlm) -> Result<(Vlm, Option<(std::path::PathBuf, Position)>), TrainError> {
+fn load_newest(
+    run: &RunDir,
+    base: &Vlm,
+    options: &LoadOptions,
+) -> Result<(Vlm, Option<(std::path::PathBuf, Position)>), TrainError> {
     let Some(newest) = newest(&run.checkpoints())? else {
         return Ok((base.deep_copy()?, None));
     };
     verify(&newest.path, Some(&newest.digest))?;
-    let model = Vlm::load(&newest.path, &LoadOptions::default())?;
+    let model = Vlm::load(&newest.path, options)?;
     let position = checkpoint::read_position(&newest.path)?;
     Ok((model, Some((newest.path, position))))
 }

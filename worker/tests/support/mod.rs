@@ -10,6 +10,7 @@ use flotilla_api::role::{AccessSettings, EngineSettings, MediaSettings, ModelSou
 use flotilla_worker::{
     WorkerError,
     context::{Context, Token},
+    device::Wanted,
     progress::ProgressCell,
     role,
     uri::Volumes,
@@ -73,6 +74,7 @@ impl Server {
             progress: progress.clone(),
             volumes: Volumes::default(),
             token: Token::parse("secret"),
+            device: Wanted::Cpu,
         };
         let shutdown = CancellationToken::new();
         let role = Role::Serve(spec);

@@ -7,6 +7,7 @@ mod gemm;
 mod graph;
 pub(crate) mod launch;
 pub mod source;
+mod survey;
 
 use std::sync::{Arc, Mutex};
 
@@ -17,6 +18,7 @@ pub use clock::Clock;
 pub use error::GpuError;
 pub use gemm::Gemm;
 pub use graph::Graph;
+pub use survey::{Listed, Survey, survey};
 
 /// A GPU with one stream, in whose order everything happens. A clone is the same.
 #[derive(Clone, Debug)]

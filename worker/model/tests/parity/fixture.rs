@@ -1,6 +1,6 @@
 //! Checkpoints and cases.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{collections::HashMap, path::PathBuf, sync::LazyLock};
 
 use candle_core::{DType, Device, Tensor};
 use flotilla_model::{
@@ -17,6 +17,15 @@ pub const KERNELS: [Kernels; 2] = [Kernels::Auto, Kernels::Composed];
 pub enum Family {
     Qwen25Vl,
     LlavaOneVision,
+}
+
+/// Where models are computed: on the CPU, or with FLOTILLA_DEVICE=cuda on the first GPU (`make test-cuda`).
+fn device() -> Device {
+    static DEVICE: LazyLock<Device> = LazyLock::new(|| match std::env::var("FLOTILLA_DEVICE").as_deref() {
+        Ok("cuda") => Device::new_cuda_with_stream(0).unwrap(),
+        _ => Device::Cpu,
+    });
+    DEVICE.clone()
 }
 
 /// One family's checkpoint and cases.
@@ -82,7 +91,7 @@ impl Suite {
     }
 
     pub fn model(&self, dtype: DType) -> Vlm {
-        let device = Device::Cpu;
+        let device = device();
         Vlm::load(&self.family.checkpoint(), &LoadOptions { device, dtype }).unwrap()
     }
 

@@ -115,7 +115,7 @@ fn an_adapter_by_peft_leads_to_its_logits_before_and_after_merging() {
     let (suite, dir) = (suite(), fixtures().join("lora"));
     let expected = candle_core::safetensors::load(dir.join("logits.safetensors"), &Device::Cpu).unwrap();
     let mut model = suite.model(DType::F32);
-    let adapter = Lora::load(&dir, model.config(), DType::F32, &Device::Cpu).unwrap();
+    let adapter = Lora::load(&dir, model.config(), DType::F32, model.device()).unwrap();
     model.attach(adapter).unwrap();
     let compare = |model: &flotilla_model::Vlm, state: &str| {
         for name in ["text", "two_images"] {
@@ -137,7 +137,7 @@ fn an_adapter_by_peft_leads_to_its_logits_before_and_after_merging() {
 fn a_saved_adapter_has_the_tensors_of_peft_under_its_names() {
     let (suite, dir) = (suite(), fixtures().join("lora"));
     let model = suite.model(DType::F32);
-    let adapter = Lora::load(&dir, model.config(), DType::F32, &Device::Cpu).unwrap();
+    let adapter = Lora::load(&dir, model.config(), DType::F32, model.device()).unwrap();
     let saved = tempfile::tempdir().unwrap();
     adapter
         .save(saved.path(), model.config(), Some("tiny-qwen2.5-vl"))

@@ -11,10 +11,12 @@ use serde_json::Value;
 /// Largest difference in f32, relative to the largest value of the tensor.
 pub const TOLERANCE: f32 = 1e-4;
 
-/// `tests/parity/fixtures` of the repository, from any crate of it.
+/// `tests/parity/fixtures` of the repository, from any crate of it; for a program that was carried to another machine, from the
+/// working directory.
 pub fn fixtures() -> PathBuf {
-    let mut ancestors = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
-    let dir = ancestors.find_map(|dir| Some(dir.join("tests/parity/fixtures")).filter(|dir| dir.is_dir()));
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let mut places = built.chain([Path::new("")]);
+    let dir = places.find_map(|dir| Some(dir.join("tests/parity/fixtures")).filter(|dir| dir.is_dir()));
     dir.unwrap()
 }
 
@@ -35,6 +37,7 @@ pub fn copy_of(checkpoint: &Path) -> tempfile::TempDir {
 /// Holds `[rows, width]` against what is stored of the tensor `name`: some rows, and the products of all with drawn
 /// vectors. Differences are relative to the largest value.
 pub fn check(tensors: &HashMap<String, Tensor>, name: &str, got: &Tensor, what: &str) {
+    let got = got.to_device(&Device::Cpu).unwrap();
     let (count, width) = got.dims2().unwrap();
     let values = &tensors[&format!("{name}.values")];
     let rows: Vec<i64> = tensors[&format!("{name}.rows")].to_vec1().unwrap();

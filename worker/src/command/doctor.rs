@@ -1,0 +1,554 @@
+//! What this machine has for models: which device and why, how fast it is, and whether the GPU's kernels compute what they
+//! should.
+
+mod parity;
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use candle_core::{DType, Device};
+use clap::Args;
+use flotilla_model::ModelError;
+use serde::Serialize;
+
+use super::{bench, bytes};
+use crate::{
+    device::{self, DeviceArguments, Fault, Wanted},
+    error::WorkerError,
+};
+
+/// Repetitions of a measurement; the fastest counts.
+const ROUNDS: usize = 3;
+
+/// Arguments of `doctor`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DoctorArguments {
+    /// Where models would run.
+    #[command(flatten)]
+    pub device: DeviceArguments,
+    /// Directory of a checkpoint that is computed on the device and on the CPU in f32 and compared; may be repeated. For small
+    /// models: the CPU takes its time, and its memory.
+    #[arg(long = "model", value_name = "DIR")]
+    pub models: Vec<PathBuf>,
+    /// Measure nothing and check no kernels.
+    #[arg(long)]
+    pub quick: bool,
+    /// Seed of the inputs on which kernels are checked; a new one each time by default.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Print one JSON document instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Everything that was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Of this program.
+    pub version: &'static str,
+    /// What was compiled in besides the CPU: cuda, cudnn, nccl.
+    pub features: Vec<&'static str>,
+    /// Where models would run.
+    pub device: DeviceReport,
+    /// The machine without its GPUs.
+    pub cpu: CpuReport,
+    /// What the NVIDIA driver shows, or why there is nothing to show.
+    pub driver: DriverReport,
+    /// The GPU that models would run on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuReport>,
+    /// Checkpoints on the device beside the CPU in f32.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<ModelReport>,
+}
+
+/// Where models would run.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceReport {
+    /// What was asked for.
+    pub wanted: String,
+    /// What it is; none where the GPU that was asked for cannot be used.
+    pub chosen: Option<String>,
+    /// Why.
+    pub reason: String,
+}
+
+/// The machine without its GPUs.
+#[derive(Clone, Debug, Serialize)]
+pub struct CpuReport {
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// Instruction sets for vectors that matrix products choose between.
+    pub vectors: Vec<&'static str>,
+    /// Bytes per second that all cores together read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_bytes_per_second: Option<f64>,
+    /// Operations per second of an f32 matrix product.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub f32_flops: Option<f64>,
+}
+
+/// What the NVIDIA driver shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct DriverReport {
+    /// The newest CUDA version that it runs, as 13.0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cuda: Option<String>,
+    /// Names and compute capabilities of its GPUs, in the order of their numbers.
+    pub cards: Vec<String>,
+    /// CUDA libraries that the loader does not find.
+    pub missing_libraries: Vec<&'static str>,
+    /// Why there is no driver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+}
+
+/// A GPU.
+#[derive(Clone, Debug, Serialize)]
+pub struct GpuReport {
+    /// The vendor's name.
+    pub name: String,
+    /// Compute capability, as 9.0.
+    pub capability: String,
+    /// Multiprocessors.
+    pub processors: usize,
+    /// Bytes of memory.
+    pub memory: usize,
+    /// Bytes that nobody has taken.
+    pub free: usize,
+    /// Bytes of level 2 cache.
+    pub cache: usize,
+    /// Version of NVRTC.
+    pub nvrtc: String,
+    /// Version of cuBLASLt.
+    pub cublas: String,
+    /// Bytes per second of a large copy, read and written bytes both counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copy_bytes_per_second: Option<f64>,
+    /// Operations per second of a large product of bf16 matrices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bf16_flops: Option<f64>,
+    /// Seed of the inputs of the checks.
+    pub seed: u64,
+    /// Each kernel against its reference on the CPU.
+    pub checks: Vec<CheckReport>,
+}
+
+/// A checkpoint on the device beside the CPU in f32.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelReport {
+    /// Its directory.
+    pub model: String,
+    /// What was compared.
+    pub checks: Vec<CheckReport>,
+}
+
+/// One comparison with what the CPU computes.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckReport {
+    /// What is compared: for a kernel its name, format and what is special about the inputs.
+    pub name: String,
+    /// Whether it is near enough.
+    pub ok: bool,
+    /// Its distance and the most that it may be, or what went wrong.
+    pub detail: String,
+}
+
+/// Examines and prints. An error if a check fails or the GPU that was asked for cannot be used.
+pub fn run(arguments: &DoctorArguments) -> Result<(), WorkerError> {
+    let (report, verdict) = examine(arguments)?;
+    if arguments.json {
+        let json = serde_json::to_string_pretty(&report);
+        println!(
+            "{}",
+            json.map_err(|error| WorkerError::permanent("failed to write the report", error))?
+        );
+    } else {
+        print!("{}", text(&report));
+    }
+    verdict
+}
+
+/// The report, and the error that it means.
+pub fn examine(arguments: &DoctorArguments) -> Result<(Report, Result<(), WorkerError>), WorkerError> {
+    let wanted = arguments.device.device;
+    let opened = wanted.try_open();
+    let cpu = cpu(arguments.quick).map_err(|error| WorkerError::permanent("failed to measure the CPU", error))?;
+    let gpu = match &opened {
+        Ok(opened) => gpu(opened.place, arguments)?,
+        Err(_) => None,
+    };
+    let mut models = Vec::new();
+    if let Ok(opened) = &opened {
+        for directory in &arguments.models {
+            models.push(ModelReport {
+                model: directory.display().to_string(),
+                checks: parity::check(directory, &opened.device)?,
+            });
+        }
+    }
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        features: features(),
+        device: match &opened {
+            Ok(opened) => DeviceReport {
+                wanted: wanted.to_string(),
+                chosen: Some(opened.place.to_string()),
+                reason: opened.reason.clone(),
+            },
+            Err(fault) => DeviceReport {
+                wanted: wanted.to_string(),
+                chosen: None,
+                reason: fault.to_string(),
+            },
+        },
+        cpu,
+        driver: driver(device::look()),
+        gpu,
+        models,
+    };
+    let verdict = verdict(wanted, opened.err(), &report);
+    Ok((report, verdict))
+}
+
+fn verdict(wanted: Wanted, fault: Option<Fault>, report: &Report) -> Result<(), WorkerError> {
+    if let Some(fault) = fault {
+        return Err(WorkerError::permanent(format!("models cannot run on {wanted}"), fault));
+    }
+    let of_models = report.models.iter().flat_map(|model| &model.checks);
+    let checks = report.gpu.iter().flat_map(|gpu| &gpu.checks).chain(of_models);
+    match checks.filter(|check| !check.ok).count() {
+        0 => Ok(()),
+        failed => Err(WorkerError::Retryable {
+            what: format!("{failed} checks failed: do not use this device with this build"),
+            source: None,
+        }),
+    }
+}
+
+fn features() -> Vec<&'static str> {
+    let compiled = [
+        ("cuda", cfg!(feature = "cuda")),
+        ("cudnn", cfg!(feature = "cudnn")),
+        ("nccl", cfg!(feature = "nccl")),
+    ];
+    compiled
+        .into_iter()
+        .filter(|(_, there)| *there)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+fn cpu(quick: bool) -> Result<CpuReport, ModelError> {
+    let measured = |measure: &dyn Fn() -> Result<f64, ModelError>| if quick { Ok(None) } else { measure().map(Some) };
+    Ok(CpuReport {
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        vectors: vectors(),
+        read_bytes_per_second: measured(&|| bench::memory_bandwidth(&Device::Cpu, ROUNDS))?,
+        f32_flops: measured(&|| bench::matrix_rate(&Device::Cpu, DType::F32, ROUNDS))?,
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn vectors() -> Vec<&'static str> {
+    let found = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+    ];
+    found
+        .into_iter()
+        .filter(|(_, there)| *there)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn vectors() -> Vec<&'static str> {
+    if cfg!(target_arch = "aarch64") {
+        vec!["neon"]
+    } else {
+        Vec::new()
+    }
+}
+
+fn driver(found: Result<device::Machine, Fault>) -> DriverReport {
+    match found {
+        Ok(machine) => {
+            let cards = machine.cards.iter().enumerate().map(|(number, card)| {
+                let (major, minor) = card.capability;
+                format!("cuda:{number} {}, compute capability {major}.{minor}", card.name)
+            });
+            DriverReport {
+                cuda: Some(format!("{}.{}", machine.driver / 1000, machine.driver % 1000 / 10)),
+                cards: cards.collect(),
+                missing_libraries: machine.missing,
+                fault: None,
+            }
+        }
+        Err(fault) => DriverReport {
+            cuda: None,
+            cards: Vec::new(),
+            missing_libraries: Vec::new(),
+            fault: Some(fault.to_string()),
+        },
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(_: device::Place, _: &DoctorArguments) -> Result<Option<GpuReport>, WorkerError> {
+    Ok(None)
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(place: device::Place, arguments: &DoctorArguments) -> Result<Option<GpuReport>, WorkerError> {
+    use flotilla_kernels::{Gpu, bench::ceilings, check};
+
+    let device::Place::Cuda(number) = place else {
+        return Ok(None);
+    };
+    let failed = |error| WorkerError::permanent(format!("failed to examine cuda:{number}"), error);
+    let gpu = Gpu::new(number).map_err(failed)?;
+    let card = gpu.card().map_err(failed)?;
+    let measured = if arguments.quick {
+        None
+    } else {
+        Some(ceilings(&gpu).map_err(failed)?)
+    };
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    let checks = if arguments.quick { Vec::new() } else { check::all() };
+    let checks = checks.into_iter().map(|one| {
+        let (ok, detail) = match (one.run)(&gpu, &mut check::Draw::new(seed)) {
+            Ok(distance) => (
+                distance.holds(),
+                format!("{:.2e} of {:.0e}", distance.relative, distance.bound),
+            ),
+            Err(error) => (false, error.to_string()),
+        };
+        CheckReport {
+            name: one.name.to_owned(),
+            ok,
+            detail,
+        }
+    });
+    Ok(Some(GpuReport {
+        capability: format!("{}.{}", card.capability.0, card.capability.1),
+        processors: card.processors,
+        memory: card.memory,
+        free: card.free,
+        cache: card.cache,
+        nvrtc: format!("{}.{}", card.nvrtc.0, card.nvrtc.1),
+        cublas: format!("{}.{}.{}", card.blas / 10_000, card.blas / 100 % 100, card.blas % 100),
+        name: card.name,
+        copy_bytes_per_second: measured.map(|measured| measured.bandwidth),
+        bf16_flops: measured.map(|measured| measured.arithmetic),
+        seed,
+        checks: checks.collect(),
+    }))
+}
+
+/// The report for people.
+pub fn text(report: &Report) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let _ = lines(&mut out, report);
+    out
+}
+
+fn lines(out: &mut String, report: &Report) -> std::fmt::Result {
+    let built = if report.features.is_empty() {
+        "CPU only".to_owned()
+    } else {
+        report.features.join(", ")
+    };
+    writeln!(out, "flotilla-worker {}, built with {built}", report.version)?;
+    let device = &report.device;
+    let chosen = device.chosen.as_deref().unwrap_or("none");
+    writeln!(
+        out,
+        "device   {chosen}: {} ({} was asked for)",
+        device.reason, device.wanted
+    )?;
+    let cpu = &report.cpu;
+    write!(out, "cpu      {} cores, {}", cpu.cores, cpu.vectors.join(" "))?;
+    if let (Some(read), Some(flops)) = (cpu.read_bytes_per_second, cpu.f32_flops) {
+        let (read, flops) = (bytes(read as u64), flops / 1e9);
+        write!(out, "; reads {read}/s, f32 matrix products {flops:.0} GFLOP/s")?;
+    }
+    writeln!(out)?;
+    match &report.driver {
+        DriverReport { fault: Some(fault), .. } => writeln!(out, "driver   none: {fault}")?,
+        driver => {
+            writeln!(
+                out,
+                "driver   runs CUDA up to {}",
+                driver.cuda.as_deref().unwrap_or("?")
+            )?;
+            for card in &driver.cards {
+                writeln!(out, "         {card}")?;
+            }
+            if !driver.missing_libraries.is_empty() {
+                writeln!(out, "         not found: {}", driver.missing_libraries.join(", "))?;
+            }
+        }
+    }
+    if let Some(gpu) = &report.gpu {
+        gpu_lines(out, gpu)?;
+    }
+    for model in &report.models {
+        writeln!(out, "model    {}, beside the CPU in f32", model.model)?;
+        check_lines(out, &model.checks)?;
+    }
+    Ok(())
+}
+
+fn gpu_lines(out: &mut String, gpu: &GpuReport) -> std::fmt::Result {
+    let (free, memory, cache) = (
+        bytes(gpu.free as u64),
+        bytes(gpu.memory as u64),
+        bytes(gpu.cache as u64),
+    );
+    writeln!(
+        out,
+        "gpu      {}, {} multiprocessors, {free} of {memory} free, {cache} of L2",
+        gpu.name, gpu.processors
+    )?;
+    writeln!(out, "         NVRTC {}, cuBLASLt {}", gpu.nvrtc, gpu.cublas)?;
+    if let (Some(copied), Some(flops)) = (gpu.copy_bytes_per_second, gpu.bf16_flops) {
+        let (copied, flops) = (copied / 1e12, flops / 1e12);
+        writeln!(
+            out,
+            "         copies {copied:.2} TB/s, bf16 matrix products {flops:.0} TFLOP/s"
+        )?;
+    }
+    if gpu.checks.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "kernels  beside their references on the CPU, seed {}", gpu.seed)?;
+    check_lines(out, &gpu.checks)
+}
+
+fn check_lines(out: &mut String, checks: &[CheckReport]) -> std::fmt::Result {
+    for check in checks {
+        let verdict = if check.ok { "ok" } else { "FAILED" };
+        writeln!(out, "{verdict:<8} {:<60} {}", check.name, check.detail)?;
+    }
+    let held = checks.iter().filter(|check| check.ok).count();
+    writeln!(out, "         {held} of {} hold", checks.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_api::names::exit;
+
+    use super::*;
+
+    fn check(ok: bool) -> CheckReport {
+        CheckReport {
+            name: "rms_norm bf16".to_owned(),
+            ok,
+            detail: "1.00e-3 of 4e-3".to_owned(),
+        }
+    }
+
+    fn report(checks: Vec<CheckReport>) -> Report {
+        Report {
+            version: "0.1.0",
+            features: vec!["cuda"],
+            device: DeviceReport {
+                wanted: "auto".to_owned(),
+                chosen: Some("cuda:0".to_owned()),
+                reason: "a card, the first GPU that can be used".to_owned(),
+            },
+            cpu: CpuReport {
+                cores: 16,
+                vectors: vec!["avx2", "fma"],
+                read_bytes_per_second: None,
+                f32_flops: None,
+            },
+            driver: driver(Ok(device::Machine {
+                driver: 13_000,
+                cards: vec![device::Card {
+                    name: "a card".to_owned(),
+                    capability: (9, 0),
+                }],
+                missing: Vec::new(),
+            })),
+            gpu: Some(GpuReport {
+                name: "a card".to_owned(),
+                capability: "9.0".to_owned(),
+                processors: 132,
+                memory: 80 << 30,
+                free: 79 << 30,
+                cache: 50 << 20,
+                nvrtc: "13.0".to_owned(),
+                cublas: "13.1.0".to_owned(),
+                copy_bytes_per_second: Some(3e12),
+                bf16_flops: Some(8e14),
+                seed: 7,
+                checks,
+            }),
+            models: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn without_a_gpu_the_report_says_why_and_what_to_do() {
+        let arguments = DoctorArguments {
+            device: DeviceArguments { device: Wanted::Cpu },
+            quick: true,
+            ..DoctorArguments::default()
+        };
+        let (report, verdict) = examine(&arguments).expect("a report");
+        assert!(verdict.is_ok());
+        assert_eq!(report.device.chosen.as_deref(), Some("cpu"));
+        let text = text(&report);
+        assert!(text.contains("device   cpu: asked for (cpu was asked for)"), "{text}");
+        if cfg!(not(feature = "cuda")) {
+            assert!(
+                text.contains("driver   none: this flotilla-worker was built without CUDA"),
+                "{text}"
+            );
+            assert!(text.contains("make build-cuda"), "{text}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn a_gpu_that_was_asked_for_and_is_not_there_is_an_error_with_a_report() {
+        let arguments = DoctorArguments {
+            device: DeviceArguments {
+                device: Wanted::Cuda(None),
+            },
+            quick: true,
+            ..DoctorArguments::default()
+        };
+        let (report, verdict) = examine(&arguments).expect("a report");
+        assert!(report.device.chosen.is_none());
+        assert_eq!(verdict.expect_err("no GPU").exit_code(), exit::PERMANENT);
+    }
+
+    #[test]
+    fn a_check_that_fails_is_in_the_table_and_in_the_exit_code() {
+        let good = report(vec![check(true)]);
+        assert!(verdict(Wanted::Auto, None, &good).is_ok());
+        let bad = report(vec![check(true), check(false)]);
+        let error = verdict(Wanted::Auto, None, &bad).expect_err("a failed check");
+        assert_eq!(error.exit_code(), 1);
+        let text = text(&bad);
+        assert!(text.contains("FAILED   rms_norm bf16"), "{text}");
+        assert!(text.contains("1 of 2 hold"), "{text}");
+        assert!(
+            text.contains("copies 3.00 TB/s, bf16 matrix products 800 TFLOP/s"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_report_is_one_json_document() {
+        let json = serde_json::to_value(report(vec![check(true)])).expect("json");
+        assert_eq!(json["gpu"]["checks"][0]["ok"], true);
+        assert_eq!(json["driver"]["cuda"], "13.0");
+        assert!(json["cpu"].get("f32_flops").is_none());
+    }
+}
