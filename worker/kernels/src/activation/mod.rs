@@ -1,18 +1,33 @@
-//! SwiGLU and GELU, forward and backward.
+//! SwiGLU and GELU, forward and backward, and biases.
+
+#[cfg(feature = "cuda")]
+mod check;
+#[cfg(feature = "cuda")]
+mod launch;
+pub mod reference;
+
+#[cfg(feature = "cuda")]
+pub use launch::{Gelu, add_bias, bias_gradient, bias_gradient_scratch, gelu, gelu_backward, swiglu, swiglu_backward};
 
 #[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};
 
+#[cfg(feature = "cuda")]
+static SOURCE: Source = Source {
+    name: "activation",
+    text: concat!(include_str!("../rows/pack.cu"), include_str!("kernel.cu")),
+};
+
 /// Parity with the reference.
 #[cfg(feature = "cuda")]
 pub fn checks() -> Vec<Check> {
-    Vec::new()
+    check::checks()
 }
 
 /// Speed beside the floor.
 #[cfg(feature = "cuda")]
 pub fn cases() -> Vec<Case> {
-    Vec::new()
+    check::cases()
 }
 
 /// Sources with the constants of their builds.

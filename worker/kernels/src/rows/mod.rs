@@ -1,18 +1,44 @@
 //! Rows moved: embeddings, features into their places, conversions, random weights.
 
 #[cfg(feature = "cuda")]
+mod check;
+mod groups;
+#[cfg(feature = "cuda")]
+mod launch;
+#[cfg(feature = "cuda")]
+mod pack;
+pub mod reference;
+
+pub use groups::Groups;
+#[cfg(feature = "cuda")]
+pub(crate) use launch::add_partials;
+#[cfg(feature = "cuda")]
+pub use launch::{
+    DeviceGroups, add, cast, column_sums, column_sums_scratch, copy_blocks, embed, embedding_gradient, fill_normal,
+    fill_uniform, gather_rows, place, scale,
+};
+#[cfg(feature = "cuda")]
+pub(crate) use pack::pack;
+
+#[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};
+
+#[cfg(feature = "cuda")]
+static SOURCE: Source = Source {
+    name: "rows",
+    text: concat!(include_str!("pack.cu"), include_str!("kernel.cu")),
+};
 
 /// Parity with the reference.
 #[cfg(feature = "cuda")]
 pub fn checks() -> Vec<Check> {
-    Vec::new()
+    check::checks()
 }
 
 /// Speed beside the floor.
 #[cfg(feature = "cuda")]
 pub fn cases() -> Vec<Case> {
-    Vec::new()
+    check::cases()
 }
 
 /// Sources with the constants of their builds.
