@@ -1,7 +1,13 @@
 //! Attention of many query tokens: prefill over paged keys, training with its backward, windows of a vision tower.
 
 #[cfg(feature = "cuda")]
+mod launch;
+
+#[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};
+
+#[cfg(feature = "cuda")]
+pub use launch::{Attention, Gradients, Pool, Rows, Saved, Segments, backward, backward_scratch, forward, prefill};
 
 /// Parity with the reference.
 #[cfg(feature = "cuda")]
