@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `shape.rs` | sizes of a language model, the real ones by name, and how much memory they take |
 //! | `weights.rs` | packed weights, one copy for engine and learner |
+//! | `learner/` | training in place: passes written out, optimiser, plan of memory |
 
 #[cfg(feature = "cuda")]
 pub mod error;
+pub mod learner;
 pub mod shape;
 #[cfg(feature = "cuda")]
 pub mod weights;
