@@ -7,7 +7,8 @@ mod launch;
 pub mod reference;
 
 #[cfg(feature = "cuda")]
-pub use launch::{Gelu, add_bias, bias_gradient, bias_gradient_scratch, gelu, gelu_backward, swiglu, swiglu_backward};
+pub use launch::{add_bias, bias_gradient, bias_gradient_scratch, gelu, gelu_backward, swiglu, swiglu_backward};
+pub use reference::Gelu;
 
 #[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};
@@ -33,5 +34,12 @@ pub fn cases() -> Vec<Case> {
 /// Sources with the constants of their builds.
 #[cfg(feature = "cuda")]
 pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
-    Vec::new()
+    let builds = [
+        "ELEM=bf16 GELU=0",
+        "ELEM=bf16 GELU=1",
+        "ELEM=bf16 GELU=2 PACK=1",
+        "ELEM=float GELU=1",
+    ];
+    let defines = |build: &str| build.split(' ').map(str::to_owned).collect();
+    builds.iter().map(|build| (&SOURCE, defines(build))).collect()
 }

@@ -33,5 +33,12 @@ pub fn cases() -> Vec<Case> {
 /// Sources with the constants of their builds.
 #[cfg(feature = "cuda")]
 pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
-    Vec::new()
+    let builds = [
+        "ELEM=bf16 THREADS=128 VECTORS=4",
+        "ELEM=bf16 THREADS=448 VECTORS=1",
+        "ELEM=bf16 THREADS=1024 VECTORS=8 PACK=1",
+        "ELEM=float THREADS=896 VECTORS=1",
+    ];
+    let defines = |build: &str| build.split(' ').map(str::to_owned).collect();
+    builds.iter().map(|build| (&SOURCE, defines(build))).collect()
 }

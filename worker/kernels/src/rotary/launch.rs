@@ -2,11 +2,8 @@
 
 use super::SOURCE;
 use crate::{
-    Buffer, Float, Gpu, GpuError, ShapeError,
-    gpu::{
-        launch::{Arg, Grid},
-        source::Kernel,
-    },
+    Buffer, Dtype, Float, Gpu, GpuError, ShapeError,
+    gpu::{launch::Grid, source::Kernel},
     rows::pack,
 };
 
@@ -36,7 +33,7 @@ pub struct Turn<'a> {
     pub positions: &'a Buffer<i32>,
     /// `[head_dim / 2]`, radians per position.
     pub frequencies: &'a Buffer<f32>,
-    /// `[head_dim / 2]`, each below `axes`.
+    /// `[head_dim / 2]`, each below `axes`: the caller sees to it.
     pub axis_of: &'a Buffer<u8>,
 }
 
@@ -77,7 +74,62 @@ pub fn split<T: Float>(
     turn: Option<Turn<'_>>,
     into: SplitInto<'_, T>,
 ) -> Result<(), GpuError> {
-    todo!()
+    const NAME: &str = "rotary_split";
+    let SplitInto { q, k, v, cache } = into;
+    let row = shape.row();
+    let pairs = shape.check(NAME, turn)?;
+    ShapeError::at_least(NAME, "qkv", qkv.len(), shape.tokens * row)?;
+    ShapeError::at_least(NAME, "q", q.len(), shape.tokens * shape.heads * shape.head_dim)?;
+    let mut addresses = vec![qkv.pointer(), q.pointer()];
+    if let Some(bias) = bias {
+        ShapeError::length(NAME, "bias", bias.len(), row)?;
+        addresses.push(bias.pointer());
+    }
+    for (name, rows) in [("k", k), ("v", v)] {
+        if let Some(rows) = rows {
+            ShapeError::at_least(NAME, name, rows.len(), shape.tokens * shape.kv_heads * shape.head_dim)?;
+            addresses.push(rows.pointer());
+        }
+    }
+    let (mut bits, mut capacity) = (0, 0);
+    if let Some(cache) = cache {
+        let size = cache.block_size;
+        let block = shape.kv_heads * size * shape.head_dim;
+        ShapeError::unless(NAME, size.is_power_of_two(), || format!("blocks of {size} tokens"))?;
+        ShapeError::unless(NAME, block > 0 && cache.keys.len().is_multiple_of(block), || {
+            format!("{} keys are not whole blocks of {block}", cache.keys.len())
+        })?;
+        ShapeError::length(NAME, "values", cache.values.len(), cache.keys.len())?;
+        ShapeError::at_least(NAME, "slots", cache.slots.len(), shape.tokens)?;
+        addresses.extend([cache.keys.pointer(), cache.values.pointer()]);
+        bits = size.trailing_zeros() as usize;
+        capacity = cache.keys.len() / block * size;
+        ShapeError::unless(NAME, capacity < 1 << 31, || format!("a pool of {capacity} tokens"))?;
+    }
+    let (kernel, grid) = shape.kernel(gpu, NAME, T::DTYPE, pack::<T>(pairs, &addresses));
+    gpu.launch(
+        &kernel,
+        grid,
+        &[
+            qkv.into(),
+            bias.into(),
+            turn.map(|turn| turn.positions).into(),
+            turn.map(|turn| turn.frequencies).into(),
+            turn.map(|turn| turn.axis_of).into(),
+            q.into(),
+            k.into(),
+            v.into(),
+            cache.map(|cache| cache.keys).into(),
+            cache.map(|cache| cache.values).into(),
+            cache.map(|cache| cache.slots).into(),
+            shape.tokens.into(),
+            shape.heads.into(),
+            shape.kv_heads.into(),
+            pairs.into(),
+            bits.into(),
+            capacity.into(),
+        ],
+    )
 }
 
 /// Gradient of [`split`] with respect to `qkv`: turns `dq` `[tokens, heads, head_dim]` and `dk` `[tokens, kv_heads, head_dim]`
@@ -89,5 +141,64 @@ pub fn backward<T: Float>(
     (dq, dk, dv): (&Buffer<T>, &Buffer<T>, &Buffer<T>),
     d_qkv: &Buffer<T>,
 ) -> Result<(), GpuError> {
-    todo!()
+    const NAME: &str = "rotary_backward";
+    let pairs = shape.check(NAME, turn)?;
+    let of_keys = shape.tokens * shape.kv_heads * shape.head_dim;
+    ShapeError::at_least(NAME, "dq", dq.len(), shape.tokens * shape.heads * shape.head_dim)?;
+    ShapeError::at_least(NAME, "dk", dk.len(), of_keys)?;
+    ShapeError::at_least(NAME, "dv", dv.len(), of_keys)?;
+    ShapeError::at_least(NAME, "d_qkv", d_qkv.len(), shape.tokens * shape.row())?;
+    let addresses = [dq.pointer(), dk.pointer(), dv.pointer(), d_qkv.pointer()];
+    let (kernel, grid) = shape.kernel(gpu, NAME, T::DTYPE, pack::<T>(pairs, &addresses));
+    gpu.launch(
+        &kernel,
+        grid,
+        &[
+            dq.into(),
+            dk.into(),
+            dv.into(),
+            turn.map(|turn| turn.positions).into(),
+            turn.map(|turn| turn.frequencies).into(),
+            turn.map(|turn| turn.axis_of).into(),
+            d_qkv.into(),
+            shape.tokens.into(),
+            shape.heads.into(),
+            shape.kv_heads.into(),
+            pairs.into(),
+        ],
+    )
+}
+
+impl Heads {
+    /// Numbers of a token.
+    fn row(self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Checks a head and how it is turned; gives its pairs.
+    fn check(self, kernel: &'static str, turn: Option<Turn<'_>>) -> Result<usize, ShapeError> {
+        let dim = self.head_dim;
+        ShapeError::unless(kernel, dim.is_multiple_of(2) && (2..=512).contains(&dim), || {
+            format!("heads of {dim} numbers")
+        })?;
+        if let Some(turn) = turn {
+            ShapeError::at_least(kernel, "positions", turn.positions.len(), turn.axes * self.tokens)?;
+            ShapeError::length(kernel, "frequencies", turn.frequencies.len(), dim / 2)?;
+            ShapeError::length(kernel, "axis_of", turn.axis_of.len(), dim / 2)?;
+        }
+        Ok(dim / 2)
+    }
+
+    /// A thread for each pack of pairs of a token, and several tokens for each thread where there are many.
+    fn kernel(self, gpu: &Gpu, name: &'static str, dtype: Dtype, pack: usize) -> (Kernel, Grid) {
+        let pairs = self.head_dim / 2;
+        let tokens = if self.tokens <= 4 * gpu.processors() { 1 } else { 2 };
+        let items = (self.heads + 2 * self.kv_heads) * pairs / pack;
+        let threads = items.next_multiple_of(32).min(512);
+        let kernel = Kernel::new(&SOURCE, name, Some(dtype))
+            .define("PACK", pack)
+            .define("TOKENS", tokens);
+        let grid = Grid::new(self.tokens.div_ceil(tokens), u32::try_from(threads).unwrap_or(u32::MAX));
+        (kernel, grid.shared(2 * tokens * pairs * size_of::<f32>()))
+    }
 }

@@ -18,7 +18,17 @@ pub fn embed<T: Float>(
     ids: &Buffer<u32>,
     out: &Buffer<T>,
 ) -> Result<(), GpuError> {
-    todo!()
+    const NAME: &str = "embed";
+    let vocabulary = whole_rows(NAME, "table", table, width)?;
+    ShapeError::at_least(NAME, "out", out.len(), ids.len() * width)?;
+    move_rows(
+        gpu,
+        NAME,
+        width,
+        ids.len(),
+        (table, vocabulary, ids.pointer()),
+        (out, ids.len(), 0),
+    )
 }
 
 /// Rows of a matrix: `out[i] = from[at[i]]`. `out` is `[at.len(), width]`. An index that is negative or too large gives a row
@@ -30,7 +40,17 @@ pub fn gather_rows<T: Float>(
     at: &Buffer<i32>,
     out: &Buffer<T>,
 ) -> Result<(), GpuError> {
-    todo!()
+    const NAME: &str = "gather_rows";
+    let rows = whole_rows(NAME, "from", from, width)?;
+    ShapeError::at_least(NAME, "out", out.len(), at.len() * width)?;
+    move_rows(
+        gpu,
+        NAME,
+        width,
+        at.len(),
+        (from, rows, at.pointer()),
+        (out, at.len(), 0),
+    )
 }
 
 /// The inverse: `out[at[i]] = features[i]`, other rows stay: image features over the rows of their placeholders, or gradients
@@ -42,7 +62,17 @@ pub fn place<T: Float>(
     at: &Buffer<i32>,
     out: &Buffer<T>,
 ) -> Result<(), GpuError> {
-    todo!()
+    const NAME: &str = "place";
+    let rows = whole_rows(NAME, "out", out, width)?;
+    ShapeError::at_least(NAME, "features", features.len(), at.len() * width)?;
+    move_rows(
+        gpu,
+        NAME,
+        width,
+        at.len(),
+        (features, at.len(), 0),
+        (out, rows, at.pointer()),
+    )
 }
 
 /// [`Groups`] on the card.
@@ -76,7 +106,34 @@ pub fn embedding_gradient<T: Float, G: Float>(
     dy: &Buffer<T>,
     dtable: &Buffer<G>,
 ) -> Result<(), GpuError> {
-    todo!()
+    const NAME: &str = "embedding_gradient";
+    let vocabulary = whole_rows(NAME, "dtable", dtable, width)?;
+    let tokens = whole_rows(NAME, "dy", dy, width)?;
+    let DeviceGroups { ids, starts, order } = groups;
+    ShapeError::length(NAME, "starts", starts.len(), ids.len() + 1)?;
+    let mut pack = pack::<T>(width, &[dy.pointer()]);
+    if !dtable.pointer().is_multiple_of(16) {
+        pack = pack.min(self::pack::<G>(width, &[dtable.pointer()]));
+    }
+    let kernel = Kernel::new(&SOURCE, NAME, Some(T::DTYPE))
+        .define("PACK", pack)
+        .define("GRADIENT", format_number(G::DTYPE));
+    let packs = width / pack;
+    let threads = u32::try_from(packs.next_multiple_of(32).min(512)).unwrap_or(512);
+    gpu.launch(
+        &kernel,
+        Grid::new(ids.len(), threads),
+        &[
+            dy.into(),
+            ids.into(),
+            starts.into(),
+            order.into(),
+            dtable.into(),
+            packs.into(),
+            vocabulary.into(),
+            tokens.into(),
+        ],
+    )
 }
 
 /// Numbers of scratch that [`column_sums`] needs. Their values need not be kept.
@@ -93,7 +150,24 @@ pub fn column_sums<T: Float>(
     sums: &Buffer<f32>,
     scratch: &Buffer<f32>,
 ) -> Result<(), GpuError> {
-    todo!()
+    const NAME: &str = "column_sums";
+    let parts = column_parts(rows);
+    ShapeError::at_least(NAME, "x", x.len(), rows * width)?;
+    ShapeError::length(NAME, "sums", sums.len(), width)?;
+    ShapeError::at_least(NAME, "scratch", scratch.len(), parts * width)?;
+    if parts == 0 {
+        return Ok(());
+    }
+    let pack = pack::<T>(width, &[x.pointer()]);
+    let kernel = Kernel::new(&SOURCE, "column_parts", Some(T::DTYPE)).define("PACK", pack);
+    let grid = Grid::of(((width / pack).div_ceil(32), parts, 1), THREADS);
+    let part = rows.div_ceil(parts);
+    gpu.launch(
+        &kernel,
+        grid,
+        &[x.into(), scratch.into(), rows.into(), width.into(), part.into()],
+    )?;
+    add_partials(gpu, parts, width, scratch, sums)
 }
 
 /// Adds the sums of the columns of `partials` `[parts, width]` to `sums` `[width]`, in the order of the parts.
@@ -104,33 +178,59 @@ pub(crate) fn add_partials(
     partials: &Buffer<f32>,
     sums: &Buffer<f32>,
 ) -> Result<(), GpuError> {
-    todo!()
+    let kernel = Kernel::new(&SOURCE, "add_partials", None);
+    let grid = Grid::new(width.div_ceil(32), THREADS);
+    gpu.launch(
+        &kernel,
+        grid,
+        &[partials.into(), sums.into(), parts.into(), width.into()],
+    )
 }
 
 /// The same numbers in another format, rounded to nearest. `to` is at least as long as `from`.
 pub fn cast<A: Float, B: Float>(gpu: &Gpu, from: &Buffer<A>, to: &Buffer<B>) -> Result<(), GpuError> {
-    todo!()
+    const NAME: &str = "cast";
+    ShapeError::at_least(NAME, "to", to.len(), from.len())?;
+    let mut pack = pack::<A>(0, &[from.pointer()]);
+    if !to.pointer().is_multiple_of(16) {
+        pack = pack.min(self::pack::<B>(0, &[to.pointer()]));
+    }
+    let kernel = Kernel::new(&SOURCE, NAME, Some(A::DTYPE))
+        .define("PACK", pack)
+        .define("TARGET", format_number(B::DTYPE));
+    flat(gpu, &kernel, from.len(), pack, &[from.into(), to.into()])
 }
 
 /// `a += b`, rounded once. `b` is as long as `a`.
 pub fn add<T: Float>(gpu: &Gpu, a: &Buffer<T>, b: &Buffer<T>) -> Result<(), GpuError> {
-    todo!()
+    const NAME: &str = "add";
+    ShapeError::length(NAME, "b", b.len(), a.len())?;
+    let pack = pack::<T>(0, &[a.pointer(), b.pointer()]);
+    let kernel = Kernel::new(&SOURCE, NAME, Some(T::DTYPE)).define("PACK", pack);
+    flat(gpu, &kernel, a.len(), pack, &[a.into(), b.into()])
 }
 
 /// `x *= factor`, rounded once.
 pub fn scale<T: Float>(gpu: &Gpu, x: &Buffer<T>, factor: f32) -> Result<(), GpuError> {
-    todo!()
+    let pack = pack::<T>(0, &[x.pointer()]);
+    let kernel = Kernel::new(&SOURCE, "scale", Some(T::DTYPE)).define("PACK", pack);
+    flat(gpu, &kernel, x.len(), pack, &[x.into(), factor.into()])
 }
 
 /// Random numbers of a normal distribution with mean 0. The number at an index depends on the seed and the index alone.
 pub fn fill_normal<T: Float>(gpu: &Gpu, out: &Buffer<T>, deviation: f32, seed: u64) -> Result<(), GpuError> {
-    todo!()
+    fill(gpu, "fill_normal", out, &[out.into(), deviation.into(), seed.into()])
 }
 
 /// Random numbers from `low` (included) to `high` (excluded, unless rounding to `T` reaches it). The number at an index depends
 /// on the seed and the index alone.
 pub fn fill_uniform<T: Float>(gpu: &Gpu, out: &Buffer<T>, (low, high): (f32, f32), seed: u64) -> Result<(), GpuError> {
-    todo!()
+    fill(
+        gpu,
+        "fill_uniform",
+        out,
+        &[out.into(), low.into(), high.into(), seed.into()],
+    )
 }
 
 /// Copies blocks of a layer's pool before they are written to by one of their sharers: for each pair `(from, to)` of `pairs`
@@ -144,10 +244,93 @@ pub fn copy_blocks<T: Float>(
     pairs: &Buffer<u32>,
     block_elements: usize,
 ) -> Result<(), GpuError> {
-    todo!()
+    const NAME: &str = "copy_blocks";
+    let blocks = whole_rows(NAME, "keys", keys, block_elements)?;
+    ShapeError::length(NAME, "values", values.len(), keys.len())?;
+    let count = pairs.len() / 2;
+    ShapeError::unless(NAME, pairs.len().is_multiple_of(2) && count < 1 << 16, || {
+        format!("pairs has {} elements", pairs.len())
+    })?;
+    let pack = pack::<T>(block_elements, &[keys.pointer(), values.pointer()]);
+    let kernel = Kernel::new(&SOURCE, NAME, Some(T::DTYPE)).define("PACK", pack);
+    let packs = block_elements / pack;
+    let grid = Grid::of((packs.div_ceil(4 * THREADS as usize), count, 2), THREADS);
+    gpu.launch(
+        &kernel,
+        grid,
+        &[keys.into(), values.into(), pairs.into(), packs.into(), blocks.into()],
+    )
 }
 
 /// Rows of partial sums: about 32 rows each, up to 64.
 fn column_parts(rows: usize) -> usize {
     rows.div_ceil(32).min(64)
+}
+
+/// Threads of a block, as in the source.
+const THREADS: u32 = 256;
+
+/// As the source numbers formats.
+fn format_number(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::Bf16 => 1,
+    }
+}
+
+/// Rows of a buffer that has whole ones.
+fn whole_rows<T: Element>(
+    kernel: &'static str,
+    operand: &str,
+    buffer: &Buffer<T>,
+    width: usize,
+) -> Result<usize, ShapeError> {
+    let length = buffer.len();
+    let rows = if width == 0 { 0 } else { length / width };
+    ShapeError::unless(kernel, rows * width == length && rows < 1 << 31, || {
+        format!("{operand} has {length} elements, not rows of {width}")
+    })?;
+    Ok(rows)
+}
+
+/// Moves `count` rows: buffers, their rows and the addresses of lists of row indices, 0 for the natural order.
+fn move_rows<T: Float>(
+    gpu: &Gpu,
+    name: &'static str,
+    width: usize,
+    count: usize,
+    (from, from_rows, source_at): (&Buffer<T>, usize, u64),
+    (to, to_rows, target_at): (&Buffer<T>, usize, u64),
+) -> Result<(), GpuError> {
+    let pack = pack::<T>(width, &[from.pointer(), to.pointer()]);
+    let packs = width / pack;
+    let total = count * packs;
+    ShapeError::unless(name, total < 1 << 31, || format!("{total} packs are too many"))?;
+    let kernel = Kernel::new(&SOURCE, "move_rows", Some(T::DTYPE)).define("PACK", pack);
+    gpu.launch(
+        &kernel,
+        Grid::new(total.div_ceil(4 * THREADS as usize), THREADS),
+        &[
+            from.into(),
+            from_rows.into(),
+            Arg::Pointer(source_at),
+            to.into(),
+            to_rows.into(),
+            Arg::Pointer(target_at),
+            packs.into(),
+            total.into(),
+        ],
+    )
+}
+
+/// A kernel over a vector; its length is the last argument.
+fn flat(gpu: &Gpu, kernel: &Kernel, length: usize, pack: usize, args: &[Arg]) -> Result<(), GpuError> {
+    let grid = Grid::new(length.div_ceil(4 * THREADS as usize * pack), THREADS);
+    gpu.launch(kernel, grid, &[args, &[Arg::U64(length as u64)]].concat())
+}
+
+fn fill<T: Float>(gpu: &Gpu, name: &'static str, out: &Buffer<T>, args: &[Arg]) -> Result<(), GpuError> {
+    let kernel = Kernel::new(&SOURCE, name, Some(T::DTYPE)).define("PACK", pack::<T>(0, &[out.pointer()]));
+    let grid = Grid::new(out.len().div_ceil(8 * THREADS as usize), THREADS);
+    gpu.launch(&kernel, grid, &[args, &[Arg::U64(out.len() as u64)]].concat())
 }

@@ -9,6 +9,8 @@ mod launch;
 mod pack;
 pub mod reference;
 
+#[cfg(feature = "cuda")]
+pub(crate) use check::{in_a_graph, near, random_bf16};
 pub use groups::Groups;
 #[cfg(feature = "cuda")]
 pub(crate) use launch::add_partials;
@@ -44,5 +46,12 @@ pub fn cases() -> Vec<Case> {
 /// Sources with the constants of their builds.
 #[cfg(feature = "cuda")]
 pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
-    Vec::new()
+    let builds = [
+        "ELEM=bf16 TARGET=0 GRADIENT=0",
+        "ELEM=bf16 TARGET=1 GRADIENT=1 PACK=1",
+        "ELEM=float TARGET=1 GRADIENT=0",
+    ];
+    let defines = |build: &str| build.split(' ').map(str::to_owned).collect();
+    let of_numbers = builds.iter().map(|build| (&SOURCE, defines(build)));
+    of_numbers.chain([(&SOURCE, Vec::new())]).collect()
 }

@@ -53,6 +53,33 @@ __device__ __forceinline__ void store_floats(elem* to, const float (&x)[PACK]) {
   pack(x, v);
   store_raw(to, v);
 }
+// PACK numbers of another format than `elem`, by as few accesses as there can be.
+template <typename T> struct Chunk {
+  static constexpr int SIZE = PACK < 16 / (int)sizeof(T) ? PACK : 16 / (int)sizeof(T);
+  typedef typename RawOf<SIZE * sizeof(T)>::type type;
+};
+template <typename T> __device__ __forceinline__ void load_numbers(const T* from, float (&x)[PACK]) {
+  constexpr int SIZE = Chunk<T>::SIZE;
+#pragma unroll
+  for (int c = 0; c < PACK; c += SIZE) {
+    float part[SIZE];
+    unpack(*reinterpret_cast<const typename Chunk<T>::type*>(from + c), part);
+#pragma unroll
+    for (int i = 0; i < SIZE; i++) x[c + i] = part[i];
+  }
+}
+template <typename T> __device__ __forceinline__ void store_numbers(T* to, const float (&x)[PACK]) {
+  constexpr int SIZE = Chunk<T>::SIZE;
+#pragma unroll
+  for (int c = 0; c < PACK; c += SIZE) {
+    float part[SIZE];
+#pragma unroll
+    for (int i = 0; i < SIZE; i++) part[i] = x[c + i];
+    typename Chunk<T>::type v;
+    pack(part, v);
+    *reinterpret_cast<typename Chunk<T>::type*>(to + c) = v;
+  }
+}
 // As the format `elem` would hold it.
 __device__ __forceinline__ float rounded(float x) { return to_float(from_float<elem>(x)); }
 #endif
