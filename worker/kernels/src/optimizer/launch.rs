@@ -50,13 +50,7 @@ pub fn sum(gpu: &Gpu, partials: &Buffer<f32>, sum: &Buffer<f32>) -> Result<(), G
 /// `clip = [norm, scale]` with `norm = factor * sqrt(sum)` and `scale = factor * min(1, max_norm / (norm + 1e-6))`. `factor`
 /// turns summed gradients into means (1 over tokens, micro-batches or ranks; else 1). Where the sum is not finite, `clip` is
 /// `[norm, 0]`, and [`adamw`] changes nothing. `max_norm` may be infinite: then nothing is scaled down.
-pub fn clip(
-    gpu: &Gpu,
-    partials: &Buffer<f32>,
-    factor: f32,
-    max_norm: f32,
-    clip: &Buffer<f32>,
-) -> Result<(), GpuError> {
+pub fn clip(gpu: &Gpu, partials: &Buffer<f32>, factor: f32, max_norm: f32, clip: &Buffer<f32>) -> Result<(), GpuError> {
     ShapeError::length("clip", "clip", clip.len(), 2)?;
     gpu.launch(
         &norm_kernel("clip", Dtype::F32),

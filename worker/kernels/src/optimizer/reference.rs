@@ -281,7 +281,10 @@ mod tests {
         let mut random = ChaCha8Rng::seed_from_u64(3);
         let length = 300;
         let mut parameters = (0..length).map(|_| normal(&mut random)).collect::<Vec<_>>();
-        let mut naive = parameters.iter().map(|p| (f64::from(*p), 0f64, 0f64)).collect::<Vec<_>>();
+        let mut naive = parameters
+            .iter()
+            .map(|p| (f64::from(*p), 0f64, 0f64))
+            .collect::<Vec<_>>();
         let mut moments = Moments::zeros(StateKind::F32, length);
         for step in 1..=50 {
             let gradients = (0..length).map(|_| normal(&mut random)).collect::<Vec<_>>();
@@ -302,14 +305,20 @@ mod tests {
             }
         }
         for (p, (naive, ..)) in parameters.iter().zip(&naive) {
-            assert!((f64::from(*p) - naive).abs() < 1e-5 * (1.0 + naive.abs()), "{p} {naive}");
+            assert!(
+                (f64::from(*p) - naive).abs() < 1e-5 * (1.0 + naive.abs()),
+                "{p} {naive}"
+            );
         }
     }
 
     #[test]
     fn rounding_keeps_the_mean_and_what_needs_none() {
         for x in [1.003f32, -0.1234, 3.1e-3, 7.77e20] {
-            let mean = (0..65536).map(|chance| f64::from(round(x, chance).to_f32())).sum::<f64>() / 65536.0;
+            let mean = (0..65536)
+                .map(|chance| f64::from(round(x, chance).to_f32()))
+                .sum::<f64>()
+                / 65536.0;
             assert!((mean / f64::from(x) - 1.0).abs() < 1e-7, "{x}: {mean}");
         }
         for x in [0.0f32, 1.0, -2.5, f32::INFINITY, f32::NEG_INFINITY] {
@@ -326,7 +335,10 @@ mod tests {
             for chance in [0, 30_000, 65_535] {
                 let again = encode_m(decode_m(code, unit), 1.0 / unit, chance);
                 let close = (i32::from(again) - i32::from(code)).abs();
-                assert!(close == 0 || close == 1 && chance != 30_000, "{code} {again} by {chance}");
+                assert!(
+                    close == 0 || close == 1 && chance != 30_000,
+                    "{code} {again} by {chance}"
+                );
             }
         }
         let mut random = ChaCha8Rng::seed_from_u64(5);
@@ -379,7 +391,9 @@ mod tests {
     fn loss_left(kind: StateKind) -> f64 {
         let length = 1024;
         let mut random = ChaCha8Rng::seed_from_u64(11);
-        let curvatures = (0..length).map(|_| 10f32.powf(-4.0 * random.random::<f32>())).collect::<Vec<_>>();
+        let curvatures = (0..length)
+            .map(|_| 10f32.powf(-4.0 * random.random::<f32>()))
+            .collect::<Vec<_>>();
         let mut parameters = (0..length).map(|_| normal(&mut random)).collect::<Vec<f32>>();
         let mut moments = Moments::zeros(kind, length);
         let loss = |parameters: &[f32]| {
@@ -389,7 +403,9 @@ mod tests {
         let steps = 1500;
         for step in 1..=steps {
             let gradients = parameters.iter().zip(&curvatures);
-            let gradients = gradients.map(|(p, c)| c * (p + 0.5 * normal(&mut random))).collect::<Vec<_>>();
+            let gradients = gradients
+                .map(|(p, c)| c * (p + 0.5 * normal(&mut random)))
+                .collect::<Vec<_>>();
             let of = AdamW {
                 step,
                 beta2: 0.99,
