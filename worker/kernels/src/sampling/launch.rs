@@ -10,9 +10,7 @@ use crate::{
 const THREADS: u32 = 512;
 /// Blocks of a cluster, which share a row.
 const BLOCKS: usize = 8;
-/// The most bytes of a block's part of a row that are kept in shared memory; longer rows are read again from the cache.
-const RESIDENT_BYTES: usize = 192 << 10;
-/// The largest vocabulary: sums of fixed-point weights do not overflow below it.
+/// The largest vocabulary: an eighth of it fits into shared memory as f32, and sums of fixed-point weights do not overflow.
 const MOST_TOKENS: usize = 1 << 18;
 /// The most tokens of [`top_log_probs`].
 pub const MOST_TOP: usize = 20;
@@ -68,11 +66,8 @@ impl Draws {
     }
 
     fn kernel<T: Float>(&self, name: &'static str) -> (Kernel, Grid) {
-        let bytes = self.part() * size_of::<f32>();
-        let resident = bytes <= RESIDENT_BYTES;
-        let kernel = Kernel::new(&KERNELS, name, Some(T::DTYPE)).define("RESIDENT", usize::from(resident));
-        let grid = Grid::new(self.rows * BLOCKS, THREADS);
-        (kernel, if resident { grid.shared(bytes) } else { grid })
+        let grid = Grid::new(self.rows * BLOCKS, THREADS).shared(self.part() * size_of::<f32>());
+        (Kernel::new(&KERNELS, name, Some(T::DTYPE)), grid)
     }
 }
 
