@@ -1,20 +1,11 @@
-use crate::{Buffer, Float, Gpu, GpuError};
-
-/// Heads and the rule of who sees whom.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Attention {
-    /// Heads of the queries: a multiple of `kv_heads`. Query head `h` reads key head `h / (heads / kv_heads)`.
-    pub heads: usize,
-    /// Heads of keys and values.
-    pub kv_heads: usize,
-    /// Numbers of one head, at most 256. Tensor cores are used for bf16 and multiples of 8 up to 128.
-    pub head_dim: usize,
-    /// Factor of the scores, as `1 / sqrt(head_dim)`; above zero.
-    pub scale: f32,
-    /// Whether query `i` of a segment sees keys up to `keys - queries + i` alone (the last query sees all), or all keys of its
-    /// segment.
-    pub causal: bool,
-}
+use super::{Attention, SIMPLE, TENSOR};
+use crate::{
+    Buffer, Dtype, Float, Gpu, GpuError, ShapeError,
+    gpu::{
+        launch::{Arg, Grid},
+        source::Kernel,
+    },
+};
 
 /// Rows of heads, one per token: a matrix of its own, or columns of a wider one (the part of a packed `qkv` that begins with the
 /// slice's first element).
@@ -101,8 +92,17 @@ pub fn forward<T: Float>(
     out: &Buffer<T>,
     lse: Option<&Buffer<f32>>,
 ) -> Result<(), GpuError> {
-    let _ = (gpu, attention, q, k, v, segments, out, lse);
-    Ok(())
+    let call = Call::of_rows("attention", attention, segments, [("q", q), ("k", k), ("v", v)])?;
+    ShapeError::length("attention", "out", out.len(), segments.query_tokens * attention.width())?;
+    if let Some(lse) = lse {
+        ShapeError::length("attention", "lse", lse.len(), segments.query_tokens * attention.heads)?;
+    }
+    let keys = Keys::Rows {
+        k,
+        v,
+        offsets: segments.keys,
+    };
+    attend(gpu, &call, q, segments.queries, &keys, out, lse)
 }
 
 /// As [`forward`], for chunks of prompts whose keys and values, those of the chunk included, are in a pool.
@@ -119,8 +119,34 @@ pub fn prefill<T: Float>(
     pool: &Pool<'_, T>,
     out: &Buffer<T>,
 ) -> Result<(), GpuError> {
-    let _ = (gpu, attention, q, tokens, offsets, pool, out);
-    Ok(())
+    let name = "attention over a pool";
+    attention.check(name)?;
+    let sequences = pool.kv_lengths.len();
+    ShapeError::unless(name, sequences > 0 && pool.block_size.is_power_of_two(), || {
+        format!("{sequences} sequences, blocks of {} tokens", pool.block_size)
+    })?;
+    ShapeError::length(name, "offsets", offsets.len(), sequences + 1)?;
+    let block = attention.kv_heads * pool.block_size * attention.head_dim;
+    ShapeError::unless(name, pool.keys.len().is_multiple_of(block), || {
+        format!("{} keys in blocks of {block}", pool.keys.len())
+    })?;
+    ShapeError::length(name, "values", pool.values.len(), pool.keys.len())?;
+    ShapeError::unless(name, pool.tables.len().is_multiple_of(sequences), || {
+        format!("{} table entries of {sequences} sequences", pool.tables.len())
+    })?;
+    ShapeError::length(name, "out", out.len(), tokens * attention.width())?;
+    rows(name, "q", q, tokens, attention.width())?;
+    let call = Call {
+        attention: *attention,
+        segments: sequences,
+        query_tokens: tokens,
+        key_tokens: 0,
+        tensor: T::DTYPE == Dtype::Bf16
+            && attention.suits_tensor_cores()
+            && aligned(q)
+            && [pool.keys, pool.values, out].map(pointer_aligned) == [true; 3],
+    };
+    attend(gpu, &call, q, offsets, &Keys::Pool(*pool), out, None)
 }
 
 /// Numbers of f32 that [`backward`] needs as scratch.
@@ -143,6 +169,261 @@ pub fn backward<T: Float>(
     gradients: &Gradients<'_, T>,
     scratch: &Buffer<f32>,
 ) -> Result<(), GpuError> {
-    let _ = (gpu, attention, q, k, v, segments, saved, gradients, scratch);
-    Ok(())
+    let name = "attention backward";
+    let mut call = Call::of_rows(name, attention, segments, [("q", q), ("k", k), ("v", v)])?;
+    let (queries, keys, width) = (segments.query_tokens, segments.key_tokens, attention.width());
+    let key_width = attention.kv_heads * attention.head_dim;
+    ShapeError::length(name, "out", saved.out.len(), queries * width)?;
+    ShapeError::length(name, "dout", saved.dout.len(), queries * width)?;
+    ShapeError::length(name, "lse", saved.lse.len(), queries * attention.heads)?;
+    rows(name, "dq", gradients.dq, queries, width)?;
+    rows(name, "dk", gradients.dk, keys, key_width)?;
+    rows(name, "dv", gradients.dv, keys, key_width)?;
+    ShapeError::at_least(name, "scratch", scratch.len(), backward_scratch(attention, queries))?;
+    let written = [gradients.dq, gradients.dk, gradients.dv];
+    let vectors = [saved.out, saved.dout].map(pointer_aligned) == [true; 2]
+        && (attention.head_dim * T::DTYPE.bytes()).is_multiple_of(16);
+    call.tensor &= vectors && written.map(aligned) == [true; 3];
+
+    let sums = call.kernel::<T>(&SIMPLE, "sums_of_products", false);
+    let args = [
+        scratch.into(),
+        saved.dout.into(),
+        saved.out.into(),
+        queries.into(),
+        attention.heads.into(),
+        usize::from(vectors).into(),
+    ];
+    gpu.launch(&sums, Grid::new((queries * attention.heads).div_ceil(16), 256), &args)?;
+
+    let inputs: [Arg; 8] = [
+        saved.dout.into(),
+        saved.lse.into(),
+        scratch.into(),
+        q.data.into(),
+        q.stride.into(),
+        segments.queries.into(),
+        call.segments.into(),
+        queries.into(),
+    ];
+    let of_keys = Keys::Rows {
+        k,
+        v,
+        offsets: segments.keys,
+    }
+    .args();
+    let heads: [Arg; 3] = [
+        attention.heads.into(),
+        attention.kv_heads.into(),
+        attention.scale.into(),
+    ];
+
+    let (source, names) = if call.tensor {
+        (&TENSOR, ["backward_key_tensor", "backward_query_tensor"])
+    } else {
+        (&SIMPLE, ["backward_key_simple", "backward_query_simple"])
+    };
+    let grid = |heads: usize, tokens: usize| {
+        if call.tensor {
+            let tiles = call.tiles(tokens, BACKWARD_ROWS);
+            Grid::of((heads, tiles, 1), 256).shared(call.shared_bytes(2 * BACKWARD_ROWS + 4 * BACKWARD_STEP) + 1024)
+        } else {
+            Grid::of((heads, tokens.div_ceil(4), 1), 128)
+        }
+    };
+    let kernel = |name| {
+        let kernel = call.kernel::<T>(source, name, false);
+        if call.tensor {
+            kernel.define("BACKWARD", 1)
+        } else {
+            kernel
+        }
+    };
+
+    let outputs: [Arg; 4] = [
+        gradients.dk.data.into(),
+        gradients.dk.stride.into(),
+        gradients.dv.data.into(),
+        gradients.dv.stride.into(),
+    ];
+    let key_args = [&outputs[..], &inputs, &of_keys, &[keys.into()], &heads].concat();
+    gpu.launch(&kernel(names[0]), grid(attention.kv_heads, keys), &key_args)?;
+
+    let outputs: [Arg; 2] = [gradients.dq.data.into(), gradients.dq.stride.into()];
+    let query_args = [&outputs[..], &inputs, &of_keys, &heads].concat();
+    gpu.launch(&kernel(names[1]), grid(attention.heads, queries), &query_args)
+}
+
+/// Rows of a block of the backward kernels, and of a step of theirs.
+const BACKWARD_ROWS: usize = 128;
+const BACKWARD_STEP: usize = 64;
+/// Keys of a step of the forward kernel.
+const FORWARD_KEYS: usize = 64;
+
+impl Attention {
+    /// Numbers of one token's queries.
+    fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn check(&self, kernel: &'static str) -> Result<(), ShapeError> {
+        let grouped = self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads);
+        let sized = (1..=256).contains(&self.head_dim) && self.scale > 0.0;
+        ShapeError::unless(kernel, grouped && sized, || format!("{self:?}"))
+    }
+
+    fn suits_tensor_cores(&self) -> bool {
+        self.head_dim.is_multiple_of(8) && self.head_dim <= 128
+    }
+}
+
+fn pointer_aligned<T: Float>(buffer: &Buffer<T>) -> bool {
+    buffer.pointer().is_multiple_of(16)
+}
+
+fn aligned<T: Float>(rows: Rows<'_, T>) -> bool {
+    pointer_aligned(rows.data) && (rows.stride * T::DTYPE.bytes()).is_multiple_of(16)
+}
+
+fn rows<T: Float>(
+    kernel: &'static str,
+    operand: &str,
+    rows: Rows<'_, T>,
+    tokens: usize,
+    width: usize,
+) -> Result<(), ShapeError> {
+    ShapeError::unless(kernel, rows.stride >= width, || {
+        format!("rows of {operand} have {width} elements and are {} apart", rows.stride)
+    })?;
+    let wanted = tokens.checked_sub(1).map_or(0, |before| before * rows.stride + width);
+    ShapeError::at_least(kernel, operand, rows.data.len(), wanted)
+}
+
+/// Where keys and values are.
+enum Keys<'a, T> {
+    Rows {
+        k: Rows<'a, T>,
+        v: Rows<'a, T>,
+        offsets: &'a Buffer<u32>,
+    },
+    Pool(Pool<'a, T>),
+}
+
+impl<T: Float> Keys<'_, T> {
+    /// As `KEY_OPERANDS` of the sources.
+    fn args(&self) -> Vec<Arg> {
+        match self {
+            Self::Rows { k, v, offsets } => vec![
+                k.data.into(),
+                v.data.into(),
+                k.stride.into(),
+                v.stride.into(),
+                (*offsets).into(),
+            ],
+            Self::Pool(pool) => vec![
+                pool.keys.into(),
+                pool.values.into(),
+                pool.tables.into(),
+                pool.kv_lengths.into(),
+                (pool.tables.len() / pool.kv_lengths.len()).into(),
+                pool.block_size.ilog2().into(),
+            ],
+        }
+    }
+}
+
+/// A checked call.
+struct Call {
+    attention: Attention,
+    segments: usize,
+    query_tokens: usize,
+    key_tokens: usize,
+    /// Whether tensor cores can do it.
+    tensor: bool,
+}
+
+impl Call {
+    fn of_rows<T: Float>(
+        name: &'static str,
+        attention: &Attention,
+        segments: &Segments<'_>,
+        [q, k, v]: [(&str, Rows<'_, T>); 3],
+    ) -> Result<Self, ShapeError> {
+        attention.check(name)?;
+        let count = segments.queries.len().saturating_sub(1);
+        ShapeError::unless(name, count > 0, || "no segments".to_owned())?;
+        ShapeError::length(name, "offsets of the keys", segments.keys.len(), count + 1)?;
+        let key_width = attention.kv_heads * attention.head_dim;
+        rows(name, q.0, q.1, segments.query_tokens, attention.width())?;
+        rows(name, k.0, k.1, segments.key_tokens, key_width)?;
+        rows(name, v.0, v.1, segments.key_tokens, key_width)?;
+        Ok(Self {
+            attention: *attention,
+            segments: count,
+            query_tokens: segments.query_tokens,
+            key_tokens: segments.key_tokens,
+            tensor: T::DTYPE == Dtype::Bf16
+                && attention.suits_tensor_cores()
+                && [q.1, k.1, v.1].map(aligned) == [true; 3],
+        })
+    }
+
+    fn kernel<T: Float>(&self, source: &'static crate::gpu::source::Source, name: &'static str, paged: bool) -> Kernel {
+        Kernel::new(source, name, Some(T::DTYPE))
+            .define("HEAD_DIM", self.attention.head_dim)
+            .define("CAUSAL", usize::from(self.attention.causal))
+            .define("PAGED", usize::from(paged))
+    }
+
+    /// The most tiles that this many tokens in segments can make.
+    fn tiles(&self, tokens: usize, rows: usize) -> usize {
+        (tokens + self.segments.min(tokens) * (rows - 1)) / rows
+    }
+
+    /// Of this many rows in the layout of the tensor-core kernels.
+    fn shared_bytes(&self, rows: usize) -> usize {
+        rows * (self.attention.head_dim.next_multiple_of(16) + 8) * 2
+    }
+}
+
+fn attend<T: Float>(
+    gpu: &Gpu,
+    call: &Call,
+    q: Rows<'_, T>,
+    offsets: &Buffer<u32>,
+    keys: &Keys<'_, T>,
+    out: &Buffer<T>,
+    lse: Option<&Buffer<f32>>,
+) -> Result<(), GpuError> {
+    let attention = &call.attention;
+    let paged = matches!(keys, Keys::Pool(_));
+    let first: [Arg; 7] = [
+        out.into(),
+        lse.into(),
+        q.data.into(),
+        q.stride.into(),
+        offsets.into(),
+        call.segments.into(),
+        call.query_tokens.into(),
+    ];
+    let last: [Arg; 3] = [
+        attention.heads.into(),
+        attention.kv_heads.into(),
+        attention.scale.into(),
+    ];
+    let args = [&first[..], &keys.args(), &last].concat();
+    if call.tensor && pointer_aligned(out) {
+        // Short segments fill tiles of 64 rows better.
+        let warp_tiles = if call.query_tokens > 96 * call.segments { 2 } else { 1 };
+        let rows = 64 * warp_tiles;
+        let kernel = call.kernel::<T>(&TENSOR, "forward_tensor", paged);
+        let kernel = kernel.define("FORWARD", 1).define("WARP_TILES", warp_tiles);
+        let grid = Grid::of((attention.heads, call.tiles(call.query_tokens, rows), 1), 128);
+        let grid = grid.shared(call.shared_bytes(rows + 2 * FORWARD_KEYS));
+        gpu.launch(&kernel, grid, &args)
+    } else {
+        let kernel = call.kernel::<T>(&SIMPLE, "forward_simple", paged);
+        let grid = Grid::of((attention.heads, call.query_tokens.div_ceil(4), 1), 128);
+        gpu.launch(&kernel, grid, &args)
+    }
 }
