@@ -1,12 +1,13 @@
 //! The learner alone on a GPU: `learner check [NAME…]`; `learner bench [KEY=VALUE…]` measures training steps of the 7B shape
 //! from random weights (`layers`, `sequences`, `length`, `micro` tokens per micro-batch, `keep` as `none`, `fit` or `all`,
-//! `states` as `f32`, `bf16` or `8bit`, `gradients` as `bf16` or `f32`, `updates`); `learner plan [KEY=VALUE…]` needs no GPU.
+//! `states` as `f32`, `bf16` or `8bit`, `gradients` as `bf16` or `f32`, `updates`); `learner parts [KEY=VALUE…]` measures the operations of
+//! a step one by one; `learner plan [KEY=VALUE…]` needs no GPU.
 
 use std::{collections::HashMap, error::Error, process::ExitCode};
 
 use flotilla_device::{
     TextShape,
-    learner::{Keep, Plan, Settings, check, measure},
+    learner::{Keep, Plan, Settings, check, measure, parts},
 };
 use flotilla_kernels::{Dtype, Gpu, bench, check::Draw, optimizer::StateKind};
 
@@ -17,6 +18,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     match command.as_str() {
         "check" => run_checks(&rest),
         "bench" => run_bench(&Options::new(&rest)),
+        "parts" => run_parts(&Options::new(&rest)),
         "plan" => {
             let options = Options::new(&rest);
             let card = options.number("card", 80) * 1_000_000_000;
@@ -24,13 +26,16 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             println!("{settings:?}\n{}", Plan::new(&shape, Dtype::Bf16, &settings, 0, card));
             Ok(ExitCode::SUCCESS)
         }
-        _ => Err("learner check [NAME…] | bench [KEY=VALUE…] | plan [KEY=VALUE…]".into()),
+        _ => Err("learner check [NAME…] | bench [KEY=VALUE…] | parts [KEY=VALUE…] | plan [KEY=VALUE…]".into()),
     }
 }
 
 fn run_checks(names: &[String]) -> Result<ExitCode, Box<dyn Error>> {
     let gpu = Gpu::new(0)?;
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let seed = std::env::var("SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or(1);
     println!("{:?}, seed {seed}", gpu.card()?);
     let asked = |name: &str| names.is_empty() || names.iter().any(|part| name.contains(part.as_str()));
     let mut failed = 0;
@@ -45,10 +50,18 @@ fn run_checks(names: &[String]) -> Result<ExitCode, Box<dyn Error>> {
         };
         failed += usize::from(!holds);
         let verdict = if holds { "ok" } else { "FAILED" };
-        println!("{verdict:<7} {:<55} {detail} ({:.1} s)", check.name, begin.elapsed().as_secs_f64());
+        println!(
+            "{verdict:<7} {:<55} {detail} ({:.1} s)",
+            check.name,
+            begin.elapsed().as_secs_f64()
+        );
     }
     println!("{failed} failed");
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn run_bench(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
@@ -76,6 +89,21 @@ fn run_bench(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
         100.0 * measured.utilisation(measure::DATASHEET),
         measure::DATASHEET / 1e12
     );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_parts(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
+    let gpu = Gpu::new(0)?;
+    let card = gpu.card()?;
+    println!("{card:?}");
+    let (shape, settings) = options.settings(card.free)?;
+    let length = options.number("length", 2048);
+    let mut sum = 0.0;
+    for part in parts::parts(&gpu, &shape, &settings, settings.rows(), length)? {
+        sum += part.seconds * part.count as f64;
+        println!("{part}");
+    }
+    println!("together {sum:.3} s for {} tokens", settings.rows());
     Ok(ExitCode::SUCCESS)
 }
 

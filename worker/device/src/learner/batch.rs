@@ -2,10 +2,25 @@
 
 use std::ops::Range;
 
-/// Counts of tokens are rounded up to this, so that shapes of matrix products come again and each is planned once.
-pub const ROUND_TOKENS: usize = 256;
+/// Counts of tokens are rounded up to a multiple of this at least.
+const ROUND_TOKENS: usize = 256;
 /// The same of scored tokens.
-pub const ROUND_SCORED: usize = 128;
+const ROUND_SCORED: usize = 128;
+
+/// Rounds a count up by at most an eighth, so that shapes of matrix products come again: each is planned once.
+fn round(count: usize, least: usize) -> usize {
+    count.next_multiple_of((count.next_power_of_two() / 16).max(least))
+}
+
+/// Rows that are computed for so many tokens.
+pub(super) fn rows(tokens: usize) -> usize {
+    round(tokens, ROUND_TOKENS)
+}
+
+/// Rows of the output head that are computed for so many scored tokens.
+pub(super) fn scored_rows(scored: usize) -> usize {
+    round(scored, ROUND_SCORED)
+}
 
 /// A prompt with its completion.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +84,9 @@ impl Batch {
                 batch.scored.push(begin + small(at)? - 1);
                 batch.targets.push(sequence.ids[at]);
             }
-            batch.placeholders.extend(sequence.placeholders.iter().map(|row| begin + row));
+            batch
+                .placeholders
+                .extend(sequence.placeholders.iter().map(|row| begin + row));
         }
         Ok(batch)
     }
@@ -81,12 +98,12 @@ impl Batch {
 
     /// Rows that are computed: the tokens and a filling up to a round number, a sequence of its own that nothing depends on.
     pub fn rows(&self) -> usize {
-        self.tokens().next_multiple_of(ROUND_TOKENS)
+        rows(self.tokens())
     }
 
     /// Rows of the output head that are computed.
     pub fn scored_rows(&self) -> usize {
-        self.scored.len().next_multiple_of(ROUND_SCORED)
+        scored_rows(self.scored.len())
     }
 
     /// Pairs of tokens that attention looks at.
@@ -151,6 +168,18 @@ mod tests {
         assert_eq!(batch.targets, [12, 13, 23]);
         assert_eq!(batch.placeholders, [5, 6]);
         assert_eq!((batch.rows(), batch.scored_rows(), batch.pairs()), (256, 128, 20.0));
+    }
+
+    #[test]
+    fn counts_are_rounded_up_by_an_eighth_at_most_above_the_smallest() {
+        assert_eq!(
+            [1, 256, 257, 8192, 8193, 9217, 16_384].map(rows),
+            [256, 256, 512, 8192, 9216, 10_240, 16_384]
+        );
+        for tokens in 2048..20_000 {
+            assert!(rows(tokens) >= tokens && rows(tokens) * 8 <= tokens * 9 + 8, "{tokens}");
+            assert!(rows(tokens) >= rows(tokens - 1), "{tokens}");
+        }
     }
 
     #[test]

@@ -293,7 +293,9 @@ impl<T: Float> Activations<T> {
         let sums = norm::rms_norm_backward_scratch(gpu, norm)
             .max(activation::bias_gradient_scratch(rows, shape.packed_width()));
         Ok(Self {
-            inputs: (0..=layers).map(|_| gpu.alloc(rows * hidden)).collect::<Result<_, _>>()?,
+            inputs: (0..=layers)
+                .map(|_| gpu.alloc(rows * hidden))
+                .collect::<Result<_, _>>()?,
             mixed: (0..sets(settings.keep.attention))
                 .map(|_| Mixed::new(gpu, shape, rows))
                 .collect::<Result<_, _>>()?,

@@ -118,7 +118,10 @@ fn draw_tensors(draw: &mut Draw, shape: &TextShape) -> Vec<Vec<f32>> {
     let tensors = lengths.into_iter().map(|length| {
         if vector(length) {
             let numbers = draw.normal::<bf16>(length, 0.2);
-            return numbers.iter().map(|number| bf16::from_f32(1.0 + number.to_f32()).to_f32()).collect();
+            return numbers
+                .iter()
+                .map(|number| bf16::from_f32(1.0 + number.to_f32()).to_f32())
+                .collect();
         }
         let deviation = if length == shape.packed_width() {
             0.3
@@ -150,7 +153,11 @@ fn upload<T: Float>(gpu: &Gpu, shape: &TextShape, tensors: &[Vec<f32>]) -> Resul
         layers: layers.collect(),
         embedding: buffers[0].clone(),
         norm: buffers[1 + 7 * shape.layers].clone(),
-        head: if shape.tied { buffers[0].clone() } else { buffers[last].clone() },
+        head: if shape.tied {
+            buffers[0].clone()
+        } else {
+            buffers[last].clone()
+        },
         shape: shape.clone(),
     })
 }
@@ -159,8 +166,12 @@ fn upload<T: Float>(gpu: &Gpu, shape: &TextShape, tensors: &[Vec<f32>]) -> Resul
 fn draw_batch(draw: &mut Draw, shape: &TextShape, lengths: &[usize]) -> Result<Batch, CheckError> {
     let vocabulary = shape.vocabulary;
     let parts = lengths.iter().enumerate().map(|(index, length)| {
-        let ids = (0..*length).map(|_| small_number(draw.below(vocabulary))).collect::<Vec<_>>();
-        let positions = (0..small_number(*length)).map(|at| [at, at / 2 + 3, at % 5]).collect::<Vec<_>>();
+        let ids = (0..*length)
+            .map(|_| small_number(draw.below(vocabulary)))
+            .collect::<Vec<_>>();
+        let positions = (0..small_number(*length))
+            .map(|at| [at, at / 2 + 3, at % 5])
+            .collect::<Vec<_>>();
         let placeholders = if index == 0 { vec![2, 3, 5] } else { Vec::new() };
         (ids, positions, (length / 3).max(1)..*length, placeholders)
     });
@@ -256,7 +267,10 @@ fn gradients(gpu: &Gpu, draw: &mut Draw, shape: &TextShape, temperature: f32) ->
     let expected = model.log_probs(&batch, &features, temperature);
     #[allow(clippy::cast_possible_truncation, reason = "distances are of f32 numbers")]
     let narrow = |values: &[f64]| values.iter().map(|value| *value as f32).collect::<Vec<_>>();
-    let mut worst = named("log-probabilities", Distance::within(&log_probs, &narrow(&expected), 1e-5)?)?;
+    let mut worst = named(
+        "log-probabilities",
+        Distance::within(&log_probs, &narrow(&expected), 1e-5)?,
+    )?;
     let step = 1e-4;
     for (index, (name, gradient)) in gradients.iter().enumerate() {
         let gradient = wide(gradient);
@@ -268,11 +282,19 @@ fn gradients(gpu: &Gpu, draw: &mut Draw, shape: &TextShape, temperature: f32) ->
                 let moved = kept.iter().zip(&unit).map(|(weight, d)| weight + step * d);
                 model.tensors[index] = moved.collect();
                 let log_probs = model.log_probs(&batch, &features, temperature);
-                log_probs.iter().zip(&slopes).map(|(log_prob, slope)| log_prob * slope).sum::<f64>()
+                log_probs
+                    .iter()
+                    .zip(&slopes)
+                    .map(|(log_prob, slope)| log_prob * slope)
+                    .sum::<f64>()
             };
             let difference = (at(step) - at(-step)) / (2.0 * step);
             model.tensors[index] = kept;
-            let product = unit.iter().zip(&gradient).map(|(d, gradient)| d * gradient).sum::<f64>();
+            let product = unit
+                .iter()
+                .zip(&gradient)
+                .map(|(d, gradient)| d * gradient)
+                .sum::<f64>();
             (product, difference)
         };
         let own = along(&gradient);
@@ -346,10 +368,7 @@ fn kept<T: Float>(gpu: &Gpu, draw: &mut Draw, shape: &TextShape) -> Result<Dista
     let slopes = draw_slopes(draw, &batch);
     let with = |keep| compute::<T>(gpu, shape, &tensors, &batch, &features, &slopes, (1.0, keep));
     let nothing = with(Keep::default())?;
-    let some = Keep {
-        attention: 1,
-        mlp: 0,
-    };
+    let some = Keep { attention: 1, mlp: 0 };
     for keep in [some, Keep::all(shape)] {
         for ((name, gradient), (_, expected)) in with(keep)?.1.iter().zip(&nothing.1) {
             let equal = Distance::equal(gradient, expected);
@@ -363,19 +382,22 @@ fn kept<T: Float>(gpu: &Gpu, draw: &mut Draw, shape: &TextShape) -> Result<Dista
 fn micro_batches_sum(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
     let shape = small(true);
     let tensors = draw_tensors(draw, &shape);
-    let parts = [draw_batch(draw, &shape, &[50, 20])?, draw_batch(draw, &shape, &[31, 40])?];
+    let parts = [
+        draw_batch(draw, &shape, &[50, 20])?,
+        draw_batch(draw, &shape, &[31, 40])?,
+    ];
     let slopes = parts.each_ref().map(|part| draw_slopes(draw, part));
-    let features = parts.each_ref().map(|part| {
+    let features = parts.iter().map(|part| {
         let numbers = draw.normal::<f32>(part.placeholders.len() * shape.hidden, 1.0);
         gpu.upload(&numbers)
     });
+    let features = features.collect::<Result<Vec<_>, _>>()?;
     let mut learner = Learner::<f32, f32>::new(gpu, upload(gpu, &shape, &tensors)?, settings::<f32>(256))?;
     let mut sums: Vec<Gradients> = Vec::new();
     for wanted in [&[0_usize][..], &[1], &[0, 1]] {
         learner.discard();
         for index in wanted {
-            let features = features[*index].clone()?;
-            learner.score(&parts[*index], Some(&features), 1.0)?;
+            learner.score(&parts[*index], Some(&features[*index]), 1.0)?;
             learner.backward(&slopes[*index], None)?;
         }
         sums.push(download(gpu, &learner)?);
@@ -455,7 +477,9 @@ fn falls<T: Float>(gpu: &Gpu, draw: &mut Draw, states: StateKind) -> Result<Dist
         }
         if gpu.allocations() != allocated {
             let more = gpu.allocations() - allocated;
-            return Err(CheckError::Differs(format!("{more} allocations after the first update")));
+            return Err(CheckError::Differs(format!(
+                "{more} allocations after the first update"
+            )));
         }
         let updated = learner.updated()?;
         if !updated.is_some_and(|updated| updated.applied && updated.grad_norm > 0.0) {

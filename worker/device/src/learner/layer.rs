@@ -114,7 +114,14 @@ impl<T: Float> Pass<'_, T> {
             cache: None,
         };
         let turn = self.rotation.turn(&self.batch.positions);
-        rotary::split(gpu, self.heads(), &shared.packed, Some(&weights.qkv_bias), Some(turn), into)?;
+        rotary::split(
+            gpu,
+            self.heads(),
+            &shared.packed,
+            Some(&weights.qkv_bias),
+            Some(turn),
+            into,
+        )?;
         let [q, k, v] = self.rows(&parts);
         let rule = buffers::attention(self.shape);
         attention::forward(gpu, &rule, q, k, v, &self.segments(), &mixed.out, Some(&mixed.lse))?;

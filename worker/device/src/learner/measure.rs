@@ -133,7 +133,8 @@ fn batches(workload: &Workload) -> Result<Vec<Batch>, DeviceError> {
             let length = u32::try_from(workload.lengths[*index]).unwrap_or(u32::MAX);
             let of = u32::try_from(*index).unwrap_or_default();
             // Any tokens; a linear congruence spreads them over the vocabulary.
-            let id = |at: u32| (at.wrapping_mul(1_664_525).wrapping_add(of.wrapping_mul(1_013_904_223)) >> 8) % vocabulary;
+            let id =
+                |at: u32| (at.wrapping_mul(1_664_525).wrapping_add(of.wrapping_mul(1_013_904_223)) >> 8) % vocabulary;
             let ids = (0..length).map(id).collect::<Vec<_>>();
             let positions = (0..length).map(|at| [at; 3]).collect::<Vec<_>>();
             (ids, positions, 1..length as usize)

@@ -10,7 +10,7 @@
 //! | `passes.rs` | the whole model: log-probabilities, gradients, the update |
 //! | `reference.rs` | the same model in f64 on the host |
 //! | `check.rs` | parity with it, determinism, a loss that falls |
-//! | `measure.rs` | seconds of a training step, beside the floor |
+//! | `measure.rs`, `parts.rs` | seconds of a training step beside the floor, and of each of its operations |
 //!
 //! A step is: for each micro-batch [`Learner::score`] (log-probabilities under the weights as they are), slopes from
 //! [`Policy::gradient`] on the host, [`Learner::backward`]; then [`Learner::update`]. The weights are those buffers that the
@@ -31,10 +31,12 @@ mod layer;
 #[cfg(feature = "cuda")]
 pub mod measure;
 #[cfg(feature = "cuda")]
+pub mod parts;
+#[cfg(feature = "cuda")]
 mod passes;
 pub mod reference;
 
-pub use batch::{Batch, BatchError, ROUND_SCORED, ROUND_TOKENS, Sequence, micro_batches};
+pub use batch::{Batch, BatchError, Sequence, micro_batches};
 #[cfg(feature = "cuda")]
 pub use gradients::Gradient;
 #[cfg(feature = "cuda")]

@@ -246,7 +246,15 @@ impl<T: Float, G: Float> Learner<T, G> {
         let last = self.activations.stream(shape, batch.rows, shape.layers)?;
         rows::gather_rows(gpu, shape.hidden, &last, &batch.scored, &input.stream)?;
         let inverse_rms = Some(&input.inverse_rms);
-        rms_norm(gpu, input.norm, &input.stream, None, &weights.norm, &input.normed, inverse_rms)?;
+        rms_norm(
+            gpu,
+            input.norm,
+            &input.stream,
+            None,
+            &weights.norm,
+            &input.normed,
+            inverse_rms,
+        )?;
         Ok(input)
     }
 
@@ -254,7 +262,9 @@ impl<T: Float, G: Float> Learner<T, G> {
     /// `features` `[placeholders, hidden]` receives the gradient by the features.
     pub fn backward(&mut self, slopes: &[f32], features: Option<&Buffer<T>>) -> Result<(), DeviceError> {
         let Some(Pending { batch, temperature }) = self.pending.take() else {
-            return Err(DeviceError::Input("gradients of a batch that was not scored".to_owned()));
+            return Err(DeviceError::Input(
+                "gradients of a batch that was not scored".to_owned(),
+            ));
         };
         if slopes.len() != batch.scored_tokens {
             return Err(DeviceError::Input(format!(

@@ -4,7 +4,7 @@ use std::fmt;
 
 use flotilla_kernels::{Dtype, optimizer::StateKind};
 
-use super::batch::{ROUND_SCORED, ROUND_TOKENS};
+use super::batch;
 use crate::shape::TextShape;
 
 /// What of each layer is kept from the forward pass for the backward pass. Its input is; what is not kept is computed again.
@@ -63,17 +63,17 @@ impl Settings {
 
     /// Rows of activations: tokens, and the filling to a round number.
     pub fn rows(&self) -> usize {
-        self.tokens.next_multiple_of(ROUND_TOKENS)
+        batch::rows(self.tokens)
     }
 
     /// Rows of the output head.
     pub fn scored_rows(&self) -> usize {
-        self.scored.next_multiple_of(ROUND_SCORED)
+        batch::scored_rows(self.scored)
     }
 
     /// Rows of logits, at most those that are scored.
     pub fn chunk_rows(&self) -> usize {
-        self.logit_rows.next_multiple_of(ROUND_SCORED).min(self.scored_rows())
+        self.logit_rows.clamp(1, self.scored_rows())
     }
 }
 
@@ -138,22 +138,30 @@ impl Plan {
         let vectors = vector_parameters(shape);
         let matrices = shape.parameters() - vectors;
         let width = Width::new(shape);
-        let keep = settings.keep;
-        let kept = keep.attention.min(shape.layers) * width.kept_attention(rows, bytes)
-            + keep.mlp.min(shape.layers) * rows * 2 * shape.intermediate * bytes;
-        let largest = (shape.vocabulary * shape.hidden).max(2 * shape.intermediate * shape.hidden);
+        let kept = |all: usize| all.min(shape.layers);
+        // What is not kept has one buffer, which all layers share.
+        let shared = |kept: usize| usize::from(kept < shape.layers);
+        let (mixed, mlp) = (kept(settings.keep.attention), kept(settings.keep.mlp));
+        let of_mixed = width.mixed(rows, bytes);
+        let of_mlp = rows * 2 * shape.intermediate * bytes;
         let parts = vec![
             (Part::Weights, shape.parameters() * bytes),
             (Part::Gradients, matrices * settings.gradients.bytes() + 4 * vectors),
             (Part::Moments, settings.states.bytes(shape.parameters())),
             (Part::Inputs, (shape.layers + 1) * rows * shape.hidden * bytes),
-            (Part::Kept, kept),
-            (Part::Layer, width.layer(rows, bytes)),
+            (Part::Kept, mixed * of_mixed + mlp * of_mlp),
+            (
+                Part::Layer,
+                shared(mixed) * of_mixed + shared(mlp) * of_mlp + width.layer(rows, bytes),
+            ),
             (
                 Part::Head,
-                settings.chunk_rows() * shape.vocabulary * bytes + scored * 4 * 4,
+                head(shape, settings, bytes) + scored * (shape.hidden * bytes + 4 * 4),
             ),
-            (Part::Products, PRODUCTS + largest * settings.gradients.bytes()),
+            (
+                Part::Products,
+                PRODUCTS + 2 * shape.intermediate * shape.hidden * settings.gradients.bytes(),
+            ),
             (Part::Pool, pool),
         ];
         Self { parts, card }
@@ -218,7 +226,12 @@ impl fmt::Display for Plan {
         }
         let verdict = if self.fits() { "fits" } else { "does not fit" };
         let card = gigabytes(self.card);
-        write!(f, "{:<18} {:>8.2} GB, {verdict} into {card:.1} GB", "together", gigabytes(self.bytes()))
+        write!(
+            f,
+            "{:<18} {:>8.2} GB, {verdict} into {card:.1} GB",
+            "together",
+            gigabytes(self.bytes())
+        )
     }
 }
 
@@ -248,19 +261,28 @@ impl Width {
     }
 
     /// Turned queries, keys and values, attention output, the sum after it, and the logarithms of the softmax.
-    fn kept_attention(&self, rows: usize, bytes: usize) -> usize {
+    fn mixed(&self, rows: usize, bytes: usize) -> usize {
         rows * ((self.packed + self.query + self.hidden) * bytes + self.heads * 4)
     }
 
-    /// What a layer needs beside its input: as if nothing were kept, and for its gradients.
+    /// What a layer needs besides.
     fn layer(&self, rows: usize, bytes: usize) -> usize {
-        let forward = self.kept_attention(rows, bytes) + rows * 2 * self.intermediate * bytes;
         // Normed rows, packed rows before they are turned, the gated product.
-        let between = rows * (self.hidden + self.packed + self.intermediate) * bytes;
-        // Gradients: of the residual stream, of a norm's output, of the attention's output and its inputs; sums of rows.
-        let backward = rows * ((2 * self.hidden + self.query + self.packed) * bytes + self.heads * 4);
-        forward + between + backward + rows * 2 * 4
+        let forward = self.hidden + self.packed + self.intermediate;
+        // Gradients: of the residual stream, of a norm's output, of the attention's output and of its inputs.
+        let backward = 2 * self.hidden + self.query + self.packed;
+        // Sums of rows, of heads and of norms; partial sums of columns.
+        let sums = rows * (self.heads + 2) * 4 + 512 * self.hidden * 4;
+        rows * (forward + backward) * bytes + sums
     }
+}
+
+/// Logits of a chunk of rows and a chunk of the vocabulary in f32 and their gradients, sums of hidden states in f32; see
+/// `flotilla_kernels::vocabulary`.
+fn head(shape: &TextShape, settings: &Settings, bytes: usize) -> usize {
+    let rows = settings.chunk_rows();
+    let chunk = shape.vocabulary.next_multiple_of(8).min(8448);
+    rows * (chunk * (4 + bytes) + shape.hidden * 4)
 }
 
 #[cfg(test)]
@@ -326,6 +348,9 @@ mod tests {
     fn a_plan_is_printed_as_a_table() {
         let plan = Plan::new(&qwen_7b(), Dtype::Bf16, &Settings::new(8192), 0, H100);
         let table = plan.to_string();
-        assert!(table.contains("weights") && table.ends_with("fits into 85.0 GB"), "{table}");
+        assert!(
+            table.contains("weights") && table.ends_with("fits into 85.0 GB"),
+            "{table}"
+        );
     }
 }

@@ -144,7 +144,9 @@ pub fn cross_entropy(log_probs: &[f32], weight: &[f32], slopes: &mut Vec<f32>) -
     slopes.clear();
     slopes.extend(weight.iter().map(|weight| -weight));
     let terms = log_probs.iter().zip(weight);
-    -terms.map(|(log_prob, weight)| f64::from(*log_prob) * f64::from(*weight)).sum::<f64>()
+    -terms
+        .map(|(log_prob, weight)| f64::from(*log_prob) * f64::from(*weight))
+        .sum::<f64>()
 }
 
 #[cfg(test)]
@@ -233,7 +235,13 @@ mod tests {
             let step = 1.0 / 1024.0;
             let ((below, _), (here, slope), (above, _)) = (at(new - step), at(new), at(new + step));
             let kinds = |sums: &Statistics| (sums.clipped > 0.0, sums.dual_clipped > 0.0);
-            let cut = |at: f32| ((at - reference).abs() > 20.0, (at - old).abs() > 20.0, k3(f64::from(reference - at)).slope == 0.0);
+            let cut = |at: f32| {
+                (
+                    (at - reference).abs() > 20.0,
+                    (at - old).abs() > 20.0,
+                    k3(f64::from(reference - at)).slope == 0.0,
+                )
+            };
             if kinds(&below) != kinds(&above) || cut(new - step) != cut(new + step) {
                 continue;
             }

@@ -109,7 +109,10 @@ impl Reference {
                 let normed = rms_norm(&x[begin..begin + hidden], norm, eps);
                 let logits = linear(&normed, head, hidden);
                 let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum = logits.iter().map(|logit| ((logit - highest) / temperature).exp()).sum::<f64>();
+                let sum = logits
+                    .iter()
+                    .map(|logit| ((logit - highest) / temperature).exp())
+                    .sum::<f64>();
                 (logits[*target as usize] - highest) / temperature - sum.ln()
             })
             .collect()
@@ -129,7 +132,9 @@ impl Reference {
         tokens
             .flat_map(|position| {
                 let pairs = frequencies.iter().zip(&axes);
-                pairs.map(|(frequency, axis)| f64::from(position[usize::try_from(*axis).unwrap_or(0)] as f32 * frequency))
+                pairs.map(|(frequency, axis)| {
+                    f64::from(position[usize::try_from(*axis).unwrap_or(0)] as f32 * frequency)
+                })
             })
             .collect()
     }
