@@ -22,8 +22,12 @@ typedef u8 v_elem;
 static constexpr int SPAN = 256;
 static constexpr float M_STEPS = 127.f * 127.f;
 static constexpr float V_STEPS = 255.f * 255.f;
-// Units below this are 0: their inverse would overflow.
+// A unit below this is 0: its inverse would overflow.
 static constexpr float LEAST_UNIT = 1e-30f;
+// Roots of less are roots of this, 2^-100: the sequence below is exact from here on.
+static constexpr float LEAST_V = 7.88860905e-31f;
+// Keeps the largest of a block just below its code, so that nothing is rounded past it.
+static constexpr float BELOW_ONE = 1.f - 9.5367431640625e-7f;
 
 // Four numbers from memory, those past the end as 0; the streams of memory do not meet again, so the cache need not keep them.
 template <bool WHOLE> __device__ __forceinline__ void load(const float* from, int left, u32 (&to)[4]) {
@@ -93,74 +97,103 @@ template <bool WHOLE> __device__ __forceinline__ void store(u8* to, int left, co
 __device__ __forceinline__ float number(const u32 (&words)[4], int i) { return __uint_as_float(words[i]); }
 __device__ __forceinline__ float number(const u32 (&words)[2], int i) { return i % 2 ? high_float(words[i / 2]) : low_float(words[i / 2]); }
 
-// Random bits: 16 for the `j`th of a lane's eight numbers.
-__device__ __forceinline__ u32 chance(const uint4& words, int j) {
+// Three numbers of 16 bits out of one, each of them as evenly distributed as that one, and any two or three of them spread evenly
+// over the square or cube (odd factors, chosen for the distance of the planes that the triples lie in). `word` holds it in its
+// lower half; what stands above the 16 bits of a result is of no meaning.
+enum Draw { OF_P, OF_M, OF_V };
+template <Draw OF> __device__ __forceinline__ u32 drawn(u32 word) { return OF == OF_P ? word : word * (OF == OF_M ? 0x870bu : 0x40c9u); }
+
+// Random bits of the `j`th of a lane's eight numbers, in the lower half.
+__device__ __forceinline__ u32 bits_of(const uint4& words, int j) {
   u32 word = j / 2 == 0 ? words.x : j / 2 == 1 ? words.y : j / 2 == 2 ? words.z : words.w;
-  return j % 2 ? word >> 16 : word & 0xffffu;
+  return j % 2 ? word >> 16 : word;
 }
 
 // The bits of a float whose upper half is the stochastically rounded bf16: a carry happens with the probability of the part cut off.
 __device__ __forceinline__ u32 round_up(float x, u32 chance) {
   u32 bits = __float_as_uint(x);
   // Infinities and NaNs stay what they are.
-  return (bits & 0x7f800000u) == 0x7f800000u ? bits | (bits & 0xffffu ? 0x400000u : 0u) : bits + chance;
+  return (bits & 0x7f800000u) == 0x7f800000u ? bits | (bits & 0xffffu ? 0x400000u : 0u) : bits + (chance & 0xffffu);
 }
 __device__ __forceinline__ u32 pack(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
 
 // Four numbers, the `quad`th of a lane's two, as they are stored. Only bf16 is rounded, at random or to the nearest.
-template <bool RANDOM> __device__ __forceinline__ void encode(const float* x, const uint4&, int, u32 (&words)[4]) {
+template <bool RANDOM, Draw OF> __device__ __forceinline__ void encode(const float* x, const uint4&, int, u32 (&words)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; i++) words[i] = __float_as_uint(x[i]);
 }
-template <bool RANDOM> __device__ __forceinline__ void encode(const float* x, const uint4& random, int quad, u32 (&words)[2]) {
+template <bool RANDOM, Draw OF> __device__ __forceinline__ void encode(const float* x, const uint4& random, int quad, u32 (&words)[2]) {
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
     int j = quad * 4 + i;
-    words[i / 2] = RANDOM ? pack(round_up(x[i], chance(random, j)), round_up(x[i + 1], chance(random, j + 1))) : to_bf16x2(x[i], x[i + 1]);
+    words[i / 2] = RANDOM ? pack(round_up(x[i], drawn<OF>(bits_of(random, j))), round_up(x[i + 1], drawn<OF>(bits_of(random, j + 1))))
+                          : to_bf16x2(x[i], x[i + 1]);
   }
 }
 
+// Root and quotient rounded to nearest, as the compiler's own but without its branches for operands that do not occur here:
+// x is at least LEAST_V, and divisors are neither tiny nor huge.
+__device__ __forceinline__ float exact_root(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  float s = __fmul_rn(x, y), half = __fmul_rn(0.5f, y);
+  return __fmaf_rn(__fmaf_rn(-s, s, x), half, s);
+}
+__device__ __forceinline__ float exact_quotient(float a, float b) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
+  r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.f), r);
+  float q = __fmul_rn(a, r);
+  q = __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
+  return __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
+}
 __device__ __forceinline__ float root(float x) {
   float y;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-__device__ __forceinline__ float inverse(float unit) { return unit > 0.f ? __fdiv_rn(1.f, unit) : 0.f; }
+__device__ __forceinline__ float inverse(float unit) { return unit > 0.f ? __fmul_rn(exact_quotient(1.f, unit), BELOW_ONE) : 0.f; }
 // The largest of a warp, of numbers that are not negative: their order is that of their bits.
 __device__ __forceinline__ float largest(float x) { return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x))); }
 
-// A code q stands for q^2 steps; x lies between those of q and q + 1. Written with `low` = q^2 and `step` = 2 q + 1.
+// A code q stands for q^2 steps; x lies between those of q and q + 1. Written with `low` = q^2 and `step` = 2 q + 1; the lowest
+// byte of `bits` is q.
 struct Code {
-  float q, low, step;
+  u32 bits;
+  float low, step;
 };
-__device__ __forceinline__ Code code_below(float x, float most) {
+__device__ __forceinline__ Code code_below(float x) {
   // The adder rounds root - 1/2 to the nearest integer. Where x is a square, that may be one too low: it then goes up for sure.
+  // An approximate root does, for the same reason.
   constexpr float MAGIC = 12582912.f;
-  float q = __fsub_rn(__fadd_rn(__fsub_rn(root(x), 0.5f), MAGIC), MAGIC);
-  q = fmaxf(fminf(q, most), 0.f);
-  return Code{q, __fmul_rn(q, q), __fmaf_rn(2.f, q, 1.f)};
+  float sum = __fadd_rn(__fsub_rn(root(x), 0.5f), MAGIC);
+  float q = __fsub_rn(sum, MAGIC);
+  return Code{__float_as_uint(sum), __fmul_rn(q, q), __fmaf_rn(2.f, q, 1.f)};
 }
 // Whether chance / 65536 of `step` is less than `above`.
-__device__ __forceinline__ bool goes_up(float above, float step, u32 chance) {
-  float one_and = __uint_as_float(0x3f800000u | chance << 7);
+template <Draw OF> __device__ __forceinline__ bool goes_up(float above, float step, u32 word) {
+  // 1 + chance / 65536: the factor is shifted to where the bits are wanted.
+  float one_and = __uint_as_float((word * ((OF == OF_M ? 0x870bu : 0x40c9u) << 7) & 0x7fff80u) | 0x3f800000u);
   return __fmaf_rn(one_and, step, -step) < above;
 }
-// m = unit q |q|; at random between the two codes around it, so that the mean is m.
-__device__ __forceinline__ u32 encode_m(float m, float per_unit, u32 chance) {
+// m = unit q |q|; at random between the two codes around it, so that the mean is m. In the lowest byte.
+__device__ __forceinline__ u32 encode_m(float m, float per_unit, u32 word) {
   float x = __fmul_rn(fabsf(m), per_unit);
-  Code code = code_below(x, 126.f);
-  float q = goes_up(__fsub_rn(x, code.low), code.step, chance) ? code.q + 1.f : code.q;
-  return (u32)(int)copysignf(q, m) & 0xffu;
+  Code code = code_below(x);
+  u32 q = code.bits + (goes_up<OF_M>(__fsub_rn(x, code.low), code.step, word) ? 1u : 0u);
+  return m < 0.f ? 0u - q : q;
 }
-// v = (unit q^2)^2; likewise so that the mean is v, but never 0.
-__device__ __forceinline__ u32 encode_v(float u, float per_unit, u32 chance) {
+// v = (unit q^2)^2; likewise so that the mean is v, but never 0. In the lowest byte.
+__device__ __forceinline__ u32 encode_v(float u, float per_unit, u32 word) {
   float x = __fmul_rn(u, per_unit);
-  Code code = code_below(x, 254.f);
-  float high = __fadd_rn(code.low, code.step);
+  Code code = code_below(x);
   float above = __fmul_rn(__fsub_rn(x, code.low), __fadd_rn(x, code.low));
-  float step = __fmul_rn(code.step, __fadd_rn(high, code.low));
-  float q = goes_up(above, step, chance) ? code.q + 1.f : code.q;
-  return (u32)fmaxf(q, 1.f);
+  float step = __fmul_rn(code.step, __fmaf_rn(2.f, code.low, code.step));
+  u32 q = code.bits + (goes_up<OF_V>(above, step, word) ? 1u : 0u);
+  return max(q, 0x4b400001u);
+}
+__device__ __forceinline__ u32 pack_bytes(u32 a, u32 b, u32 c, u32 d) {
+  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
 
 struct Operands {
@@ -214,10 +247,9 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
   for (int j = 0; j < 8; j++) {
     float g = __fmul_rn(number(g_words[j / 4], j % 4), scale);
 #if STATE == 2
-    int q = (int)(m_words[j / 4][0] << (24 - j % 4 * 8)) >> 24;
-    m[j] = __fmul_rn(unit.x, (float)(q * abs(q)));
-    int w = (v_words[j / 4][0] >> (j % 4 * 8)) & 0xff;
-    u[j] = __fmul_rn(unit.y, (float)(w * w));
+    float m_code = (float)(i8)(m_words[j / 4][0] >> (j % 4 * 8)), v_code = (float)(u8)(v_words[j / 4][0] >> (j % 4 * 8));
+    m[j] = __fmul_rn(unit.x, __fmul_rn(m_code, fabsf(m_code)));
+    u[j] = __fmul_rn(unit.y, __fmul_rn(v_code, v_code));
     v[j] = __fmul_rn(u[j], u[j]);
 #else
     m[j] = number(m_words[j / 4], j % 4);
@@ -225,36 +257,28 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
 #endif
     m[j] = __fmaf_rn(o.rest1, __fsub_rn(g, m[j]), m[j]);
     v[j] = __fmaf_rn(__fmul_rn(o.rest2, g), g, __fmul_rn(o.beta2, v[j]));
-    u[j] = __fsqrt_rn(v[j]);
-    float change = __fdiv_rn(m[j], __fmaf_rn(u[j], o.correction, o.epsilon));
+    u[j] = exact_root(fmaxf(v[j], LEAST_V));
+    float change = exact_quotient(m[j], __fmaf_rn(u[j], o.correction, o.epsilon));
     p[j] = __fmaf_rn(-o.step_size, change, __fmul_rn(number(p_words[j / 4], j % 4), o.decay));
   }
 
-  // Three draws of eight times 16 bits: for p, m and v.
-  [[maybe_unused]] u64 counter = (base / 8 + lane) * 3, stream = (u64)o.tensor << 32 | o.step;
-#if STOCHASTIC
-  uint4 random = philox(counter, stream, o.seed);
+#if STATE != 0 || STOCHASTIC
+  uint4 random = philox(base / 8 + lane, (u64)o.tensor << 32 | o.step, o.seed);
 #else
   uint4 random = {};
 #endif
 #pragma unroll
   for (int k = 0; k < 2; k++) {
     u32 words[sizeof(elem)];
-    encode<STOCHASTIC>(p + 4 * k, random, k, words);
+    encode<STOCHASTIC, OF_P>(p + 4 * k, random, k, words);
     store<WHOLE>(o.parameters + at[k], left[k], words);
   }
-#if STATE != 0
-  uint4 random_m = philox(counter + 1, stream, o.seed), random_v = philox(counter + 2, stream, o.seed);
-#else
-  uint4 random_m = {}, random_v = {};
-#endif
 #if STATE == 2
   float most_m = 0.f, most_u = 0.f;
 #pragma unroll
   for (int j = 0; j < 8; j++) most_m = fmaxf(most_m, fabsf(m[j])), most_u = fmaxf(most_u, u[j]);
   unit.x = __fmul_rn(largest(most_m), 1.f / M_STEPS), unit.y = __fmul_rn(largest(most_u), 1.f / V_STEPS);
   if (unit.x < LEAST_UNIT) unit.x = 0.f;
-  if (unit.y < LEAST_UNIT) unit.y = 0.f;
   float per_m = inverse(unit.x), per_u = inverse(unit.y);
   if (lane == 0) o.units[base / SPAN] = unit;
 #endif
@@ -262,16 +286,18 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
   for (int k = 0; k < 2; k++) {
     u32 m_out[sizeof(m_elem)], v_out[sizeof(v_elem)];
 #if STATE == 2
-    m_out[0] = v_out[0] = 0u;
+    u32 m_codes[4], v_codes[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       int j = 4 * k + i;
-      m_out[0] |= encode_m(m[j], per_m, chance(random_m, j)) << (8 * i);
-      v_out[0] |= encode_v(u[j], per_u, chance(random_v, j)) << (8 * i);
+      m_codes[i] = encode_m(m[j], per_m, bits_of(random, j));
+      v_codes[i] = encode_v(u[j], per_u, bits_of(random, j));
     }
+    m_out[0] = pack_bytes(m_codes[0], m_codes[1], m_codes[2], m_codes[3]);
+    v_out[0] = pack_bytes(v_codes[0], v_codes[1], v_codes[2], v_codes[3]);
 #else
-    encode<true>(m + 4 * k, random_m, k, m_out);
-    encode<true>(v + 4 * k, random_v, k, v_out);
+    encode<true, OF_M>(m + 4 * k, random, k, m_out);
+    encode<true, OF_V>(v + 4 * k, random, k, v_out);
 #endif
     store<WHOLE>(o.m + at[k], left[k], m_out);
     store<WHOLE>(o.v + at[k], left[k], v_out);

@@ -252,7 +252,7 @@ pub struct Update<'a, T, G> {
 
 /// One update of one parameter, in one pass: parameters, gradients and moments are read once and written once. Computed in f32
 /// with each operation rounded as `reference::adamw` rounds it, so that the two agree bit by bit (codes of 8 bits but for the
-/// rare one that is one step apart).
+/// rare one that is one step apart). The root of `v` is taken to be at least 2⁻⁵⁰.
 pub fn adamw<T: Float, G: Float>(gpu: &Gpu, optimizer: &AdamW, update: &Update<'_, T, G>) -> Result<(), GpuError> {
     let kernel = "adamw";
     let length = update.parameters.len();

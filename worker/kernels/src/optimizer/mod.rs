@@ -6,7 +6,7 @@
 //! update is far below half an ulp of its parameter (2⁻⁹ of it): rounded to nearest it is lost, every time; rounded
 //! stochastically it moves the parameter once in many steps, and on the average as f32 would. The same holds for the second
 //! moment, which `beta2 = 0.999` moves by a thousandth at a time. Bits are drawn by Philox from (seed, step, tensor, index): a
-//! step that is repeated rounds alike.
+//! step that is repeated rounds alike. One call serves eight parameters: 16 bits each, which odd factors reorder for the moments.
 //!
 //! # Moments of 8 bits
 //!

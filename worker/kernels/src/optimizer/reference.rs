@@ -8,6 +8,10 @@ use crate::{Dtype, Float};
 const M_STEPS: f32 = 127.0 * 127.0;
 const V_STEPS: f32 = 255.0 * 255.0;
 const LEAST_UNIT: f32 = 1e-30;
+/// Roots of less are roots of this, 2⁻¹⁰⁰.
+const LEAST_V: f32 = 7.888_609e-31;
+/// Keeps the largest of a block just below its code.
+const BELOW_ONE: f32 = 1.0 - 9.536_743_164_062_5e-7;
 
 /// The moments of one parameter, as the GPU holds them.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,15 +93,16 @@ pub fn adamw<T: Float>(
         for (i, (parameter, gradient)) in parameters.iter_mut().zip(gradients).enumerate() {
             let (m, v) = moments.of(first + i);
             let (p, m, v) = update(&factors, parameter.to_f32(), gradient * scale, m, v);
-            let chance = |draw| chance(optimizer, tensor, first + i, draw);
             *parameter = match (T::DTYPE, optimizer.rounding) {
-                (Dtype::Bf16, Rounding::Stochastic) => T::from_f32(round(p, chance(0)).to_f32()),
+                (Dtype::Bf16, Rounding::Stochastic) => {
+                    T::from_f32(round(p, chance(optimizer, tensor, first + i)).to_f32())
+                }
                 _ => T::from_f32(p),
             };
-            updated[i] = (m, v, v.sqrt());
+            updated[i] = (m, v, root(v));
         }
-        store(moments, first, &updated[..parameters.len()], |at, draw| {
-            chance(optimizer, tensor, at, draw)
+        store(moments, first, &updated[..parameters.len()], |at| {
+            chance(optimizer, tensor, at)
         });
     }
 }
@@ -106,12 +111,16 @@ pub fn adamw<T: Float>(
 fn update(factors: &Factors, p: f32, g: f32, m: f32, v: f32) -> (f32, f32, f32) {
     let m = factors.rest1.mul_add(g - m, m);
     let v = (factors.rest2 * g).mul_add(g, factors.beta2 * v);
-    let change = m / v.sqrt().mul_add(factors.correction, factors.epsilon);
+    let change = m / root(v).mul_add(factors.correction, factors.epsilon);
     ((-factors.step_size).mul_add(change, p * factors.decay), m, v)
 }
 
+fn root(v: f32) -> f32 {
+    v.max(LEAST_V).sqrt()
+}
+
 /// Stores `(m, v, root of v)` of a block that begins at `first`.
-fn store(moments: &mut Moments, first: usize, updated: &[(f32, f32, f32)], chance: impl Fn(usize, u64) -> u32) {
+fn store(moments: &mut Moments, first: usize, updated: &[(f32, f32, f32)], chance: impl Fn(usize) -> u32) {
     match moments {
         Moments::F32 { m, v } => {
             for (i, of) in updated.iter().enumerate() {
@@ -121,31 +130,30 @@ fn store(moments: &mut Moments, first: usize, updated: &[(f32, f32, f32)], chanc
         Moments::Bf16 { m, v } => {
             for (i, of) in updated.iter().enumerate() {
                 let at = first + i;
-                m[at] = round(of.0, chance(at, 1));
-                v[at] = round(of.1, chance(at, 2));
+                m[at] = round(of.0, of_m(chance(at)));
+                v[at] = round(of.1, of_v(chance(at)));
             }
         }
         Moments::Bit8 { m, v, units } => {
             let largest = |of: fn(&(f32, f32, f32)) -> f32| updated.iter().map(of).fold(0.0, f32::max);
-            let unit = |largest: f32, inverse: f32| match largest * inverse {
+            let m_unit = match largest(|of| of.0.abs()) * (1.0 / M_STEPS) {
                 unit if unit < LEAST_UNIT => 0.0,
                 unit => unit,
             };
-            let m_unit = unit(largest(|of| of.0.abs()), 1.0 / M_STEPS);
-            let v_unit = unit(largest(|of| of.2), 1.0 / V_STEPS);
+            let v_unit = largest(|of| of.2) * (1.0 / V_STEPS);
             units[first / BLOCK * 2] = m_unit;
             units[first / BLOCK * 2 + 1] = v_unit;
             for (i, of) in updated.iter().enumerate() {
                 let at = first + i;
-                m[at] = encode_m(of.0, inverse(m_unit), chance(at, 1));
-                v[at] = encode_v(of.2, inverse(v_unit), chance(at, 2));
+                m[at] = encode_m(of.0, inverse(m_unit), of_m(chance(at)));
+                v[at] = encode_v(of.2, inverse(v_unit), of_v(chance(at)));
             }
         }
     }
 }
 
 fn inverse(unit: f32) -> f32 {
-    if unit > 0.0 { 1.0 / unit } else { 0.0 }
+    if unit > 0.0 { 1.0 / unit * BELOW_ONE } else { 0.0 }
 }
 
 fn decode_m(code: i8, unit: f32) -> f32 {
@@ -159,8 +167,8 @@ fn decode_v(code: u8, unit: f32) -> f32 {
 }
 
 /// The code below `x`, which is in squares of codes, the square of that code, and the distance to the next square.
-fn code_below(x: f32, most: f32) -> (f32, f32, f32) {
-    let code = (x.sqrt() - 0.5).round_ties_even().min(most).max(0.0);
+fn code_below(x: f32) -> (f32, f32, f32) {
+    let code = (x.sqrt() - 0.5).round_ties_even();
     (code, code * code, 2.0f32.mul_add(code, 1.0))
 }
 
@@ -172,7 +180,7 @@ fn goes_up(above: f32, step: f32, chance: u32) -> bool {
 #[allow(clippy::cast_possible_truncation, reason = "codes are at most 127")]
 fn encode_m(m: f32, per_unit: f32, chance: u32) -> i8 {
     let x = m.abs() * per_unit;
-    let (mut code, low, step) = code_below(x, 126.0);
+    let (mut code, low, step) = code_below(x);
     if goes_up(x - low, step, chance) {
         code += 1.0;
     }
@@ -186,9 +194,8 @@ fn encode_m(m: f32, per_unit: f32, chance: u32) -> i8 {
 )]
 fn encode_v(root: f32, per_unit: f32, chance: u32) -> u8 {
     let x = root * per_unit;
-    let (mut code, low, step) = code_below(x, 254.0);
-    let high = low + step;
-    if goes_up((x - low) * (x + low), step * (high + low), chance) {
+    let (mut code, low, step) = code_below(x);
+    if goes_up((x - low) * (x + low), step * 2.0f32.mul_add(low, step), chance) {
         code += 1.0;
     }
     code.max(1.0) as u8
@@ -208,16 +215,26 @@ pub fn round(x: f32, chance: u32) -> bf16 {
     bf16::from_bits((bits >> 16) as u16)
 }
 
-/// 16 random bits for the parameter at `at`: `draw` 0 for itself, 1 for `m`, 2 for `v`. A lane of the kernel holds four
-/// neighbours and the four 128 further, and takes eight times 16 bits from one call of the generator.
-fn chance(optimizer: &AdamW, tensor: u32, at: usize, draw: u64) -> u32 {
+/// 16 random bits for the parameter at `at`. A lane of the kernel holds four neighbours and the four 128 further, and takes
+/// eight times 16 bits from one call of the generator.
+fn chance(optimizer: &AdamW, tensor: u32, at: usize) -> u32 {
     let (block, within) = (at / BLOCK, at % BLOCK);
     let (quad, lane, of_four) = (within / 128, within % 128 / 4, within % 4);
     let lanes = (block * BLOCK / 8 + lane) as u64;
     let stream = u64::from(tensor) << 32 | u64::from(optimizer.step);
     let of_eight = quad * 4 + of_four;
-    let word = philox(lanes * 3 + draw, stream, optimizer.seed)[of_eight / 2];
+    let word = philox(lanes, stream, optimizer.seed)[of_eight / 2];
     if of_eight % 2 == 0 { word & 0xffff } else { word >> 16 }
+}
+
+/// The same bits in another order, for `m`.
+fn of_m(chance: u32) -> u32 {
+    chance * 0x870b & 0xffff
+}
+
+/// The same bits in a third order, for `v`.
+fn of_v(chance: u32) -> u32 {
+    chance * 0x40c9 & 0xffff
 }
 
 /// Philox 4x32-10 (Salmon et al. 2011), as `prelude.cu` has it.
@@ -333,7 +350,7 @@ mod tests {
         for code in -127..=127i8 {
             let unit = 3.7e-5;
             for chance in [0, 30_000, 65_535] {
-                let again = encode_m(decode_m(code, unit), 1.0 / unit, chance);
+                let again = encode_m(decode_m(code, unit), inverse(unit), chance);
                 let close = (i32::from(again) - i32::from(code)).abs();
                 assert!(
                     close == 0 || close == 1 && chance != 30_000,
@@ -350,16 +367,16 @@ mod tests {
                 m += f64::from(decode_m(encode_m(-x, inverse(m_unit), chance), m_unit));
                 v += f64::from(decode_v(encode_v(x.sqrt(), inverse(v_unit), chance), v_unit));
             }
-            assert!((m / 65536.0 + f64::from(x)).abs() < 1e-6, "{m} {x}");
-            assert!((v / 65536.0 - f64::from(x)).abs() < 1e-6, "{v} {x}");
+            assert!((m / 65536.0 + f64::from(x)).abs() < 3e-6, "{m} {x}");
+            assert!((v / 65536.0 - f64::from(x)).abs() < 3e-6, "{v} {x}");
         }
         // The largest of a block is a code whatever the rounding of its unit.
         for _ in 0..1000 {
             let (m, root) = (normal(&mut random).abs(), normal(&mut random).abs());
             for chance in [0, 30_000, 65_535] {
-                let code = encode_m(m, 1.0 / (m * (1.0 / M_STEPS)), chance);
+                let code = encode_m(m, inverse(m * (1.0 / M_STEPS)), chance);
                 assert!(code == 127 || code == 126 && chance == 65_535, "{code}");
-                assert!(encode_v(root, 1.0 / (root * (1.0 / V_STEPS)), chance) >= 254);
+                assert!(encode_v(root, inverse(root * (1.0 / V_STEPS)), chance) >= 254);
             }
         }
         assert_eq!(encode_v(0.0, 1.0, 0), 1);
@@ -385,6 +402,37 @@ mod tests {
         assert_eq!(walk(Rounding::Nearest), 1.0);
         let found = walk(Rounding::Stochastic);
         assert!((found - 1.02).abs() < 2e-3, "{found}");
+    }
+
+    /// Half of a block goes on with gradients of 1, the other half falls to 0.1: its second moments sink by a thousandth a step.
+    #[test]
+    fn second_moments_follow_where_rounding_to_the_nearest_stands_still() {
+        let (length, before, after) = (BLOCK, 200, 4000);
+        let gradient = |step, at| if step > before && at % 2 == 0 { 0.1f32 } else { 1.0 };
+        let mean = |kind| {
+            let mut moments = Moments::zeros(kind, length);
+            for step in 1..=before + after {
+                let gradients = (0..length).map(|at| gradient(step, at)).collect::<Vec<_>>();
+                let of = AdamW {
+                    step,
+                    ..optimizer(1e-3)
+                };
+                adamw(&of, &mut vec![0f32; length], &gradients, &mut moments, 0, 1.0);
+            }
+            let fallen = (0..length).step_by(2).map(|at| f64::from(moments.of(at).1));
+            fallen.sum::<f64>() / (length / 2) as f64
+        };
+        let exact = mean(StateKind::F32);
+        for kind in [StateKind::Bf16, StateKind::Bit8] {
+            let found = mean(kind);
+            assert!((found / exact - 1.0).abs() < 0.1, "{kind:?}: {found} of {exact}");
+        }
+        let mut nearest = bf16::ZERO;
+        for step in 1..=before + after {
+            let g = gradient(step, 0);
+            nearest = bf16::from_f32(0.999f32.mul_add(nearest.to_f32(), 0.001 * g * g));
+        }
+        assert!(nearest.to_f64() > 5.0 * exact, "{nearest} of {exact}");
     }
 
     /// Noisy quadratics whose curvatures span four decades inside every block: the loss that is left, beside that of f32.
