@@ -1,7 +1,9 @@
 use half::bf16;
 
 use super::{
-    Attention, Gradients, Pool, Rows, Saved, Segments, backward, backward_scratch, forward, prefill, reference,
+    Attention, Gradients, Pool, Rows, Saved, Segments, backward, backward_scratch, forward,
+    launch::{Cores, backward_on, forward_on, prefill_on},
+    prefill, reference,
 };
 use crate::{
     Buffer, Dtype, Float, Gpu, GpuError,
@@ -100,6 +102,7 @@ fn shape(heads: usize, kv_heads: usize, head_dim: usize, causal: bool) -> Attent
 /// Inputs on both sides. Where every token is query and key, q, k and v are columns of one matrix; otherwise rows have gaps of
 /// NaN. Behind the last token there are rows of NaN, which belong to nobody.
 struct Inputs<T> {
+    cores: Cores,
     attention: Attention,
     lengths: Lengths,
     host: [Vec<f32>; 3],
@@ -127,6 +130,7 @@ fn gather<T: Float>(from: &[T], rows: usize, width: usize, stride: usize, column
 
 impl<T: Float> Inputs<T> {
     fn new(
+        cores: Cores,
         gpu: &Gpu,
         draw: &mut Draw,
         attention: Attention,
@@ -171,6 +175,7 @@ impl<T: Float> Inputs<T> {
         };
         let [q_rows, k_rows, v_rows] = buffers;
         Ok(Self {
+            cores,
             attention,
             host: [widen(&q), widen(&k), widen(&v)],
             q: q_rows,
@@ -205,7 +210,17 @@ impl<T: Float> Inputs<T> {
         let out = gpu.poisoned(self.query_tokens * self.width())?;
         let lse = gpu.poisoned(self.query_tokens * self.attention.heads)?;
         let [q, k, v] = self.rows();
-        forward(gpu, &self.attention, q, k, v, &self.segments(), &out, Some(&lse))?;
+        forward_on(
+            self.cores,
+            gpu,
+            &self.attention,
+            q,
+            k,
+            v,
+            &self.segments(),
+            &out,
+            Some(&lse),
+        )?;
         Ok((out, lse))
     }
 
@@ -265,13 +280,14 @@ fn lse_distance(inputs: &Inputs<impl Float>, lse: &[f32], reference: &[f32]) -> 
 }
 
 fn forward_check<T: Float>(
+    cores: Cores,
     gpu: &Gpu,
     draw: &mut Draw,
     attention: Attention,
     lengths: Lengths,
     deviation: f32,
 ) -> Checked {
-    let inputs = Inputs::<T>::new(gpu, draw, attention, lengths, deviation)?;
+    let inputs = Inputs::<T>::new(cores, gpu, draw, attention, lengths, deviation)?;
     let (out, lse) = inputs.forward(gpu)?;
     let (reference, reference_lse) = inputs.reference();
     let out = gpu.download(&out)?;
@@ -283,13 +299,14 @@ fn forward_check<T: Float>(
 
 /// Keys and values in blocks of random order; NaN wherever nothing was stored, and tables that name no block behind a sequence.
 fn prefill_check<T: Float>(
+    cores: Cores,
     gpu: &Gpu,
     draw: &mut Draw,
     attention: Attention,
     lengths: Lengths,
     block_size: usize,
 ) -> Checked {
-    let inputs = Inputs::<T>::new(gpu, draw, attention, lengths, 1.0)?;
+    let inputs = Inputs::<T>::new(cores, gpu, draw, attention, lengths, 1.0)?;
     let Attention { kv_heads, head_dim, .. } = attention;
     let lengths = &inputs.lengths;
     let counts = lengths.keys.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
@@ -330,7 +347,8 @@ fn prefill_check<T: Float>(
     };
     let out = gpu.poisoned(inputs.query_tokens * inputs.width())?;
     let [q, ..] = inputs.rows();
-    prefill(
+    prefill_on(
+        cores,
         gpu,
         &attention,
         q,
@@ -367,7 +385,18 @@ fn gradients<T: Float>(gpu: &Gpu, inputs: &Inputs<T>, dout: &Buffer<T>) -> Resul
         dv: Rows::new(&buffers[2], strides[2]),
     };
     let [q, k, v] = inputs.rows();
-    backward(gpu, attention, q, k, v, &inputs.segments(), &saved, &written, &scratch)?;
+    backward_on(
+        inputs.cores,
+        gpu,
+        attention,
+        q,
+        k,
+        v,
+        &inputs.segments(),
+        &saved,
+        &written,
+        &scratch,
+    )?;
     let used = [
         last(&inputs.lengths.queries),
         last(&inputs.lengths.keys),
@@ -390,13 +419,14 @@ fn upload_rows<T: Float>(gpu: &Gpu, rows: &[T], length: usize) -> Result<Buffer<
 }
 
 fn backward_check<T: Float>(
+    cores: Cores,
     gpu: &Gpu,
     draw: &mut Draw,
     attention: Attention,
     lengths: Lengths,
     deviation: f32,
 ) -> Checked {
-    let inputs = Inputs::<T>::new(gpu, draw, attention, lengths, deviation)?;
+    let inputs = Inputs::<T>::new(cores, gpu, draw, attention, lengths, deviation)?;
     let dout = draw.normal::<T>(inputs.host[0].len(), 1.0);
     let on_device = upload_rows(gpu, &dout, inputs.query_tokens * inputs.width())?;
     let ours = gradients(gpu, &inputs, &on_device)?;
@@ -412,8 +442,8 @@ fn backward_check<T: Float>(
 }
 
 /// Two runs, bit for bit.
-fn repeat_check<T: Float>(gpu: &Gpu, draw: &mut Draw, attention: Attention, lengths: Lengths) -> Checked {
-    let inputs = Inputs::<T>::new(gpu, draw, attention, lengths, 1.0)?;
+fn repeat_check<T: Float>(cores: Cores, gpu: &Gpu, draw: &mut Draw, attention: Attention, lengths: Lengths) -> Checked {
+    let inputs = Inputs::<T>::new(cores, gpu, draw, attention, lengths, 1.0)?;
     let dout = draw.normal::<T>(inputs.host[0].len(), 1.0);
     let dout = upload_rows(gpu, &dout, inputs.query_tokens * inputs.width())?;
     let bits = |values: &[T]| values.iter().map(|value| value.to_f32().to_bits()).collect::<Vec<_>>();
@@ -433,138 +463,160 @@ fn text(head_dim: usize) -> Attention {
 
 /// Parity with the reference.
 pub(super) fn checks() -> Vec<Check> {
+    // bf16 by each kind of tensor cores; what the first has not falls to the second, and to plain cores.
     macro_rules! check {
-        ($name:literal, |$gpu:ident, $draw:ident| $run:expr) => {
+        (plain $name:literal, |$cores:ident, $gpu:ident, $draw:ident| $run:expr) => {
+            vec![check!(Hopper, $name, |$cores, $gpu, $draw| $run)]
+        };
+        (both $name:literal, |$cores:ident, $gpu:ident, $draw:ident| $run:expr) => {
+            vec![
+                check!(
+                    Hopper,
+                    concat!("attention wgmma ", $name),
+                    |$cores, $gpu, $draw| $run
+                ),
+                check!(
+                    Tensor,
+                    concat!("attention mma.sync ", $name),
+                    |$cores, $gpu, $draw| $run
+                ),
+            ]
+        };
+        ($kind:ident, $name:expr, |$cores:ident, $gpu:ident, $draw:ident| $run:expr) => {
             Check {
                 name: $name,
-                run: |$gpu, $draw| $run,
+                run: |$gpu, $draw| {
+                    let $cores = Cores::$kind;
+                    $run
+                },
             }
         };
     }
-    vec![
-        check!("attention forward f32 d128 causal edges", |gpu, draw| {
+    [
+        check!(plain "attention forward f32 d128 causal edges", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            forward_check::<f32>(gpu, draw, text(128), lengths, 1.0)
+            forward_check::<f32>(cores, gpu, draw, text(128), lengths, 1.0)
         }),
-        check!("attention forward bf16 d128 causal edges", |gpu, draw| {
+        check!(both "forward bf16 d128 causal edges", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            forward_check::<bf16>(gpu, draw, text(128), lengths, 1.0)
+            forward_check::<bf16>(cores, gpu, draw, text(128), lengths, 1.0)
         }),
-        check!("attention forward bf16 d128 16/2 heads causal chunks", |gpu, draw| {
+        check!(both "forward bf16 d128 16/2 heads causal chunks", |cores, gpu, draw| {
             let lengths = Lengths::chunks(draw);
-            forward_check::<bf16>(gpu, draw, shape(16, 2, 128, true), lengths, 1.0)
+            forward_check::<bf16>(cores, gpu, draw, shape(16, 2, 128, true), lengths, 1.0)
         }),
-        check!("attention forward bf16 d64 14/2 heads causal edges", |gpu, draw| {
+        check!(both "forward bf16 d64 14/2 heads causal edges", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            forward_check::<bf16>(gpu, draw, shape(14, 2, 64, true), lengths, 1.0)
+            forward_check::<bf16>(cores, gpu, draw, shape(14, 2, 64, true), lengths, 1.0)
         }),
-        check!("attention forward bf16 d128 causal one long segment", |gpu, draw| {
+        check!(both "forward bf16 d128 causal one long segment", |cores, gpu, draw| {
             let length = draw.between(700, 1100);
-            forward_check::<bf16>(gpu, draw, shape(2, 1, 128, true), Lengths::one(length), 1.0)
+            forward_check::<bf16>(cores, gpu, draw, shape(2, 1, 128, true), Lengths::one(length), 1.0)
         }),
-        check!("attention forward bf16 d128 causal blind queries", |gpu, draw| {
+        check!(both "forward bf16 d128 causal blind queries", |cores, gpu, draw| {
             let lengths = Lengths::blind(draw);
-            forward_check::<bf16>(gpu, draw, shape(2, 1, 128, true), lengths, 1.0)
+            forward_check::<bf16>(cores, gpu, draw, shape(2, 1, 128, true), lengths, 1.0)
         }),
-        check!("attention forward f32 d64 causal blind queries", |gpu, draw| {
+        check!(plain "attention forward f32 d64 causal blind queries", |cores, gpu, draw| {
             let lengths = Lengths::blind(draw);
-            forward_check::<f32>(gpu, draw, shape(2, 1, 64, true), lengths, 1.0)
+            forward_check::<f32>(cores, gpu, draw, shape(2, 1, 64, true), lengths, 1.0)
         }),
-        check!("attention forward f32 d128 causal peaked", |gpu, draw| {
+        check!(plain "attention forward f32 d128 causal peaked", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            forward_check::<f32>(gpu, draw, text(128), lengths, 4.0)
+            forward_check::<f32>(cores, gpu, draw, text(128), lengths, 4.0)
         }),
-        check!("attention forward bf16 d128 causal peaked", |gpu, draw| {
+        check!(both "forward bf16 d128 causal peaked", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            forward_check::<bf16>(gpu, draw, text(128), lengths, 4.0)
+            forward_check::<bf16>(cores, gpu, draw, text(128), lengths, 4.0)
         }),
-        check!("attention forward f32 d80 windows", |gpu, draw| {
+        check!(plain "attention forward f32 d80 windows", |cores, gpu, draw| {
             let lengths = Lengths::many(draw);
-            forward_check::<f32>(gpu, draw, shape(4, 4, 80, false), lengths, 1.0)
+            forward_check::<f32>(cores, gpu, draw, shape(4, 4, 80, false), lengths, 1.0)
         }),
-        check!("attention forward bf16 d80 windows", |gpu, draw| {
+        check!(both "forward bf16 d80 windows", |cores, gpu, draw| {
             let lengths = Lengths::many(draw);
-            forward_check::<bf16>(gpu, draw, shape(4, 4, 80, false), lengths, 1.0)
+            forward_check::<bf16>(cores, gpu, draw, shape(4, 4, 80, false), lengths, 1.0)
         }),
-        check!("attention forward bf16 d80 edges", |gpu, draw| {
+        check!(both "forward bf16 d80 edges", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            forward_check::<bf16>(gpu, draw, shape(4, 4, 80, false), lengths, 1.0)
+            forward_check::<bf16>(cores, gpu, draw, shape(4, 4, 80, false), lengths, 1.0)
         }),
-        check!("attention forward bf16 d72 pictures of 729", |gpu, draw| {
+        check!(both "forward bf16 d72 pictures of 729", |cores, gpu, draw| {
             let lengths = Lengths::of(&[(729, 729), (729, 729)]);
-            forward_check::<bf16>(gpu, draw, shape(2, 2, 72, false), lengths, 1.0)
+            forward_check::<bf16>(cores, gpu, draw, shape(2, 2, 72, false), lengths, 1.0)
         }),
-        check!("attention forward bf16 d36 and d256 on plain cores", |gpu, draw| {
+        check!(plain "attention forward bf16 d36 and d256 on plain cores", |cores, gpu, draw| {
             let (some, others) = (Lengths::edges(draw), Lengths::chunks(draw));
-            let narrow = forward_check::<bf16>(gpu, draw, shape(4, 2, 36, true), some, 1.0)?;
-            let wide = forward_check::<bf16>(gpu, draw, shape(2, 1, 256, false), others, 1.0)?;
+            let narrow = forward_check::<bf16>(cores, gpu, draw, shape(4, 2, 36, true), some, 1.0)?;
+            let wide = forward_check::<bf16>(cores, gpu, draw, shape(2, 1, 256, false), others, 1.0)?;
             Ok(narrow.worst(wide))
         }),
-        check!("attention prefill f32 d128 pool", |gpu, draw| {
+        check!(plain "attention prefill f32 d128 pool", |cores, gpu, draw| {
             let lengths = Lengths::chunks(draw);
-            prefill_check::<f32>(gpu, draw, text(128), lengths, 16)
+            prefill_check::<f32>(cores, gpu, draw, text(128), lengths, 16)
         }),
-        check!("attention prefill bf16 d128 pool", |gpu, draw| {
+        check!(both "prefill bf16 d128 pool", |cores, gpu, draw| {
             let lengths = Lengths::chunks(draw);
-            prefill_check::<bf16>(gpu, draw, shape(14, 2, 128, true), lengths, 16)
+            prefill_check::<bf16>(cores, gpu, draw, shape(14, 2, 128, true), lengths, 16)
         }),
-        check!("attention prefill bf16 d64 pool, blocks of 8", |gpu, draw| {
+        check!(both "prefill bf16 d64 pool, blocks of 8", |cores, gpu, draw| {
             let lengths = Lengths::chunks(draw);
-            prefill_check::<bf16>(gpu, draw, shape(14, 2, 64, true), lengths, 8)
+            prefill_check::<bf16>(cores, gpu, draw, shape(14, 2, 64, true), lengths, 8)
         }),
-        check!("attention prefill bf16 d128 pool, blocks of 64", |gpu, draw| {
+        check!(both "prefill bf16 d128 pool, blocks of 64", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            prefill_check::<bf16>(gpu, draw, shape(16, 2, 128, true), lengths, 64)
+            prefill_check::<bf16>(cores, gpu, draw, shape(16, 2, 128, true), lengths, 64)
         }),
-        check!("attention backward f32 d128 edges", |gpu, draw| {
+        check!(plain "attention backward f32 d128 edges", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            backward_check::<f32>(gpu, draw, text(128), lengths, 1.0)
+            backward_check::<f32>(cores, gpu, draw, text(128), lengths, 1.0)
         }),
-        check!("attention backward bf16 d128 edges", |gpu, draw| {
+        check!(both "backward bf16 d128 edges", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            backward_check::<bf16>(gpu, draw, text(128), lengths, 1.0)
+            backward_check::<bf16>(cores, gpu, draw, text(128), lengths, 1.0)
         }),
-        check!("attention backward bf16 d128 14/2 heads chunks", |gpu, draw| {
+        check!(both "backward bf16 d128 14/2 heads chunks", |cores, gpu, draw| {
             let lengths = Lengths::chunks(draw);
-            backward_check::<bf16>(gpu, draw, shape(14, 2, 128, true), lengths, 1.0)
+            backward_check::<bf16>(cores, gpu, draw, shape(14, 2, 128, true), lengths, 1.0)
         }),
-        check!("attention backward bf16 d64 14/2 heads edges", |gpu, draw| {
+        check!(both "backward bf16 d64 14/2 heads edges", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            backward_check::<bf16>(gpu, draw, shape(14, 2, 64, true), lengths, 1.0)
+            backward_check::<bf16>(cores, gpu, draw, shape(14, 2, 64, true), lengths, 1.0)
         }),
-        check!("attention backward bf16 d128 one long segment", |gpu, draw| {
+        check!(both "backward bf16 d128 one long segment", |cores, gpu, draw| {
             let length = draw.between(500, 800);
-            backward_check::<bf16>(gpu, draw, shape(2, 1, 128, true), Lengths::one(length), 1.0)
+            backward_check::<bf16>(cores, gpu, draw, shape(2, 1, 128, true), Lengths::one(length), 1.0)
         }),
-        check!("attention backward bf16 d128 blind queries", |gpu, draw| {
+        check!(both "backward bf16 d128 blind queries", |cores, gpu, draw| {
             let lengths = Lengths::blind(draw);
-            backward_check::<bf16>(gpu, draw, shape(2, 1, 128, true), lengths, 1.0)
+            backward_check::<bf16>(cores, gpu, draw, shape(2, 1, 128, true), lengths, 1.0)
         }),
-        check!("attention backward f32 d64 blind queries", |gpu, draw| {
+        check!(plain "attention backward f32 d64 blind queries", |cores, gpu, draw| {
             let lengths = Lengths::blind(draw);
-            backward_check::<f32>(gpu, draw, shape(2, 1, 64, true), lengths, 1.0)
+            backward_check::<f32>(cores, gpu, draw, shape(2, 1, 64, true), lengths, 1.0)
         }),
-        check!("attention backward f32 d64 peaked", |gpu, draw| {
+        check!(plain "attention backward f32 d64 peaked", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            backward_check::<f32>(gpu, draw, text(64), lengths, 2.0)
+            backward_check::<f32>(cores, gpu, draw, text(64), lengths, 2.0)
         }),
-        check!("attention backward bf16 d128 peaked", |gpu, draw| {
+        check!(both "backward bf16 d128 peaked", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            backward_check::<bf16>(gpu, draw, text(128), lengths, 2.0)
+            backward_check::<bf16>(cores, gpu, draw, text(128), lengths, 2.0)
         }),
-        check!("attention backward bf16 d80 windows", |gpu, draw| {
+        check!(both "backward bf16 d80 windows", |cores, gpu, draw| {
             let lengths = Lengths::many(draw);
-            backward_check::<bf16>(gpu, draw, shape(4, 4, 80, false), lengths, 1.0)
+            backward_check::<bf16>(cores, gpu, draw, shape(4, 4, 80, false), lengths, 1.0)
         }),
-        check!("attention backward bf16 d36 on plain cores", |gpu, draw| {
+        check!(plain "attention backward bf16 d36 on plain cores", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            backward_check::<bf16>(gpu, draw, shape(4, 2, 36, true), lengths, 1.0)
+            backward_check::<bf16>(cores, gpu, draw, shape(4, 2, 36, true), lengths, 1.0)
         }),
-        check!("attention bf16 d128 equal bits of two runs", |gpu, draw| {
+        check!(both "bf16 d128 equal bits of two runs", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
-            repeat_check::<bf16>(gpu, draw, shape(14, 2, 128, true), lengths)
+            repeat_check::<bf16>(cores, gpu, draw, shape(14, 2, 128, true), lengths)
         }),
     ]
+    .concat()
 }
 
 /// Operations of two products of `head_dim` for each pair of query and key that sees it.

@@ -1,4 +1,4 @@
-use super::{Attention, SIMPLE, TENSOR};
+use super::{Attention, HOPPER, SIMPLE, TENSOR};
 use crate::{
     Buffer, Dtype, Float, Gpu, GpuError, ShapeError,
     gpu::{
@@ -92,7 +92,25 @@ pub fn forward<T: Float>(
     out: &Buffer<T>,
     lse: Option<&Buffer<f32>>,
 ) -> Result<(), GpuError> {
-    let call = Call::of_rows("attention", attention, segments, [("q", q), ("k", k), ("v", v)])?;
+    let best = Cores::best(segments.query_tokens, segments.queries.len());
+    forward_on(best, gpu, attention, q, k, v, segments, out, lse)
+}
+
+/// [`forward`] on these cores at best.
+#[allow(clippy::too_many_arguments, reason = "the operands of attention")]
+pub(super) fn forward_on<T: Float>(
+    best: Cores,
+    gpu: &Gpu,
+    attention: &Attention,
+    q: Rows<'_, T>,
+    k: Rows<'_, T>,
+    v: Rows<'_, T>,
+    segments: &Segments<'_>,
+    out: &Buffer<T>,
+    lse: Option<&Buffer<f32>>,
+) -> Result<(), GpuError> {
+    let mut call = Call::of_rows("attention", attention, segments, [("q", q), ("k", k), ("v", v)])?;
+    call.limit(gpu, best);
     ShapeError::length("attention", "out", out.len(), segments.query_tokens * attention.width())?;
     if let Some(lse) = lse {
         ShapeError::length("attention", "lse", lse.len(), segments.query_tokens * attention.heads)?;
@@ -119,6 +137,22 @@ pub fn prefill<T: Float>(
     pool: &Pool<'_, T>,
     out: &Buffer<T>,
 ) -> Result<(), GpuError> {
+    let best = Cores::best(tokens, offsets.len());
+    prefill_on(best, gpu, attention, q, tokens, offsets, pool, out)
+}
+
+/// [`prefill`] on these cores at best.
+#[allow(clippy::too_many_arguments, reason = "the operands of attention")]
+pub(super) fn prefill_on<T: Float>(
+    best: Cores,
+    gpu: &Gpu,
+    attention: &Attention,
+    q: Rows<'_, T>,
+    tokens: usize,
+    offsets: &Buffer<u32>,
+    pool: &Pool<'_, T>,
+    out: &Buffer<T>,
+) -> Result<(), GpuError> {
     let name = "attention over a pool";
     attention.check(name)?;
     let sequences = pool.kv_lengths.len();
@@ -136,16 +170,14 @@ pub fn prefill<T: Float>(
     })?;
     ShapeError::length(name, "out", out.len(), tokens * attention.width())?;
     rows(name, "q", q, tokens, attention.width())?;
-    let call = Call {
+    let vectors = aligned(q) && [pool.keys, pool.values].map(pointer_aligned) == [true; 2];
+    let mut call = Call {
         attention: *attention,
         segments: sequences,
         query_tokens: tokens,
-        key_tokens: 0,
-        tensor: T::DTYPE == Dtype::Bf16
-            && attention.suits_tensor_cores()
-            && aligned(q)
-            && [pool.keys, pool.values, out].map(pointer_aligned) == [true; 3],
+        cores: attention.cores::<T>(vectors),
     };
+    call.limit(gpu, best);
     attend(gpu, &call, q, offsets, &Keys::Pool(*pool), out, None)
 }
 
@@ -159,6 +191,34 @@ pub fn backward_scratch(attention: &Attention, query_tokens: usize) -> usize {
 /// `scratch` holds [`backward_scratch`] numbers: for each query the sum of `dout · out`.
 #[allow(clippy::too_many_arguments, reason = "the operands of attention")]
 pub fn backward<T: Float>(
+    gpu: &Gpu,
+    attention: &Attention,
+    q: Rows<'_, T>,
+    k: Rows<'_, T>,
+    v: Rows<'_, T>,
+    segments: &Segments<'_>,
+    saved: &Saved<'_, T>,
+    gradients: &Gradients<'_, T>,
+    scratch: &Buffer<f32>,
+) -> Result<(), GpuError> {
+    backward_on(
+        Cores::Hopper,
+        gpu,
+        attention,
+        q,
+        k,
+        v,
+        segments,
+        saved,
+        gradients,
+        scratch,
+    )
+}
+
+/// [`backward`] on these cores at best.
+#[allow(clippy::too_many_arguments, reason = "the operands of attention")]
+pub(super) fn backward_on<T: Float>(
+    best: Cores,
     gpu: &Gpu,
     attention: &Attention,
     q: Rows<'_, T>,
@@ -183,7 +243,11 @@ pub fn backward<T: Float>(
     let written = [gradients.dq, gradients.dk, gradients.dv];
     let vectors = [saved.out, saved.dout].map(pointer_aligned) == [true; 2]
         && (attention.head_dim * T::DTYPE.bytes()).is_multiple_of(16);
-    call.tensor &= vectors && written.map(aligned) == [true; 3];
+    call.limit(gpu, best);
+    if !(vectors && written.map(aligned) == [true; 3]) {
+        call.cores = Cores::Plain;
+    }
+    let tensor = call.cores > Cores::Plain;
 
     let sums = call.kernel::<T>(&SIMPLE, "sums_of_products", false);
     let args = [
@@ -218,13 +282,13 @@ pub fn backward<T: Float>(
         attention.scale.into(),
     ];
 
-    let (source, names) = if call.tensor {
+    let (source, names) = if tensor {
         (&TENSOR, ["backward_key_tensor", "backward_query_tensor"])
     } else {
         (&SIMPLE, ["backward_key_simple", "backward_query_simple"])
     };
     let grid = |heads: usize, tokens: usize| {
-        if call.tensor {
+        if tensor {
             let tiles = call.tiles(tokens, BACKWARD_ROWS);
             Grid::of((heads, tiles, 1), 256).shared(call.shared_bytes(2 * BACKWARD_ROWS + 4 * BACKWARD_STEP) + 1024)
         } else {
@@ -233,11 +297,7 @@ pub fn backward<T: Float>(
     };
     let kernel = |name| {
         let kernel = call.kernel::<T>(source, name, false);
-        if call.tensor {
-            kernel.define("BACKWARD", 1)
-        } else {
-            kernel
-        }
+        if tensor { kernel.define("BACKWARD", 1) } else { kernel }
     };
 
     let outputs: [Arg; 4] = [
@@ -257,6 +317,8 @@ pub fn backward<T: Float>(
 /// Rows of a block of the backward kernels, and of a step of theirs.
 const BACKWARD_ROWS: usize = 128;
 const BACKWARD_STEP: usize = 64;
+/// Rows of queries of a block of the Hopper kernels, and keys of a step of theirs.
+const HOPPER_ROWS: usize = 128;
 /// Keys of a step of the forward kernel.
 const FORWARD_KEYS: usize = 64;
 
@@ -272,8 +334,15 @@ impl Attention {
         ShapeError::unless(kernel, grouped && sized, || format!("{self:?}"))
     }
 
-    fn suits_tensor_cores(&self) -> bool {
-        self.head_dim.is_multiple_of(8) && self.head_dim <= 128
+    /// The best cores for this format and width. `vectors`: whether 16 bytes can be read at once.
+    fn cores<T: Float>(&self, vectors: bool) -> Cores {
+        if T::DTYPE != Dtype::Bf16 || !vectors || !self.head_dim.is_multiple_of(8) || self.head_dim > 128 {
+            Cores::Plain
+        } else if [64, 80, 128].contains(&self.head_dim.next_multiple_of(16)) {
+            Cores::Hopper
+        } else {
+            Cores::Tensor
+        }
     }
 }
 
@@ -332,14 +401,34 @@ impl<T: Float> Keys<'_, T> {
     }
 }
 
+/// What computes.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Cores {
+    /// One warp per row.
+    Plain,
+    /// `mma.sync`: every card.
+    Tensor,
+    /// `wgmma`.
+    Hopper,
+}
+
+impl Cores {
+    /// Segments that are short on average waste a part of Hopper's tiles of 128 queries.
+    fn best(tokens: usize, offsets: usize) -> Self {
+        if tokens > 96 * offsets.saturating_sub(1) {
+            Self::Hopper
+        } else {
+            Self::Tensor
+        }
+    }
+}
+
 /// A checked call.
 struct Call {
     attention: Attention,
     segments: usize,
     query_tokens: usize,
-    key_tokens: usize,
-    /// Whether tensor cores can do it.
-    tensor: bool,
+    cores: Cores,
 }
 
 impl Call {
@@ -361,10 +450,7 @@ impl Call {
             attention: *attention,
             segments: count,
             query_tokens: segments.query_tokens,
-            key_tokens: segments.key_tokens,
-            tensor: T::DTYPE == Dtype::Bf16
-                && attention.suits_tensor_cores()
-                && [q.1, k.1, v.1].map(aligned) == [true; 3],
+            cores: attention.cores::<T>([q.1, k.1, v.1].map(aligned) == [true; 3]),
         })
     }
 
@@ -373,6 +459,11 @@ impl Call {
             .define("HEAD_DIM", self.attention.head_dim)
             .define("CAUSAL", usize::from(self.attention.causal))
             .define("PAGED", usize::from(paged))
+    }
+
+    fn limit(&mut self, gpu: &Gpu, best: Cores) {
+        let here = if gpu.is_hopper() { Cores::Hopper } else { Cores::Tensor };
+        self.cores = self.cores.min(best).min(here);
     }
 
     /// The most tiles that this many tokens in segments can make.
@@ -412,18 +503,29 @@ fn attend<T: Float>(
         attention.scale.into(),
     ];
     let args = [&first[..], &keys.args(), &last].concat();
-    if call.tensor && pointer_aligned(out) {
-        // Short segments fill tiles of 64 rows better.
-        let warp_tiles = if call.query_tokens > 96 * call.segments { 2 } else { 1 };
-        let rows = 64 * warp_tiles;
-        let kernel = call.kernel::<T>(&TENSOR, "forward_tensor", paged);
-        let kernel = kernel.define("FORWARD", 1).define("WARP_TILES", warp_tiles);
-        let grid = Grid::of((attention.heads, call.tiles(call.query_tokens, rows), 1), 128);
-        let grid = grid.shared(call.shared_bytes(rows + 2 * FORWARD_KEYS));
-        gpu.launch(&kernel, grid, &args)
-    } else {
-        let kernel = call.kernel::<T>(&SIMPLE, "forward_simple", paged);
-        let grid = Grid::of((attention.heads, call.query_tokens.div_ceil(4), 1), 128);
-        gpu.launch(&kernel, grid, &args)
+    let cores = if pointer_aligned(out) { call.cores } else { Cores::Plain };
+    match cores {
+        Cores::Hopper => {
+            let kernel = call.kernel::<T>(&HOPPER, "forward_hopper", paged).define("FORWARD", 1);
+            let tiles = call.tiles(call.query_tokens, HOPPER_ROWS) * attention.heads;
+            let panels = attention.head_dim.div_ceil(64);
+            let grid = Grid::new(tiles.min(gpu.processors()), 384).shared(5 * panels * HOPPER_ROWS * 128);
+            gpu.launch(&kernel, grid, &args)
+        }
+        Cores::Tensor => {
+            // Short segments fill tiles of 64 rows better.
+            let warp_tiles = if call.query_tokens > 96 * call.segments { 2 } else { 1 };
+            let rows = 64 * warp_tiles;
+            let kernel = call.kernel::<T>(&TENSOR, "forward_tensor", paged);
+            let kernel = kernel.define("FORWARD", 1).define("WARP_TILES", warp_tiles);
+            let grid = Grid::of((attention.heads, call.tiles(call.query_tokens, rows), 1), 128);
+            let grid = grid.shared(call.shared_bytes(rows + 2 * FORWARD_KEYS));
+            gpu.launch(&kernel, grid, &args)
+        }
+        Cores::Plain => {
+            let kernel = call.kernel::<T>(&SIMPLE, "forward_simple", paged);
+            let grid = Grid::of((attention.heads, call.query_tokens.div_ceil(4), 1), 128);
+            gpu.launch(&kernel, grid, &args)
+        }
     }
 }

@@ -45,6 +45,12 @@ static TENSOR: Source = Source {
     text: concat!(include_str!("tiles.cu"), include_str!("tensor.cu")),
 };
 
+#[cfg(feature = "cuda")]
+static HOPPER: Source = Source {
+    name: "attention_hopper",
+    text: concat!(include_str!("tiles.cu"), include_str!("hopper.cu")),
+};
+
 /// Parity with the reference.
 #[cfg(feature = "cuda")]
 pub fn checks() -> Vec<Check> {
@@ -60,22 +66,17 @@ pub fn cases() -> Vec<Case> {
 /// Sources with the constants of their builds.
 #[cfg(feature = "cuda")]
 pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
-    let defines = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    vec![
-        (&SIMPLE, defines("ELEM=float HEAD_DIM=128 CAUSAL=1 PAGED=0")),
-        (&SIMPLE, defines("ELEM=float HEAD_DIM=128 CAUSAL=1 PAGED=1")),
-        (
-            &TENSOR,
-            defines("ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=0 FORWARD WARP_TILES=2"),
-        ),
-        (
-            &TENSOR,
-            defines("ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=1 FORWARD WARP_TILES=2"),
-        ),
-        (
-            &TENSOR,
-            defines("ELEM=bf16 HEAD_DIM=80 CAUSAL=0 PAGED=0 FORWARD WARP_TILES=1"),
-        ),
-        (&TENSOR, defines("ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=0 BACKWARD")),
+    [
+        (&SIMPLE, "ELEM=float HEAD_DIM=128 CAUSAL=1 PAGED=0"),
+        (&SIMPLE, "ELEM=float HEAD_DIM=128 CAUSAL=1 PAGED=1"),
+        (&TENSOR, "ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=0 FORWARD WARP_TILES=2"),
+        (&TENSOR, "ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=1 FORWARD WARP_TILES=2"),
+        (&TENSOR, "ELEM=bf16 HEAD_DIM=80 CAUSAL=0 PAGED=0 FORWARD WARP_TILES=1"),
+        (&TENSOR, "ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=0 BACKWARD"),
+        (&HOPPER, "ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=0 FORWARD"),
+        (&HOPPER, "ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=1 FORWARD"),
+        (&HOPPER, "ELEM=bf16 HEAD_DIM=80 CAUSAL=0 PAGED=0 FORWARD"),
     ]
+    .map(|(source, defines)| (source, defines.split(' ').map(str::to_owned).collect()))
+    .into()
 }

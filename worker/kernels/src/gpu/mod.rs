@@ -140,6 +140,11 @@ impl Gpu {
         self.processors
     }
 
+    /// Whether kernels for Hopper alone (`wgmma`) run here.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.architecture == "sm_90a"
+    }
+
     /// Waits until everything in the stream has been done.
     pub fn synchronize(&self) -> Result<(), GpuError> {
         self.stream.synchronize().map_err(GpuError::driver("wait for the GPU"))

@@ -1,0 +1,451 @@
+// Attention on Hopper's tensor cores by wgmma, which reads its right operand from shared memory. One warp group loads, two
+// compute on 64 rows each: scores become weights in registers and are the left operand of the next product as they lie
+// (FlashAttention-3, Shah et al. 2024, without its exchange of turns between the groups). Blocks stay for many tiles, so that
+// the first loads of a tile run while the last one is computed.
+//
+// A matrix in shared memory is panels of 64 columns: rows of 128 bytes, whose 16-byte chunks are permuted by the row's number
+// as wgmma's 128-byte swizzle has it. Panels are multiples of 1,024 bytes.
+static constexpr int DIM = (HEAD_DIM + 15) / 16 * 16;
+static constexpr int PANELS = (DIM + 63) / 64;
+static constexpr int CHUNKS = HEAD_DIM / 8;
+// Chunks in shared memory that copies or zeros fill.
+static constexpr int ALL_CHUNKS = DIM / 8;
+static constexpr int GROUPS = 2, CONSUMERS = GROUPS * 128, THREADS = CONSUMERS + 128, TILE = GROUPS * 64;
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+// 16 bytes to shared memory; zeros where there is no row.
+__device__ __forceinline__ void copy16(u32 to, const void* from, bool is) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ bool barrier_done(u32 barrier, u32 parity) {
+  u32 done;
+  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.b32 %0, 1, 0, p;\n}\n"
+               : "=r"(done)
+               : "r"(barrier), "r"(parity)
+               : "memory");
+  return done;
+}
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+  while (!barrier_done(barrier, parity)) {}
+}
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+// Nothing that reads or writes these registers is moved across.
+template <int N> __device__ __forceinline__ void pin(float (&c)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(c[i])::"memory");
+}
+template <int M, int N> __device__ __forceinline__ void pin(u32 (&c)[M][N]) {
+#pragma unroll
+  for (int i = 0; i < M; i++)
+#pragma unroll
+    for (int j = 0; j < N; j++) asm volatile("" : "+r"(c[i][j])::"memory");
+}
+
+// Products of 64 rows and 16 columns of a left operand, in shared memory or in registers; the right operand is [N, 16] in the first
+// form (what scores are made of) and [16, N] in the second (what weights are multiplied with).
+__device__ __forceinline__ void wgmma(float (&c)[32], u64 a, u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+      "%32, %33, p, 1, 1, 0, 0;\n}\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+        "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+        "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
+      : "l"(a), "l"(b), "r"(add));
+}
+__device__ __forceinline__ void wgmma(float (&c)[32], const u32 (&a)[4], u64 b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+      "{%32,%33,%34,%35}, %36, 1, 1, 1, 1;\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+        "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+        "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void wgmma(float (&c)[40], u64 a, u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %42, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39}, "
+      "%40, %41, p, 1, 1, 0, 0;\n}\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+        "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+        "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),
+        "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39])
+      : "l"(a), "l"(b), "r"(add));
+}
+__device__ __forceinline__ void wgmma(float (&c)[40], const u32 (&a)[4], u64 b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39}, "
+      "{%40,%41,%42,%43}, %44, 1, 1, 1, 1;\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+        "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+        "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),
+        "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void wgmma(float (&c)[64], u64 a, u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+      "%64, %65, p, 1, 1, 0, 0;\n}\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+        "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+        "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),
+        "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]),
+        "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]),
+        "+f"(c[48]), "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),
+        "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
+      : "l"(a), "l"(b), "r"(add));
+}
+__device__ __forceinline__ void wgmma(float (&c)[64], const u32 (&a)[4], u64 b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+      "{%64,%65,%66,%67}, %68, 1, 1, 1, 1;\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+        "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+        "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),
+        "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]),
+        "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]),
+        "+f"(c[48]), "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),
+        "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// A swizzled matrix for wgmma: rows as they are multiplied (8 rows of 128 bytes are 1,024), or the same matrix transposed,
+// whose panels of `rows` rows follow one another.
+static constexpr u64 SWIZZLED = 1ull << 62 | 64ull << 32;
+__device__ __forceinline__ u64 across(u32 address) { return SWIZZLED | 1ull << 16 | (address >> 4); }
+template <int ROWS> __device__ __forceinline__ u64 along(u32 address) {
+  return SWIZZLED | (u64)(ROWS * 128 / 16) << 16 | (address >> 4);
+}
+
+// c[64, N] = a · bᵀ: 64 rows of a matrix of A_ROWS, N rows of a matrix of N.
+template <int A_ROWS, int N> __device__ __forceinline__ void multiply_across(float (&c)[N / 2], u32 a, u32 b) {
+#pragma unroll
+  for (int d = 0; d < DIM / 16; d++)
+    wgmma(c, across(a + d / 4 * A_ROWS * 128 + d % 4 * 32), across(b + d / 4 * N * 128 + d % 4 * 32), d > 0);
+}
+// c[64, DIM] += a · b: K columns of `a` in registers, K rows of a matrix.
+template <int K> __device__ __forceinline__ void multiply(float (&c)[DIM / 2], const u32 (&a)[K / 16][4], u32 b) {
+#pragma unroll
+  for (int k = 0; k < K / 16; k++) wgmma(c, a[k], along<K>(b + k * 16 * 128));
+}
+// A product's result as a left operand.
+template <int N> __device__ __forceinline__ void to_left(u32 (&to)[N / 16][4], const float (&from)[N / 2]) {
+#pragma unroll
+  for (int n = 0; n < N / 16; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) to[n][i] = to_bf16x2(from[n * 8 + i * 2], from[n * 8 + i * 2 + 1]);
+}
+
+// ROWS rows from `first` on into a matrix of as many, by the loading group; those from `count` on are zeros, and so are columns
+// after HEAD_DIM.
+template <int ROWS, typename At> __device__ __forceinline__ void load_rows(u32 to, const elem* any, int first, int count, At at) {
+  constexpr int LANES = ALL_CHUNKS <= 8 ? 8 : 16;
+  int chunk = threadIdx.x % LANES, row = (threadIdx.x % 128) / LANES;
+  if (chunk >= ALL_CHUNKS) return;
+  // A step is a multiple of 8 rows: the swizzle stays.
+  to += chunk / 8 * (ROWS * 128) + row * 128 + ((chunk ^ row) & 7) * 16;
+#pragma unroll 8
+  for (int i = 0; i < ROWS; i += 128 / LANES) {
+    bool is = first + row + i < count && chunk < CHUNKS;
+    copy16(to + i * 128, is ? at(first + row + i) + chunk * 8 : any, is);
+  }
+}
+
+// What the loading group has begun and not yet announced: one copy, whose barrier is told when it is there and wgmma may read it.
+struct Loads {
+  u32 pending = 0;
+  __device__ __forceinline__ void announce(u32 barrier) {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    barrier_arrive(barrier);
+  }
+  __device__ __forceinline__ void flush() {
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    if (pending) announce(pending);
+    pending = 0;
+  }
+  // Waits for room, and lets nobody wait for what is there meanwhile.
+  __device__ __forceinline__ void room(u32 barrier, u32 parity) {
+    if (barrier_done(barrier, parity)) return;
+    flush();
+    barrier_wait(barrier, parity);
+  }
+  __device__ __forceinline__ void begun(u32 barrier) {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+    if (pending) {
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      announce(pending);
+    }
+    pending = barrier;
+  }
+};
+
+// Threads that share a row hold neighbouring columns.
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
+  return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(FULL, x, 1);
+  return x + __shfl_xor_sync(FULL, x, 2);
+}
+
+// 64 rows of a group's result through as many rows of shared memory, which nobody else reads any more: 16 bytes at a time to
+// global memory. `matrix` is the group's first row in a matrix of ROWS.
+template <int ROWS, typename At>
+__device__ __forceinline__ void store_rows(u8* matrix, const float (&c)[DIM / 2], float first, float second, int count, At at) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x / 32 % 4, row = warp * 16 + lane / 4;
+#pragma unroll
+  for (int d = 0; d < DIM / 8; d++) {
+    // Row + 8 has the same permutation.
+    u8* to = matrix + d / 8 * (ROWS * 128) + row * 128 + ((d ^ row) & 7) * 16 + (lane & 3) * 4;
+    *reinterpret_cast<u32*>(to) = to_bf16x2(c[d * 4] * first, c[d * 4 + 1] * first);
+    *reinterpret_cast<u32*>(to + 1024) = to_bf16x2(c[d * 4 + 2] * second, c[d * 4 + 3] * second);
+  }
+  __syncwarp();
+#pragma unroll 4
+  for (int i = lane; i < 16 * CHUNKS; i += 32) {
+    int r = warp * 16 + i / CHUNKS, chunk = i % CHUNKS;
+    if (r < count)
+      *reinterpret_cast<uint4*>(at(r) + chunk * 8) =
+          *reinterpret_cast<const uint4*>(matrix + chunk / 8 * (ROWS * 128) + r * 128 + ((chunk ^ r) & 7) * 16);
+  }
+}
+
+// Which tile a block does in this round: from left to right and back, since tiles become shorter.
+__device__ __forceinline__ int turn(int round) {
+  return round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+}
+
+#ifdef FORWARD
+static constexpr int KEYS = 128, STAGES = 2;
+static constexpr int Q_BYTES = PANELS * TILE * 128, STAGE_BYTES = PANELS * KEYS * 128;
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    forward_hopper(elem* __restrict__ out, float* __restrict__ lse, const elem* __restrict__ q, int q_stride,
+                   const u32* __restrict__ q_offsets, int segments, int tokens, KEY_OPERANDS, int heads, int kv_heads,
+                   float scale) {
+  extern __shared__ __align__(1024) u8 memory[];
+  __shared__ __align__(8) u64 barriers[2 + 4 * STAGES];
+  __shared__ int tile[2];
+  u32 q_tile = shared_address(memory), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + STAGES * STAGE_BYTES;
+  u32 q_full = shared_address(barriers), q_free = q_full + 8, k_full = q_free + 8, k_free = k_full + 8 * STAGES,
+      v_full = k_free + 8 * STAGES, v_free = v_full + 8 * STAGES;
+  if (threadIdx.x == 0) {
+    barrier_init(q_full, 128), barrier_init(q_free, CONSUMERS / 32);
+    for (int stage = 0; stage < STAGES; stage++) {
+      barrier_init(k_full + 8 * stage, 128), barrier_init(k_free + 8 * stage, CONSUMERS / 32);
+      barrier_init(v_full + 8 * stage, 128), barrier_init(v_free + 8 * stage, CONSUMERS / 32);
+    }
+  }
+  __syncthreads();
+  int lane = threadIdx.x & 31;
+
+  if (threadIdx.x >= CONSUMERS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    Loads loads;
+    // Tiles of keys so far.
+    int loaded = 0;
+    for (int round = 0;; round++) {
+      int rank = turn(round), head = rank % heads, segment = 0, level;
+      __syncwarp();
+      bool is = find_tile(rank / heads, q_offsets, segments, TILE, (tokens + TILE - 1) / TILE, segment, level);
+      loads.room(q_free, (round & 1) ^ 1);
+      if (threadIdx.x == CONSUMERS) tile[0] = is ? segment : -1, tile[1] = level;
+      if (!is) {
+        loads.flush();
+        barrier_arrive(q_full);
+        break;
+      }
+      int begin = q_offsets[segment], queries = q_offsets[segment + 1] - begin, first = level * TILE;
+      Keys keys = KEYS_OF(segment, head / (heads / kv_heads), kv_heads);
+      int end = CAUSAL ? min(keys.length, first + TILE + keys.length - queries) : keys.length;
+      const elem* query = q + (i64)begin * q_stride + head * HEAD_DIM;
+      load_rows<TILE>(q_tile, q, first, queries, [&](int row) { return query + (i64)row * q_stride; });
+      loads.begun(q_full);
+      int steps = (end + KEYS - 1) / KEYS;
+      // In the order in which they are used: scores run ahead of their weights by one.
+      for (int step = 0; step <= steps; step++) {
+        if (step < steps) {
+          int at = loaded + step, stage = at % STAGES;
+          loads.room(k_free + 8 * stage, (at / STAGES & 1) ^ 1);
+          load_rows<KEYS>(k_tiles + stage * STAGE_BYTES, k, step * KEYS, keys.length, [&](int row) { return keys.key(row); });
+          loads.begun(k_full + 8 * stage);
+        }
+        if (step > 0) {
+          int at = loaded + step - 1, stage = at % STAGES;
+          loads.room(v_free + 8 * stage, (at / STAGES & 1) ^ 1);
+          load_rows<KEYS>(v_tiles + stage * STAGE_BYTES, v, (step - 1) * KEYS, keys.length,
+                          [&](int row) { return keys.value(row); });
+          loads.begun(v_full + 8 * stage);
+        }
+      }
+      loaded += max(steps, 0);
+    }
+    return;
+  }
+
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  int group = threadIdx.x / 128, row = group * 64 + (threadIdx.x / 32 % 4) * 16 + lane / 4;
+  float factor = scale * LOG2E;
+  int used = 0;
+  for (int round = 0;; round++) {
+    int head = turn(round) % heads;
+    barrier_wait(q_full, round & 1);
+    int segment = tile[0], first = tile[1] * TILE;
+    if (segment < 0) break;
+    int begin = q_offsets[segment], queries = q_offsets[segment + 1] - begin;
+    Keys keys = KEYS_OF(segment, head / (heads / kv_heads), kv_heads);
+    // Query i sees keys up to i + ahead.
+    int ahead = keys.length - queries;
+    int end = CAUSAL ? min(keys.length, first + TILE + ahead) : keys.length;
+    int steps = max((end + KEYS - 1) / KEYS, 0);
+
+    float score[KEYS / 2], sum[DIM / 2], most[2] = {-INFINITE, -INFINITE}, total[2] = {0.f, 0.f}, faded[2];
+    u32 weights[KEYS / 16][4];
+#pragma unroll
+    for (int i = 0; i < DIM / 2; i++) sum[i] = 0.f;
+    u32 ours = q_tile + group * 64 * 128;
+
+    auto softmax = [&](int key) {
+      if (key + KEYS > keys.length || (CAUSAL && key + KEYS - 1 > first + group * 64 + ahead)) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          int limit = keys.length - 1;
+          if (CAUSAL) limit = min(limit, first + row + half * 8 + ahead);
+          limit -= key + (lane & 3) * 2;
+#pragma unroll
+          for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+              if (n * 8 + j > limit) score[n * 4 + half * 2 + j] = -INFINITE;
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float now = most[half];
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) now = fmaxf(now, fmaxf(score[n * 4 + half * 2], score[n * 4 + half * 2 + 1]));
+        now = quad_max(now);
+        // A row that has seen no key yet: any finite number will do.
+        float shift = now == -INFINITE ? 0.f : now * factor, part = 0.f;
+        faded[half] = exp2_fast(most[half] * factor - shift);
+        most[half] = now;
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+          for (int j = 0; j < 2; j++) {
+            float weight = exp2_fast(score[n * 4 + half * 2 + j] * factor - shift);
+            score[n * 4 + half * 2 + j] = weight;
+            part += weight;
+          }
+        total[half] = total[half] * faded[half] + part;
+      }
+    };
+    auto release = [&](u32 barrier) {
+      __syncwarp();
+      if (lane == 0) barrier_arrive(barrier);
+    };
+
+    if (steps > 0) {
+      barrier_wait(k_full + 8 * (used % STAGES), used / STAGES & 1);
+      wgmma_begin();
+      multiply_across<TILE, KEYS>(score, ours, k_tiles + used % STAGES * STAGE_BYTES);
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin(score);
+      release(k_free + 8 * (used % STAGES));
+      softmax(0);
+      to_left<KEYS>(weights, score);
+      for (int step = 1; step < steps; step++, used++) {
+        int next = used + 1;
+        barrier_wait(k_full + 8 * (next % STAGES), next / STAGES & 1);
+        pin(score), pin(weights), pin(sum);
+        wgmma_begin();
+        multiply_across<TILE, KEYS>(score, ours, k_tiles + next % STAGES * STAGE_BYTES);
+        wgmma_commit();
+        barrier_wait(v_full + 8 * (used % STAGES), used / STAGES & 1);
+        wgmma_begin();
+        multiply<KEYS>(sum, weights, v_tiles + used % STAGES * STAGE_BYTES);
+        wgmma_commit();
+        wgmma_wait<1>();
+        pin(score);
+        release(k_free + 8 * (next % STAGES));
+        softmax(step * KEYS);
+        wgmma_wait<0>();
+        pin(sum), pin(weights);
+        release(v_free + 8 * (used % STAGES));
+#pragma unroll
+        for (int i = 0; i < DIM / 2; i++) sum[i] *= faded[i / 2 % 2];
+        to_left<KEYS>(weights, score);
+      }
+      barrier_wait(v_full + 8 * (used % STAGES), used / STAGES & 1);
+      pin(weights), pin(sum);
+      wgmma_begin();
+      multiply<KEYS>(sum, weights, v_tiles + used % STAGES * STAGE_BYTES);
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin(sum);
+      release(v_free + 8 * (used % STAGES));
+      used++;
+    }
+
+    float inverse[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float all = quad_sum(total[half]);
+      inverse[half] = all > 0.f ? 1.f / all : 0.f;
+      int at = first + row + half * 8;
+      if (lse && (lane & 3) == 0 && at < queries)
+        lse[(i64)head * tokens + begin + at] = all > 0.f ? most[half] * scale + logf(all) : -INFINITE;
+    }
+    // The group's queries make room for its result.
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
+    elem* to = out + ((i64)(begin + first + group * 64) * heads + head) * HEAD_DIM;
+    store_rows<TILE>(memory + group * 64 * 128, sum, inverse[0], inverse[1], queries - first - group * 64,
+                     [&](int r) { return to + (i64)r * heads * HEAD_DIM; });
+    release(q_free);
+  }
+}
+#endif
