@@ -17,6 +17,8 @@ pub mod error;
 pub mod pool;
 #[cfg(feature = "cuda")]
 pub mod runner;
+//! | `learner/` | training in place: passes written out, optimiser, plan of memory |
+pub mod learner;
 pub mod shape;
 pub mod shared;
 pub mod step;

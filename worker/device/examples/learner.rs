@@ -1,0 +1,164 @@
+//! The learner alone on a GPU: `learner check [NAME…]`; `learner bench [KEY=VALUE…]` measures training steps of the 7B shape
+//! from random weights (`layers`, `sequences`, `length`, `micro` tokens per micro-batch, `keep` as `none`, `fit` or `all`,
+//! `states` as `f32`, `bf16` or `8bit`, `gradients` as `bf16` or `f32`, `updates`); `learner parts [KEY=VALUE…]` measures the operations of
+//! a step one by one; `learner plan [KEY=VALUE…]` needs no GPU.
+
+use std::{collections::HashMap, error::Error, process::ExitCode};
+
+use flotilla_device::{
+    TextShape,
+    learner::{Keep, Plan, Settings, check, measure, parts},
+};
+use flotilla_kernels::{Dtype, Gpu, bench, check::Draw, optimizer::StateKind};
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest = arguments.collect::<Vec<_>>();
+    match command.as_str() {
+        "check" => run_checks(&rest),
+        "bench" => run_bench(&Options::new(&rest)),
+        "parts" => run_parts(&Options::new(&rest)),
+        "plan" => {
+            let options = Options::new(&rest);
+            let card = options.number("card", 80) * 1_000_000_000;
+            let (shape, settings) = options.settings(card)?;
+            println!("{settings:?}\n{}", Plan::new(&shape, Dtype::Bf16, &settings, 0, card));
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => Err("learner check [NAME…] | bench [KEY=VALUE…] | parts [KEY=VALUE…] | plan [KEY=VALUE…]".into()),
+    }
+}
+
+fn run_checks(names: &[String]) -> Result<ExitCode, Box<dyn Error>> {
+    let gpu = Gpu::new(0)?;
+    let seed = std::env::var("SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or(1);
+    println!("{:?}, seed {seed}", gpu.card()?);
+    let asked = |name: &str| names.is_empty() || names.iter().any(|part| name.contains(part.as_str()));
+    let mut failed = 0;
+    for check in check::checks().into_iter().filter(|check| asked(check.name)) {
+        let begin = std::time::Instant::now();
+        let (holds, detail) = match (check.run)(&gpu, &mut Draw::new(seed)) {
+            Ok(distance) => {
+                let detail = format!("{:.2e} of {:.0e}", distance.relative, distance.bound);
+                (distance.holds(), detail)
+            }
+            Err(error) => (false, error.to_string()),
+        };
+        failed += usize::from(!holds);
+        let verdict = if holds { "ok" } else { "FAILED" };
+        println!(
+            "{verdict:<7} {:<55} {detail} ({:.1} s)",
+            check.name,
+            begin.elapsed().as_secs_f64()
+        );
+    }
+    println!("{failed} failed");
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn run_bench(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
+    let gpu = Gpu::new(0)?;
+    let card = gpu.card()?;
+    println!("{card:?}");
+    let ceilings = bench::ceilings(&gpu)?;
+    let (shape, settings) = options.settings(card.free)?;
+    println!("{settings:?}");
+    let workload = measure::Workload {
+        shape,
+        settings,
+        lengths: vec![options.number("length", 2048); options.number("sequences", 8)],
+        updates: options.number("updates", 3),
+    };
+    let measured = match settings.gradients {
+        Dtype::Bf16 => measure::measure::<half::bf16>(&gpu, &workload, card.free)?,
+        Dtype::F32 => measure::measure::<f32>(&gpu, &workload, card.free)?,
+    };
+    println!("{measured}");
+    println!(
+        "utilisation        {:.1} % of {:.0} TFLOP/s measured, {:.1} % of {:.0} TFLOP/s by the data sheet",
+        100.0 * measured.utilisation(ceilings.arithmetic),
+        ceilings.arithmetic / 1e12,
+        100.0 * measured.utilisation(measure::DATASHEET),
+        measure::DATASHEET / 1e12
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_parts(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
+    let gpu = Gpu::new(0)?;
+    let card = gpu.card()?;
+    println!("{card:?}");
+    let (shape, settings) = options.settings(card.free)?;
+    let length = options.number("length", 2048);
+    let mut sum = 0.0;
+    for part in parts::parts(&gpu, &shape, &settings, settings.rows(), length)? {
+        sum += part.seconds * part.count as f64;
+        println!("{part}");
+    }
+    println!("together {sum:.3} s for {} tokens", settings.rows());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `KEY=VALUE` arguments.
+struct Options(HashMap<String, String>);
+
+impl Options {
+    fn new(arguments: &[String]) -> Self {
+        let pairs = arguments.iter().filter_map(|argument| argument.split_once('='));
+        Self(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+    }
+
+    fn number(&self, key: &str, default: usize) -> usize {
+        self.0.get(key).and_then(|value| value.parse().ok()).unwrap_or(default)
+    }
+
+    fn word(&self, key: &str, default: &'static str) -> &str {
+        self.0.get(key).map_or(default, String::as_str)
+    }
+
+    fn settings(&self, card: usize) -> Result<(TextShape, Settings), Box<dyn Error>> {
+        let shape = TextShape {
+            hidden: 3584,
+            layers: self.number("layers", 28),
+            heads: 28,
+            kv_heads: 4,
+            head_dim: 128,
+            intermediate: 18_944,
+            vocabulary: 152_064,
+            eps: 1e-6,
+            theta: 1e6,
+            sections: [16, 24, 24],
+            tied: false,
+        };
+        let settings = Settings {
+            gradients: match self.word("gradients", "bf16") {
+                "f32" => Dtype::F32,
+                _ => Dtype::Bf16,
+            },
+            states: match self.word("states", "8bit") {
+                "f32" => StateKind::F32,
+                "bf16" => StateKind::Bf16,
+                _ => StateKind::Bit8,
+            },
+            logit_rows: self.number("logits", 4096),
+            ..Settings::new(self.number("micro", 8192))
+        };
+        let settings = match self.word("keep", "fit") {
+            "none" => settings,
+            "all" => Settings {
+                keep: Keep::all(&shape),
+                ..settings
+            },
+            _ => Plan::fit(&shape, Dtype::Bf16, &settings, 0, card).ok_or("does not fit")?,
+        };
+        Ok((shape, settings))
+    }
+}

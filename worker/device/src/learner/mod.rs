@@ -1,0 +1,45 @@
+//! Learning on the card: forward and backward passes of the language model written out, an optimiser, and a plan of memory.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `batch.rs` | sequences behind one another, without padding |
+//! | `policy.rs` | slopes of the policy loss and of cross-entropy at each log-probability |
+//! | `plan.rs` | bytes of everything, before anything is allocated; what is kept for the backward pass |
+//! | `buffers.rs`, `gradients.rs` | memory, allocated once |
+//! | `layer.rs` | one layer, forward and backward |
+//! | `passes.rs` | the whole model: log-probabilities, gradients, the update |
+//! | `reference.rs` | the same model in f64 on the host |
+//! | `check.rs` | parity with it, determinism, a loss that falls |
+//! | `measure.rs`, `parts.rs` | seconds of a training step beside the floor, and of each of its operations |
+//!
+//! A step is: for each micro-batch [`Learner::score`] (log-probabilities under the weights as they are), slopes from
+//! [`Policy::gradient`] on the host, [`Learner::backward`]; then [`Learner::update`]. The weights are those buffers that the
+//! engine reads, changed in place.
+
+mod batch;
+mod plan;
+mod policy;
+
+#[cfg(feature = "cuda")]
+mod buffers;
+#[cfg(feature = "cuda")]
+pub mod check;
+#[cfg(feature = "cuda")]
+mod gradients;
+#[cfg(feature = "cuda")]
+mod layer;
+#[cfg(feature = "cuda")]
+pub mod measure;
+#[cfg(feature = "cuda")]
+pub mod parts;
+#[cfg(feature = "cuda")]
+mod passes;
+pub mod reference;
+
+pub use batch::{Batch, BatchError, Sequence, micro_batches};
+#[cfg(feature = "cuda")]
+pub use gradients::Gradient;
+#[cfg(feature = "cuda")]
+pub use passes::{Learner, Scored, Updated};
+pub use plan::{Keep, Part, Plan, Settings};
+pub use policy::{Known, Policy, Statistics, cross_entropy};
