@@ -3,10 +3,12 @@
 //! | file | what it is |
 //! |---|---|
 //! | `shape.rs` | sizes of language models and vision towers, the released ones by name |
+//! | `parallel/` | one model over several processes: collective operations, what each rank holds |
 //! | `weights.rs` | packed weights, one copy for engine and learner |
 
 #[cfg(feature = "cuda")]
 pub mod error;
+pub mod parallel;
 pub mod shape;
 #[cfg(feature = "cuda")]
 pub mod weights;
