@@ -5,20 +5,22 @@
 //! | `shape.rs` | sizes of language models and vision towers, the released ones by name |
 //! | `shared.rs` | which sequences of a step begin alike |
 //! | `step.rs` | what a step computes, laid out for the card |
+//! | `parallel/` | one model over several processes: collective operations, what each rank holds |
 //! | `weights.rs` | packed weights, one copy for engine and learner |
 //! | `pool.rs` | keys and values in blocks |
 //! | `text.rs` | the language model, computed |
 //! | `vision.rs` | the vision tower of Qwen2.5-VL, computed |
 //! | `runner.rs` | the model as the engine runs it |
+//! | `learner/` | training in place: passes written out, optimiser, plan of memory |
 
 #[cfg(feature = "cuda")]
 pub mod error;
+pub mod learner;
+pub mod parallel;
 #[cfg(feature = "cuda")]
 pub mod pool;
 #[cfg(feature = "cuda")]
 pub mod runner;
-//! | `learner/` | training in place: passes written out, optimiser, plan of memory |
-pub mod learner;
 pub mod shape;
 pub mod shared;
 pub mod step;

@@ -60,6 +60,14 @@ pub enum GpuError {
         /// What came of it.
         status: String,
     },
+    /// An error of NCCL.
+    #[error("NCCL, {action}: {status}")]
+    Nccl {
+        /// What was done.
+        action: &'static str,
+        /// What came of it.
+        status: String,
+    },
     /// Operands that do not fit together.
     #[error(transparent)]
     Shape(#[from] ShapeError),

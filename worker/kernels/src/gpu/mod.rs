@@ -6,6 +6,8 @@ mod error;
 mod gemm;
 mod graph;
 pub(crate) mod launch;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 pub mod source;
 mod survey;
 
