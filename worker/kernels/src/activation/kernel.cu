@@ -1,5 +1,8 @@
-// Activations of rows. A thread has two packs, with all their loads in flight before the first is used.
-static constexpr int THREADS = 256, UNROLL = 2;
+// Activations of rows. A thread has UNROLL packs, with all their loads in flight before the first is used.
+#ifndef UNROLL
+#define UNROLL 2
+#endif
+static constexpr int THREADS = 256;
 
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
 

@@ -84,6 +84,8 @@ pub struct DeviceGroups {
     pub starts: Buffer<u32>,
     /// As [`Groups::order`].
     pub order: Buffer<u32>,
+    /// As [`Groups::many`].
+    pub many: usize,
 }
 
 impl DeviceGroups {
@@ -93,6 +95,7 @@ impl DeviceGroups {
             ids: gpu.upload(&groups.ids)?,
             starts: gpu.upload(&groups.starts)?,
             order: gpu.upload(&groups.order)?,
+            many: groups.many(),
         })
     }
 }
@@ -109,9 +112,14 @@ pub fn embedding_gradient<T: Float, G: Float>(
     const NAME: &str = "embedding_gradient";
     let vocabulary = whole_rows(NAME, "dtable", dtable, width)?;
     let tokens = whole_rows(NAME, "dy", dy, width)?;
-    let DeviceGroups { ids, starts, order } = groups;
+    let DeviceGroups {
+        ids,
+        starts,
+        order,
+        many,
+    } = groups;
     ShapeError::length(NAME, "starts", starts.len(), ids.len() + 1)?;
-    let mut pack = pack::<T>(width, &[dy.pointer()]);
+    let mut pack = pack::<T>(width, &[dy.pointer()]).min(16 / size_of::<G>());
     if !dtable.pointer().is_multiple_of(16) {
         pack = pack.min(self::pack::<G>(width, &[dtable.pointer()]));
     }
@@ -119,10 +127,11 @@ pub fn embedding_gradient<T: Float, G: Float>(
         .define("PACK", pack)
         .define("GRADIENT", format_number(G::DTYPE));
     let packs = width / pack;
-    let threads = u32::try_from(packs.next_multiple_of(32).min(512)).unwrap_or(512);
+    ShapeError::unless(NAME, *many <= ids.len(), || format!("{many} ids of {}", ids.len()))?;
+    let blocks = many * packs.div_ceil(32) + ids.len() - many;
     gpu.launch(
         &kernel,
-        Grid::new(ids.len(), threads),
+        Grid::new(blocks, THREADS),
         &[
             dy.into(),
             ids.into(),
@@ -132,6 +141,7 @@ pub fn embedding_gradient<T: Float, G: Float>(
             packs.into(),
             vocabulary.into(),
             tokens.into(),
+            (*many).into(),
         ],
     )
 }
@@ -179,7 +189,7 @@ pub(crate) fn add_partials(
     sums: &Buffer<f32>,
 ) -> Result<(), GpuError> {
     let kernel = Kernel::new(&SOURCE, "add_partials", None);
-    let grid = Grid::new(width.div_ceil(32), THREADS);
+    let grid = Grid::new(width.div_ceil(32), 1024);
     gpu.launch(
         &kernel,
         grid,
@@ -191,7 +201,8 @@ pub(crate) fn add_partials(
 pub fn cast<A: Float, B: Float>(gpu: &Gpu, from: &Buffer<A>, to: &Buffer<B>) -> Result<(), GpuError> {
     const NAME: &str = "cast";
     ShapeError::at_least(NAME, "to", to.len(), from.len())?;
-    let mut pack = pack::<A>(0, &[from.pointer()]);
+    // Stores of 16 bytes side by side: wider loads would leave gaps between them.
+    let mut pack = pack::<A>(0, &[from.pointer()]).min(16 / size_of::<B>());
     if !to.pointer().is_multiple_of(16) {
         pack = pack.min(self::pack::<B>(0, &[to.pointer()]));
     }
