@@ -33,7 +33,7 @@ pub struct Turn<'a> {
     pub positions: &'a Buffer<i32>,
     /// `[head_dim / 2]`, radians per position.
     pub frequencies: &'a Buffer<f32>,
-    /// `[head_dim / 2]`, each below `axes`: the caller sees to it.
+    /// `[head_dim / 2]`, each below `axes`; a pair of any other is not turned.
     pub axis_of: &'a Buffer<u8>,
 }
 
@@ -116,6 +116,7 @@ pub fn split<T: Float>(
             turn.map(|turn| turn.positions).into(),
             turn.map(|turn| turn.frequencies).into(),
             turn.map(|turn| turn.axis_of).into(),
+            turn.map_or(0, |turn| turn.axes).into(),
             q.into(),
             k.into(),
             v.into(),
@@ -160,6 +161,7 @@ pub fn backward<T: Float>(
             turn.map(|turn| turn.positions).into(),
             turn.map(|turn| turn.frequencies).into(),
             turn.map(|turn| turn.axis_of).into(),
+            turn.map_or(0, |turn| turn.axes).into(),
             d_qkv.into(),
             shape.tokens.into(),
             shape.heads.into(),

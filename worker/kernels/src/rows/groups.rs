@@ -7,11 +7,11 @@ const MANY: usize = 32;
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Groups {
     /// The distinct ids, those with most tokens first: long sums are begun before short ones.
-    pub ids: Vec<u32>,
+    pub(super) ids: Vec<u32>,
     /// Where the tokens of each id start in `order`, and at the end its length.
-    pub starts: Vec<u32>,
+    pub(super) starts: Vec<u32>,
     /// Indices of tokens: those of the first id ascending, then those of the second, and so on.
-    pub order: Vec<u32>,
+    pub(super) order: Vec<u32>,
 }
 
 impl Groups {
