@@ -16,7 +16,9 @@ template <typename F> __device__ __forceinline__ void each_pack(u32 total, F f) 
 }
 
 // Where a pack of the gate is; that of the up projection is a row's `packs` packs later.
-__device__ __forceinline__ size_t gate_at(u32 at, u32 packs) { return ((size_t)at + (size_t)(at / packs) * packs) * PACK; }
+__device__ __forceinline__ size_t gate_at(u32 at, u32 packs) {
+  return ((size_t)at + (size_t)(at / packs) * packs) * PACK;
+}
 
 // `packs` are those of a row of the output.
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -3,12 +3,12 @@ static constexpr int THREADS = 256;
 
 #ifdef ELEM
 
-// `to[target_at[i]] = from[source_at[i]]` for `total` packs of rows of `packs`; a null list is 0, 1, 2, … What is not in `from`
-// becomes zeros, what is not in `to` is left out.
+// `to[target_at[i]] = from[source_at[i]]` for `total` packs of rows of `packs`; a null list is 0, 1, 2, … What is not
+// in `from` becomes zeros, what is not in `to` is left out.
 static constexpr int MOVES = 4;
 extern "C" __global__ void __launch_bounds__(THREADS)
-    move_rows(const elem* __restrict__ from, int from_rows, const int* __restrict__ source_at, elem* __restrict__ to, int to_rows,
-              const int* __restrict__ target_at, u32 packs, u32 total) {
+    move_rows(const elem* __restrict__ from, int from_rows, const int* __restrict__ source_at, elem* __restrict__ to,
+              int to_rows, const int* __restrict__ target_at, u32 packs, u32 total) {
   const u32 first = blockIdx.x * (THREADS * MOVES) + threadIdx.x;
   raw held[MOVES];
   int target[MOVES];
@@ -38,8 +38,8 @@ typedef float gradient;
 #endif
 
 // Sums a pack of the rows of some tokens in their order, `stride` apart.
-__device__ __forceinline__ void sum_tokens(const elem* __restrict__ dy, const u32* __restrict__ order, u32 begin, u32 end, int stride,
-                                           int packs, int at, u32 tokens, float (&sum)[PACK]) {
+__device__ __forceinline__ void sum_tokens(const elem* __restrict__ dy, const u32* __restrict__ order, u32 begin,
+                                           u32 end, int stride, int packs, int at, u32 tokens, float (&sum)[PACK]) {
   static constexpr int AHEAD = 8;
   for (u32 next = begin; next < end; next += AHEAD * stride) {
     raw rows[AHEAD];
@@ -69,12 +69,13 @@ __device__ __forceinline__ void add_gradient(gradient* to, const float (&sum)[PA
   store_numbers(to, x);
 }
 
-// The first `many` ids have many tokens: a block has 32 packs of columns of one, and its warps take tokens in turn. Each other
-// block has one id with few tokens, and all its columns.
+// The first `many` ids have many tokens: a block has 32 packs of columns of one, and its warps take tokens in turn.
+// Each other block has one id with few tokens, and all its columns.
 static constexpr int WARPS = THREADS / 32;
 extern "C" __global__ void __launch_bounds__(THREADS)
     embedding_gradient(const elem* __restrict__ dy, const u32* __restrict__ ids, const u32* __restrict__ starts,
-                       const u32* __restrict__ order, gradient* __restrict__ dtable, int packs, u32 vocabulary, u32 tokens, int many) {
+                       const u32* __restrict__ order, gradient* __restrict__ dtable, int packs, u32 vocabulary,
+                       u32 tokens, int many) {
   __shared__ float parts[WARPS][PACK][32];
   const int chunks = (packs + 31) / 32, of_many = many * chunks;
   const bool has_many = (int)blockIdx.x < of_many;
@@ -296,8 +297,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 #else
 
-// Second pass: a block has 32 columns, its warps take parts in turn, few enough that all loads are in flight; the sum of a column
-// is of theirs in order.
+// Second pass: a block has 32 columns, its warps take parts in turn, few enough that all loads are in flight; the sum of
+// a column is of theirs in order.
 static constexpr int WARPS = 32;
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     add_partials(const float* __restrict__ partials, float* __restrict__ sums, int parts, int width) {
