@@ -151,6 +151,13 @@ __device__ __forceinline__ void wgmma(float (&c)[64], const u32 (&a)[4], u64 b) 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+// The assembler moves a wait for products upwards, before the exponentials that are meant to run beside them, but not across a
+// store of what they add up to.
+__device__ __forceinline__ void after(float x) {
+  __shared__ float unused[CONSUMERS];
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_address(unused + threadIdx.x)), "f"(x) : "memory");
+}
+
 // A swizzled matrix for wgmma: rows as they are multiplied (8 rows of 128 bytes are 1,024), or the same matrix transposed,
 // whose panels of `rows` rows follow one another.
 static constexpr u64 SWIZZLED = 1ull << 62 | 64ull << 32;
@@ -413,6 +420,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         pin(score);
         release(k_free + 8 * (next % STAGES));
         softmax(step * KEYS);
+        after(total[0] + total[1]);
         wgmma_wait<0>();
         pin(sum), pin(weights);
         release(v_free + 8 * (used % STAGES));
@@ -716,6 +724,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       wgmma_wait<1>();
       pin(weight);
       bool masked = key + STEP > length || (CAUSAL && key + STEP - 1 > first + group * 64 + ahead);
+      float total = 0.f;
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         int limit = length - 1;
@@ -728,8 +737,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             float w = exp2_fast(weight[n * 4 + half * 2 + j] * factor - norm[half]);
             if (masked && n * 8 + j > limit) w = 0.f;
             weight[n * 4 + half * 2 + j] = w;
+            total += w;
           }
       }
+      after(total);
       wgmma_wait<0>();
       pin(change);
 #pragma unroll
