@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `shape.rs` | sizes of language models and vision towers, the released ones by name |
 //! | `parallel/` | one model over several processes: collective operations, what each rank holds |
+//! | `plan.rs` | how much memory serving takes on each card |
 //! | `weights.rs` | packed weights, one copy for engine and learner |
 
 #[cfg(feature = "cuda")]
 pub mod error;
 pub mod parallel;
+pub mod plan;
 pub mod shape;
 #[cfg(feature = "cuda")]
 pub mod weights;
