@@ -94,6 +94,20 @@ impl DeviceGroups {
             many: groups.many(),
         })
     }
+
+    /// As [`Self::upload`], to the beginnings of buffers that are there: for distinct ids, one more, and all ids.
+    pub fn write(gpu: &Gpu, [ids, starts, order]: [&Buffer<u32>; 3], groups: &Groups) -> Result<Self, GpuError> {
+        let put = |buffer: &Buffer<u32>, values: &[u32]| {
+            gpu.write(buffer, values)?;
+            buffer.slice(0..values.len())
+        };
+        Ok(Self {
+            ids: put(ids, &groups.ids)?,
+            starts: put(starts, &groups.starts)?,
+            order: put(order, &groups.order)?,
+            many: groups.many(),
+        })
+    }
 }
 
 /// Gradient of [`embed`]: `dtable[id] += Σ dy[i]` over the tokens `i` of each id, in the order of the group, summed in f32.
