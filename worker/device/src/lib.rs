@@ -6,17 +6,24 @@
 //! | `shared.rs` | which sequences of a step begin alike |
 //! | `step.rs` | what a step computes, laid out for the card |
 //! | `parallel/` | one model over several processes: collective operations, what each rank holds |
+//! | `plan.rs` | how much memory serving takes on each card |
 //! | `weights.rs` | packed weights, one copy for engine and learner |
 //! | `pool.rs` | keys and values in blocks |
 //! | `text.rs` | the language model, computed |
 //! | `vision.rs` | the vision tower of Qwen2.5-VL, computed |
 //! | `runner.rs` | the model as the engine runs it |
+//! | `check.rs`, `measure.rs` | beside the model of the host, and beside the floor of the card |
 //! | `learner/` | training in place: passes written out, optimiser, plan of memory |
 
 #[cfg(feature = "cuda")]
+pub mod check;
+#[cfg(feature = "cuda")]
 pub mod error;
 pub mod learner;
+#[cfg(feature = "cuda")]
+pub mod measure;
 pub mod parallel;
+pub mod plan;
 #[cfg(feature = "cuda")]
 pub mod pool;
 #[cfg(feature = "cuda")]

@@ -34,7 +34,7 @@ pub fn cases() -> Vec<Case> {
 #[cfg(feature = "cuda")]
 pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
     let builds = [
-        "ELEM=bf16 THREADS=128 VECTORS=4",
+        "ELEM=bf16 THREADS=224 VECTORS=2",
         "ELEM=bf16 THREADS=448 VECTORS=1",
         "ELEM=bf16 THREADS=1024 VECTORS=8 PACK=1",
         "ELEM=float THREADS=896 VECTORS=1",

@@ -10,7 +10,7 @@ mod pack;
 pub mod reference;
 
 #[cfg(feature = "cuda")]
-pub(crate) use check::{in_a_graph, near, random_bf16};
+pub(crate) use check::{NONE, in_a_graph, near, random_bf16};
 pub use groups::Groups;
 #[cfg(feature = "cuda")]
 pub(crate) use launch::add_partials;
