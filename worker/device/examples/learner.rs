@@ -1,7 +1,7 @@
-//! The learner alone on a GPU: `learner check [NAME…]`; `learner bench [KEY=VALUE…]` measures training steps of the 7B shape
-//! from random weights (`layers`, `sequences`, `length`, `micro` tokens per micro-batch, `keep` as `none`, `fit` or `all`,
-//! `states` as `f32`, `bf16` or `8bit`, `gradients` as `bf16` or `f32`, `updates`); `learner parts [KEY=VALUE…]` measures the operations of
-//! a step one by one; `learner plan [KEY=VALUE…]` needs no GPU.
+//! The learner alone on a GPU: `learner check [NAME…]`; `learner bench [KEY=VALUE…]` measures training steps from random
+//! weights (`model`, `layers`, `sequences`, `length`, `micro` tokens per micro-batch, `keep` as `none`, `fit` or `all`,
+//! `states` as `f32`, `bf16` or `8bit`, `gradients` as `bf16` or `f32`, `updates`); `learner parts [KEY=VALUE…]` measures the
+//! operations of a step one by one; `learner plan [KEY=VALUE…]` needs no GPU.
 
 use std::{collections::HashMap, error::Error, process::ExitCode};
 
@@ -125,19 +125,9 @@ impl Options {
     }
 
     fn settings(&self, card: usize) -> Result<(TextShape, Settings), Box<dyn Error>> {
-        let shape = TextShape {
-            hidden: 3584,
-            layers: self.number("layers", 28),
-            heads: 28,
-            kv_heads: 4,
-            head_dim: 128,
-            intermediate: 18_944,
-            vocabulary: 152_064,
-            eps: 1e-6,
-            theta: 1e6,
-            sections: [16, 24, 24],
-            tied: false,
-        };
+        let name = self.word("model", "qwen2.5-vl-7b");
+        let mut shape = TextShape::named(name).ok_or("no such model")?;
+        shape.layers = self.number("layers", shape.layers);
         let settings = Settings {
             gradients: match self.word("gradients", "bf16") {
                 "f32" => Dtype::F32,

@@ -397,10 +397,10 @@ impl<T: Float, G: Float> Learner<T, G> {
         Ok((states.collect(), self.pace.updates(&self.gpu)?))
     }
 
-    /// Goes on after so many updates, whose moments have been written into the buffers of [`Self::states`].
-    pub fn resume(&mut self, updates: u32) -> Result<(), DeviceError> {
-        self.pace = Pace::new(&self.gpu, updates)?;
-        Ok(())
+    /// Goes on counting updates from `pace`.
+    pub(super) fn resume(&mut self, pace: Pace) {
+        self.pace = pace;
+        self.discard();
     }
 }
 
