@@ -111,6 +111,9 @@ impl<T: Float> DeviceRunner<T> {
     /// Features `[tokens, hidden]` of visuals.
     fn encode(&self, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
         let gpu = self.text.gpu();
+        if visuals.is_empty() {
+            return Ok(Vec::new());
+        }
         match &self.vision {
             Vision::Qwen(tower) => tower.encode(visuals),
             Vision::Host(model) => {

@@ -20,12 +20,12 @@ typedef u8 v_elem;
 #endif
 
 static constexpr int SPAN = 256;
-static constexpr float M_STEPS = 127.f * 127.f;
-static constexpr float V_STEPS = 255.f * 255.f;
+[[maybe_unused]] static constexpr float M_STEPS = 127.f * 127.f;
+[[maybe_unused]] static constexpr float V_STEPS = 255.f * 255.f;
 // A unit below this is 0: its inverse would overflow.
-static constexpr float LEAST_UNIT = 1e-30f;
-// Roots of less are roots of this, 2^-100: the sequence below is exact from here on.
-static constexpr float LEAST_V = 7.88860905e-31f;
+[[maybe_unused]] static constexpr float LEAST_UNIT = 1e-30f;
+// Roots of less are roots of this, 2^-100, where they are exact: the sequence below is, from here on.
+[[maybe_unused]] static constexpr float LEAST_V = 7.88860905e-31f;
 // Keeps the largest of a block just below its code, so that nothing is rounded past it.
 static constexpr float BELOW_ONE = 1.f - 9.5367431640625e-7f;
 
@@ -140,12 +140,12 @@ __device__ __forceinline__ float approximate_inverse(float x) {
   return y;
 }
 // Root and quotient rounded to nearest, as the compiler's own but without its branches for operands that do not occur here:
-// x is at least LEAST_V, and divisors are neither tiny nor huge. Where moments are codes of 8 bits, time is short and the last
-// bit is of no use.
+// divisors are neither tiny nor huge. Where moments are codes of 8 bits, time is short and the last bit is of no use.
 __device__ __forceinline__ float root(float x) {
 #if STATE == 2
   return approximate_root(x);
 #else
+  x = fmaxf(x, LEAST_V);
   float y;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   float s = __fmul_rn(x, y), half = __fmul_rn(0.5f, y);
@@ -167,32 +167,31 @@ __device__ __forceinline__ float inverse(float unit) { return unit > 0.f ? __fmu
 // The largest of a warp, of numbers that are not negative: their order is that of their bits.
 __device__ __forceinline__ float largest(float x) { return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x))); }
 
-// A code q stands for q^2 steps; x lies between those of q and q + 1. Written with `low` = q^2 and `step` = 2 q + 1; the lowest
-// byte of `bits` is q.
+// The adder rounds what is added to this to an integer, which is then in the lowest bits, in two's complement.
+static constexpr float MAGIC = 12582912.f;
+
+// A code q stands for q^2 steps; x lies between those of q and q + 1. With `low` = q^2 and `step` = 2 q + 1.
 struct Code {
-  u32 bits;
-  float low, step;
+  float q, low, step;
 };
 __device__ __forceinline__ Code code_below(float x) {
-  // The adder rounds root - 1/2 to the nearest integer. Where x is a square, that may be one too low: it then goes up for sure.
-  // An approximate root does, for the same reason.
-  constexpr float MAGIC = 12582912.f;
-  float sum = __fadd_rn(__fsub_rn(approximate_root(x), 0.5f), MAGIC);
-  float q = __fsub_rn(sum, MAGIC);
-  return Code{__float_as_uint(sum), __fmul_rn(q, q), __fmaf_rn(2.f, q, 1.f)};
+  // Where x is a square, q may be one too low, by the rounding to even or by that of the root: it then goes up for sure.
+  float q = __fsub_rn(__fadd_rn(__fsub_rn(approximate_root(x), 0.5f), MAGIC), MAGIC);
+  return Code{q, __fmul_rn(q, q), __fmaf_rn(2.f, q, 1.f)};
 }
-// 1 where chance / 2^32 of `step` is less than `above`, else 0.
-__device__ __forceinline__ u32 up(float above, float step, u32 chance) {
+// Whether chance / 2^32 of `step` is less than `above`.
+__device__ __forceinline__ bool goes_up(float above, float step, u32 chance) {
   // A number from 1 to 2: the exponent of 1 is shifted in.
   float one_and = __uint_as_float(__funnelshift_r(chance, 0x7fu, 9));
-  return __float_as_uint(__fsub_rn(__fmaf_rn(one_and, step, -step), above)) >> 31;
+  return __fmaf_rn(one_and, step, -step) < above;
 }
 // m = unit q |q|; at random between the two codes around it, so that the mean is m. In the lowest byte.
 __device__ __forceinline__ u32 encode_m(float m, float per_unit, u32 chance) {
   float x = __fmul_rn(fabsf(m), per_unit);
   Code code = code_below(x);
-  u32 q = code.bits + up(__fsub_rn(x, code.low), code.step, chance);
-  return m < 0.f ? 0u - q : q;
+  float q = code.q;
+  if (goes_up(__fsub_rn(x, code.low), code.step, chance)) q = __fadd_rn(q, 1.f);
+  return __float_as_uint(__fadd_rn(MAGIC, copysignf(q, m)));
 }
 // v = (unit q^2)^2; likewise so that the mean is v, but never 0. In the lowest byte.
 __device__ __forceinline__ u32 encode_v(float u, float per_unit, u32 chance) {
@@ -200,7 +199,9 @@ __device__ __forceinline__ u32 encode_v(float u, float per_unit, u32 chance) {
   Code code = code_below(x);
   float above = __fmul_rn(__fsub_rn(x, code.low), __fadd_rn(x, code.low));
   float step = __fmul_rn(code.step, __fmaf_rn(2.f, code.low, code.step));
-  return max(code.bits + up(above, step, chance), 0x4b400001u);
+  float q = code.q;
+  if (goes_up(above, step, chance)) q = __fadd_rn(q, 1.f);
+  return __float_as_uint(__fadd_rn(MAGIC, fmaxf(q, 1.f)));
 }
 // The `i`th byte of a word as a float of 2^23 and more: no conversion, which few lanes do at a time.
 __device__ __forceinline__ float byte_above(u32 word, int i) { return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u | i)); }
@@ -274,7 +275,7 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
 #endif
     m[j] = __fmaf_rn(o.rest1, __fsub_rn(g, m[j]), m[j]);
     v[j] = __fmaf_rn(__fmul_rn(o.rest2, g), g, __fmul_rn(o.beta2, v[j]));
-    u[j] = root(fmaxf(v[j], LEAST_V));
+    u[j] = root(v[j]);
     float change = quotient(m[j], __fmaf_rn(u[j], o.correction, o.epsilon));
     p[j] = __fmaf_rn(-o.step_size, change, __fmul_rn(number(p_words[j / 4], j % 4), o.decay));
   }
@@ -322,7 +323,10 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
   if (o.zero_gradients) zero();
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+// Arithmetic on codes is as long as the way to memory: more warps, each with fewer registers, hide more of both.
+static constexpr int RESIDENT = STATE == 2 ? 6 : 4;
+
+extern "C" __global__ void __launch_bounds__(256, RESIDENT)
     adamw(elem* parameters, gradient_elem* gradients, m_elem* m, v_elem* v, float2* units, u64 length, const float* clip,
           const float* factors, const u32* updates, float step_size, float decay, float correction, float beta2, float rest1,
           float rest2, float epsilon, u64 seed, u32 step, u32 tensor, u32 zero_gradients) {

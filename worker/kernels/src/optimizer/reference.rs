@@ -2,13 +2,13 @@
 
 use half::bf16;
 
-use super::{AdamW, BLOCK, Factors, Rounding, StateKind};
+use super::{AdamW, BLOCK, Rounding, StateKind};
 use crate::{Dtype, Float};
 
 const M_STEPS: f32 = 127.0 * 127.0;
 const V_STEPS: f32 = 255.0 * 255.0;
 const LEAST_UNIT: f32 = 1e-30;
-/// Roots of less are roots of this, 2⁻¹⁰⁰.
+/// Roots of less are roots of this, 2⁻¹⁰⁰; not with moments of 8 bits.
 const LEAST_V: f32 = 7.888_609e-31;
 /// Keeps the largest of a block just below its code.
 const BELOW_ONE: f32 = 1.0 - 9.536_743_164_062_5e-7;
@@ -87,36 +87,34 @@ pub fn adamw<T: Float>(
         return;
     }
     let factors = optimizer.factors();
+    let least = if matches!(moments, Moments::Bit8 { .. }) {
+        0.0
+    } else {
+        LEAST_V
+    };
     for (block, (parameters, gradients)) in parameters.chunks_mut(BLOCK).zip(gradients.chunks(BLOCK)).enumerate() {
         let first = block * BLOCK;
         let mut updated = [(0f32, 0f32, 0f32); BLOCK];
         for (i, (parameter, gradient)) in parameters.iter_mut().zip(gradients).enumerate() {
+            let g = gradient * scale;
             let (m, v) = moments.of(first + i);
-            let (p, m, v) = update(&factors, parameter.to_f32(), gradient * scale, m, v);
+            let m = factors.rest1.mul_add(g - m, m);
+            let v = (factors.rest2 * g).mul_add(g, factors.beta2 * v);
+            let root = v.max(least).sqrt();
+            let change = m / root.mul_add(factors.correction, factors.epsilon);
+            let p = (-factors.step_size).mul_add(change, parameter.to_f32() * factors.decay);
             *parameter = match (T::DTYPE, optimizer.rounding) {
                 (Dtype::Bf16, Rounding::Stochastic) => {
                     T::from_f32(round(p, draw(optimizer, tensor, first + i, OF_P)).to_f32())
                 }
                 _ => T::from_f32(p),
             };
-            updated[i] = (m, v, root(v));
+            updated[i] = (m, v, root);
         }
         store(moments, first, &updated[..parameters.len()], |at, factor| {
             draw(optimizer, tensor, at, factor)
         });
     }
-}
-
-/// `(parameter, m, v)` after an update, in f32.
-fn update(factors: &Factors, p: f32, g: f32, m: f32, v: f32) -> (f32, f32, f32) {
-    let m = factors.rest1.mul_add(g - m, m);
-    let v = (factors.rest2 * g).mul_add(g, factors.beta2 * v);
-    let change = m / root(v).mul_add(factors.correction, factors.epsilon);
-    ((-factors.step_size).mul_add(change, p * factors.decay), m, v)
-}
-
-fn root(v: f32) -> f32 {
-    v.max(LEAST_V).sqrt()
 }
 
 /// Stores `(m, v, root of v)` of a block that begins at `first`.

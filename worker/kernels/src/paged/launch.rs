@@ -48,10 +48,12 @@ impl Scratch {
     /// Scratch memory for batches up to this one. It must be kept as long as a graph that uses it.
     pub fn new(gpu: &Gpu, largest: &Decode) -> Result<Self, GpuError> {
         largest.check()?;
-        let layout = Layout::new(gpu, largest);
+        // A step of the same batch without groups is divided among more blocks.
+        let layouts = [*largest, Decode { groups: 0, ..*largest }].map(|decode| Layout::new(gpu, &decode));
+        let most = |size: fn(&Layout) -> usize| layouts.iter().map(size).max().unwrap_or_default();
         Ok(Self {
-            plan: gpu.zeros(layout.plan())?,
-            partials: gpu.alloc(layout.partials())?,
+            plan: gpu.zeros(most(Layout::plan))?,
+            partials: gpu.alloc(most(Layout::partials))?,
         })
     }
 

@@ -52,10 +52,12 @@ extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem
     const int head = item / packs, pair = item % packs * PACK;
     const bool works = item < items;
     raw low[TOKENS], high[TOKENS], bias_low, bias_high;
+    int slot[TOKENS];
     if (works) {
 #pragma unroll
       for (int t = 0; t < TOKENS; t++) {
         if (first + t >= tokens) continue;
+        slot[t] = slots == nullptr || head < heads ? -1 : slots[first + t];
         const elem* from = qkv + ((size_t)(first + t) * all_heads + head) * head_dim + pair;
         low[t] = load_raw(from);
         high[t] = load_raw(from + pairs);
@@ -96,10 +98,9 @@ extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem
       const int kv_head = head - heads - (is_key ? 0 : kv_heads);
       elem *rows = is_key ? k : v, *pool = is_key ? keys : values;
       if (rows != nullptr) put(rows + ((size_t)token * kv_heads + kv_head) * head_dim);
-      if (pool != nullptr) {
-        const int slot = slots[token], offset = slot & ((1 << block_bits) - 1);
-        if (slot >= 0 && slot < capacity)
-          put(pool + (((((size_t)(slot >> block_bits) * kv_heads) + kv_head) << block_bits) + offset) * head_dim);
+      if (slot[t] >= 0 && slot[t] < capacity) {
+        const int block = slot[t] >> block_bits, offset = slot[t] & ((1 << block_bits) - 1);
+        put(pool + ((((size_t)block * kv_heads + kv_head) << block_bits) + offset) * head_dim);
       }
     }
   }

@@ -191,12 +191,16 @@ impl Heads {
         Ok(dim / 2)
     }
 
-    /// Blocks of up to 256 threads, each with a pack of pairs of a head, for two tokens where there are many.
+    /// A thread for each pack of pairs of a token; where there are many tokens, small blocks that have two of them each.
     fn kernel(self, gpu: &Gpu, name: &'static str, dtype: Dtype, pack: usize) -> (Kernel, Grid) {
         let pairs = self.head_dim / 2;
-        let tokens = if self.tokens <= 4 * gpu.processors() { 1 } else { 2 };
         let items = (self.heads + 2 * self.kv_heads) * pairs / pack;
-        let threads = items.div_ceil(items.div_ceil(256)).next_multiple_of(32);
+        let (tokens, most) = if self.tokens <= 4 * gpu.processors() {
+            (1, 512)
+        } else {
+            (2, 256)
+        };
+        let threads = items.div_ceil(items.div_ceil(most)).next_multiple_of(32);
         let kernel = Kernel::new(&SOURCE, name, Some(dtype))
             .define("PACK", pack)
             .define("TOKENS", tokens);

@@ -61,16 +61,8 @@ __device__ __forceinline__ void sum_tokens(const elem* __restrict__ dy, const u3
   }
 }
 
-__device__ __forceinline__ void add_gradient(gradient* to, const float (&sum)[PACK]) {
-  float x[PACK];
-  load_numbers(to, x);
-#pragma unroll
-  for (int i = 0; i < PACK; i++) x[i] += sum[i];
-  store_numbers(to, x);
-}
-
 // The first `many` ids have many tokens: a block has 32 packs of columns of one, and its warps take tokens in turn.
-// Each other block has one id with few tokens, and all its columns.
+// Each other block has THREADS packs of one with few tokens.
 static constexpr int WARPS = THREADS / 32;
 extern "C" __global__ void __launch_bounds__(THREADS)
     embedding_gradient(const elem* __restrict__ dy, const u32* __restrict__ ids, const u32* __restrict__ starts,
@@ -79,32 +71,35 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   __shared__ float parts[WARPS][PACK][32];
   const int chunks = (packs + 31) / 32, of_many = many * chunks;
   const bool has_many = (int)blockIdx.x < of_many;
-  const int group = has_many ? blockIdx.x / chunks : many + (int)blockIdx.x - of_many;
+  const int few_chunks = (packs + THREADS - 1) / THREADS, few = blockIdx.x - of_many;
+  const int group = has_many ? blockIdx.x / chunks : many + few / few_chunks;
   const u32 id = ids[group], begin = starts[group], end = starts[group + 1];
   if (id >= vocabulary) return;
-  gradient* to = dtable + (size_t)id * packs * PACK;
-  if (!has_many) {
-    for (int at = threadIdx.x; at < packs; at += THREADS) {
-      float sum[PACK] = {};
-      sum_tokens(dy, order, begin, end, 1, packs, at, tokens, sum);
-      add_gradient(to + at * PACK, sum);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int at = has_many ? blockIdx.x % chunks * 32 + lane : few % few_chunks * THREADS + (int)threadIdx.x;
+  gradient* to = dtable + ((size_t)id * packs + at) * PACK;
+  float past[PACK], sum[PACK] = {};
+  if (at < packs) {
+    // In flight with the first rows.
+    if (!has_many || warp == 0) load_numbers(to, past);
+    sum_tokens(dy, order, begin + (has_many ? warp : 0), end, has_many ? WARPS : 1, packs, at, tokens, sum);
+  }
+  if (has_many) {
+#pragma unroll
+    for (int i = 0; i < PACK; i++) parts[warp][i][lane] = sum[i];
+    __syncthreads();
+    if (warp != 0) return;
+#pragma unroll
+    for (int i = 0; i < PACK; i++) {
+      sum[i] = 0.f;
+#pragma unroll
+      for (int w = 0; w < WARPS; w++) sum[i] += parts[w][i][lane];
     }
-    return;
   }
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, at = blockIdx.x % chunks * 32 + lane;
-  float sum[PACK] = {};
-  if (at < packs) sum_tokens(dy, order, begin + warp, end, WARPS, packs, at, tokens, sum);
+  if (at >= packs) return;
 #pragma unroll
-  for (int i = 0; i < PACK; i++) parts[warp][i][lane] = sum[i];
-  __syncthreads();
-  if (warp != 0 || at >= packs) return;
-#pragma unroll
-  for (int i = 0; i < PACK; i++) {
-    sum[i] = 0.f;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) sum[i] += parts[w][i][lane];
-  }
-  add_gradient(to + at * PACK, sum);
+  for (int i = 0; i < PACK; i++) sum[i] += past[i];
+  store_numbers(to, sum);
 }
 
 // Sums of columns, first pass: a block has 32 packs of columns and `part` rows, its 8 warps take rows in turn.

@@ -137,7 +137,7 @@ pub fn embedding_gradient<T: Float, G: Float>(
         .define("PACK", pack)
         .define("GRADIENT", format_number(G::DTYPE));
     let packs = width / pack;
-    let blocks = many * packs.div_ceil(32) + ids.len() - many;
+    let blocks = many * packs.div_ceil(32) + (ids.len() - many) * packs.div_ceil(THREADS as usize);
     gpu.launch(
         &kernel,
         Grid::new(blocks, THREADS),
@@ -282,9 +282,9 @@ pub fn copy_blocks<T: Float>(
     )
 }
 
-/// Rows of partial sums: about 32 rows each, up to 64.
+/// Rows of partial sums: of at least 32 rows each, up to 128.
 fn column_parts(rows: usize) -> usize {
-    rows.div_ceil(32).min(64)
+    rows.div_ceil(32).min(128)
 }
 
 /// Threads of a block, as in the source.

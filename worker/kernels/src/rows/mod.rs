@@ -1,4 +1,7 @@
 //! Rows moved: embeddings, features into their places, conversions, random weights.
+//!
+//! Indices are read on the card and checked there: one beyond its table reads zeros or writes nothing. Sums over rows have a
+//! fixed order, so that equal inputs give equal bits.
 
 #[cfg(feature = "cuda")]
 mod check;

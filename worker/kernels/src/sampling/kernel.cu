@@ -1,11 +1,12 @@
-// A cluster of eight blocks takes a row: each loads an eighth of the logits once, by a bulk copy into shared memory while the
-// row before is worked on, and does everything else from there. Blocks tell each other sums by writing into each other's shared
-// memory. Cards before Hopper have no clusters: there one block takes a row and reads logits again from global memory.
+// A cluster of eight blocks takes a row: each loads an eighth of the logits once, by a bulk copy into shared memory, and does
+// everything else from there, while another block of the multiprocessor loads. Blocks tell each other sums by writing into each
+// other's shared memory. Cards before Hopper have no clusters: there one block takes a row and reads logits again from global
+// memory.
 //
 // A weight is e^((x - peak)/T), at most 1. A thread adds those of its tokens, which are consecutive, in f32; sums over threads
 // are fixed-point numbers of 44 fractional bits, so that they and the cumulated sums agree bit for bit in every order.
 
-static constexpr int THREADS = 1024;
+static constexpr int THREADS = 512;
 static constexpr int WARPS = THREADS / 32;
 static constexpr int GRID_BLOCKS = 8;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -84,9 +85,20 @@ __device__ __forceinline__ u64 warp_cumulated(u64 x) {
 // What blocks have told each other, and what they have loaded, is there after it.
 __device__ __forceinline__ void cluster_barrier() {
 #if HOPPER
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 #else
   __syncthreads();
+#endif
+}
+// Its halves: what lies between them need not wait.
+__device__ __forceinline__ void cluster_arrive() {
+#if HOPPER
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if HOPPER
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -122,8 +134,8 @@ struct Shared {
   u64 warps[WARPS][SLOTS];
   u64 found_count;
   int bound;
-  // Bulk copies into the two buffers.
-  u64 loaded[2];
+  // The bulk copy.
+  u64 loaded;
   // Tokens between two pivots: this block's, all of them sorted, and their cumulated weight.
   u64 found[CANDIDATES];
   u64 sorted[CANDIDATES];
@@ -163,12 +175,14 @@ struct Row {
   float peak;
   float scale;  // log2(e) / T
 
-  __device__ __forceinline__ Row(Shared& shared, int vocabulary, int part, u32 rank)
-      : shared(shared), logits(nullptr), kept(nullptr), vocabulary(vocabulary), rank(rank), phase(0), gathers(0),
+  __device__ __forceinline__ Row(Shared& shared, const elem* all, elem* buffer, int row, int vocabulary, int part,
+                                 u32 rank)
+      : shared(shared), kept(buffer), vocabulary(vocabulary), rank(rank), phase(0), gathers(0),
         peak(0.f), scale(0.f) {
     if (BLOCKS == 1) part = vocabulary;
     first = min((int)rank * part, vocabulary);
     tokens = min(part, vocabulary - first);
+    logits = all + (i64)row * vocabulary + first;
     // An odd number for each thread: no two threads of a warp use the same bank.
     int each = ((part + THREADS - 1) / THREADS) | 1;
     begin = min((int)threadIdx.x * each, tokens);
@@ -178,51 +192,42 @@ struct Row {
   __device__ __forceinline__ float at(int i) const { return to_float(BLOCKS > 1 ? kept[i] : logits[i]); }
   __device__ __forceinline__ float weight(float x) const { return exp2_fast((x - peak) * scale); }
 
-  // Whether a row's part can be copied in bulk: beginning and length are multiples of 16 bytes.
-  __device__ __forceinline__ bool in_bulk(const elem* from) const {
-    return HOPPER && ((u64)from & 15) == 0 && tokens % VEC == 0 && tokens > 0;
-  }
-
-  // Begins to load a row's part.
-  __device__ __forceinline__ void begin_load(const elem* from, elem* to, u64* loaded) const {
-#if HOPPER
-    if (threadIdx.x != 0 || !in_bulk(from)) return;
-    u32 bytes = tokens * sizeof(elem), barrier = shared_address(loaded);
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-            shared_address(to)),
-        "l"(from), "r"(bytes), "r"(barrier)
-        : "memory");
-#endif
-  }
-
-  // Waits for a part, and gives the key of the highest logit that this thread has seen, or NAN_KEY.
-  __device__ __forceinline__ int finish_load(elem* to, u64* loaded, u32& parity) {
-    kept = to;
+  // Loads this block's part of the row. Gives the key of the highest logit that this thread has seen, or NAN_KEY.
+  __device__ __forceinline__ int load(elem* to) {
     float highest = -__int_as_float(0x7f800000);
     bool nan = false;
     auto see = [&](float x) {
       highest = fmaxf(highest, x);
       nan |= x != x;
     };
+    // Other blocks must run before anything is written into their memory.
+    cluster_arrive();
 #if HOPPER
-    if (in_bulk(logits)) {
+    // A bulk copy begins and ends at a multiple of 16 bytes.
+    if (((u64)logits & 15) == 0 && tokens % VEC == 0 && tokens > 0) {
+      u32 bytes = tokens * sizeof(elem), loaded = shared_address(&shared.loaded);
+      if (threadIdx.x == 0) {
+        asm volatile(
+            "mbarrier.init.shared::cta.b64 [%0], 1;\n"
+            "fence.mbarrier_init.release.cluster;\n"
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %3;\n"
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%1], [%2], %3, [%0];" ::"r"(loaded),
+            "r"(shared_address(to)), "l"(logits), "r"(bytes)
+            : "memory");
+      }
+      __syncthreads();
       asm volatile(
           "{\n.reg .pred done;\nAGAIN:\n"
-          "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(
-              shared_address(loaded)),
-          "r"(parity)
+          "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], 0;\n@!done bra AGAIN;\n}" ::"r"(loaded)
           : "memory");
-      parity ^= 1;
-#pragma unroll 3
+#pragma unroll 5
       for (int i = threadIdx.x; i < tokens / VEC; i += THREADS) {
         float values[VEC];
         load_vec(kept + i * VEC, values);
 #pragma unroll
         for (int j = 0; j < VEC; j++) see(values[j]);
       }
+      cluster_wait();
       return nan ? NAN_KEY : to_key(highest);
     }
 #endif
@@ -231,6 +236,7 @@ struct Row {
       see(to_float(x));
       if (BLOCKS > 1) to[i] = x;
     }
+    cluster_wait();
     return nan ? NAN_KEY : to_key(highest);
   }
 
@@ -411,9 +417,9 @@ struct Row {
     sort(padded);
   }
 
-  // Brings the tokens for which `wanted` holds, `count` of all blocks together and at most CANDIDATES, into `sorted` of every
-  // block: in falling order of keys, of equals the lower id first.
-  template <typename Wanted> __device__ __forceinline__ void gather(int count, Wanted wanted) {
+  // Brings the tokens for which `wanted` holds, at most CANDIDATES of all blocks, into `sorted` of every block: in falling order
+  // of keys, of equals the lower id first. Gives their number. A block must not end before others have read what it found.
+  template <typename Wanted> __device__ __forceinline__ int gather(Wanted wanted) {
     // Others may still read what was found before.
     if (gathers++ > 0) cluster_barrier();
     __syncthreads();
@@ -426,18 +432,22 @@ struct Row {
       if (slot < CANDIDATES) shared.found[slot] = entry(i, key);
     }
     cluster_barrier();
+    int there = (int)get(in_block(&shared.found_count, threadIdx.x % BLOCKS));
+    int counts[BLOCKS], count = 0;
+#pragma unroll
+    for (int b = 0; b < BLOCKS; b++) count += counts[b] = __shfl_sync(FULL, there, b);
     int padded = padded_length(count);
     for (int i = threadIdx.x; i < padded; i += THREADS) {
       int start = 0, block = -1, offset = 0;
 #pragma unroll
       for (int b = 0; b < BLOCKS; b++) {
-        int there = (int)get(in_block(&shared.found_count, b));
-        if (i >= start && i < start + there) block = b, offset = i - start;
-        start += there;
+        if (i >= start && i < start + counts[b]) block = b, offset = i - start;
+        start += counts[b];
       }
       shared.sorted[i] = block < 0 ? ~0ull : get(in_block(&shared.found[offset], block));
     }
     sort(padded);
+    return count;
   }
 
   __device__ __forceinline__ int padded_length(int count) const {
@@ -474,13 +484,17 @@ struct Row {
 
   // Cumulated weights of the sorted tokens, after `above`.
   __device__ __forceinline__ void cumulate(int count, u64 above) {
-    int i = threadIdx.x;
-    u64 cumulated = warp_cumulated(i < count ? fixed(weight(from_key(sorted_key(i)))) : 0);
-    if ((i & 31) == 31) shared.warps[i >> 5][0] = cumulated;
+    static_assert(CANDIDATES == 2 * THREADS, "a thread takes two");
+    int i = 2 * threadIdx.x;
+    u64 first = i < count ? fixed(weight(from_key(sorted_key(i)))) : 0;
+    u64 second = i + 1 < count ? fixed(weight(from_key(sorted_key(i + 1)))) : 0;
+    u64 cumulated = warp_cumulated(first + second);
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    if (lane == 31) shared.warps[warp][0] = cumulated;
     __syncthreads();
-    int lane = i & 31;
-    above += warp_total_wide(lane < (i >> 5) ? shared.warps[lane][0] : 0);
-    shared.cumulated[i] = above + cumulated;
+    above += warp_total_wide(lane < warp ? shared.warps[lane][0] : 0);
+    shared.cumulated[i] = above + cumulated - second;
+    shared.cumulated[i + 1] = above + cumulated;
     __syncthreads();
   }
 
@@ -534,7 +548,7 @@ struct Row {
       bool one_key = !listed && (u32)bracket.high - (u32)bracket.low == 1;
       u64 each = fixed(weight(from_key(bracket.low)));
       if (listed) {
-        gather(count, [&](int key) { return key >= bracket.low && key < bracket.high; });
+        gather([&](int key) { return key >= bracket.low && key < bracket.high; });
         cumulate(count, above.mass);
         cut = cut_at(wanted - 1, count, above.count);
         mass = shared.cumulated[wanted - 1];
@@ -543,7 +557,7 @@ struct Row {
         mass = above.mass + wanted * each;
       } else {
         // The rest weighs nothing.
-        cut = {bracket.high - 1, 0, 1, above.count, false};
+        cut = {bracket.high - 1, 0, 1, top_k, false};
         mass = above.mass;
       }
       if (top_p >= 1.f) return cut;
@@ -566,7 +580,7 @@ struct Row {
     Totals above = bracket.from_high;
     u32 count = bracket.from_low.count - above.count;
     if (count <= CANDIDATES) {
-      gather(count, [&](int key) { return key >= bracket.low && key < bracket.high; });
+      gather([&](int key) { return key >= bracket.low && key < bracket.high; });
       cumulate(count, above.mass);
       return cut_at(reaching(goal, count), count, above.count);
     }
@@ -589,263 +603,234 @@ struct Row {
   }
 };
 
-// Rows one after another: `work(index, key)` for each when its logits are loaded; `key` is the highest that the thread has seen.
-template <typename Work>
-__device__ __forceinline__ void for_each_row(Row& row, const elem* all, int rows, int part, int buffers,
-                                             Work work) {
-  extern __shared__ uint4 memory[];
-  elem* buffer = reinterpret_cast<elem*>(memory);
-  Shared& shared = row.shared;
-  int clusters = gridDim.x / GRID_BLOCKS;
-  auto part_of = [&](int index) { return all + (i64)index * row.vocabulary + row.first; };
-#if HOPPER
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; i++)
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&shared.loaded[i])) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
-  __syncthreads();
-#endif
-  u32 parity[2] = {0, 0};
-  int index = blockIdx.x / GRID_BLOCKS;
-  for (int i = 0; i < buffers; i++)
-    if (index + i * clusters < rows)
-      row.begin_load(part_of(index + i * clusters), buffer + i * part, &shared.loaded[i]);
-  for (int turn = 0; index < rows; index += clusters) {
-    row.logits = part_of(index);
-    row.gathers = 0;
-    work(index, row.finish_load(buffer + turn * part, &shared.loaded[turn], parity[turn]));
-    __syncthreads();
-    int later = index + buffers * clusters;
-    if (later < rows) row.begin_load(part_of(later), buffer + turn * part, &shared.loaded[turn]);
-    if (++turn == buffers) turn = 0;
-  }
-}
-
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1)
-    sampling_draw(const elem* __restrict__ logits, int rows, int vocabulary, int part, int buffers,
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
+    sampling_draw(const elem* __restrict__ logits, int vocabulary, int part,
                   const float* __restrict__ temperatures, const u32* __restrict__ top_ks,
                   const float* __restrict__ top_ps, const float* __restrict__ min_ps,
                   const float* __restrict__ uniforms, u32* __restrict__ tokens, float* __restrict__ log_probs,
                   float* __restrict__ model_log_probs) {
   __shared__ Shared shared;
+  extern __shared__ uint4 memory[];
+  elem* buffer = reinterpret_cast<elem*>(memory);
+  int index = blockIdx.x / GRID_BLOCKS;
   u32 rank = blockIdx.x % GRID_BLOCKS;
   if (rank >= BLOCKS) return;
-  Row row(shared, vocabulary, part, rank);
-  for_each_row(row, logits, rows, part, buffers, [&](int index, int key) {
-    float temperature = temperatures[index];
-    u32 top_k = min(top_ks[index], (u32)vocabulary);
-    float top_p = top_ps[index];
-    float min_p = fminf(min_ps[index], 1.f);
-    float uniform = uniforms[index];
-    bool greedy = temperature == 0.f;
-    // Not infinite: the peak's difference is 0.
-    float inverse = greedy ? 1.f : fminf(1.f / temperature, 1e30f);
-    bool by_count = top_k > 0;
-    bool cuts = !greedy && (top_p < 1.f || by_count);
+  Row row(shared, logits, buffer, index, vocabulary, part, rank);
+  float temperature = temperatures[index];
+  u32 top_k = min(top_ks[index], (u32)vocabulary);
+  float top_p = top_ps[index];
+  float min_p = fminf(min_ps[index], 1.f);
+  float uniform = uniforms[index];
+  bool greedy = temperature == 0.f;
+  // Not infinite: the peak's difference is 0.
+  float inverse = greedy ? 1.f : fminf(1.f / temperature, 1e30f);
+  bool by_count = top_k > 0;
+  bool cuts = !greedy && (top_p < 1.f || by_count);
 
-    int in_phase;
-    float peak = row.peak = from_key(row.highest(key, in_phase));
-    if (!(fabsf(peak) < __int_as_float(0x7f800000))) {
-      if (rank == 0 && threadIdx.x == 0) {
-        tokens[index] = BROKEN;
-        log_probs[index] = model_log_probs[index] = __int_as_float(0x7fffffff);
-      }
-      return;
+  int in_phase;
+  float peak = row.peak = from_key(row.highest(row.load(buffer), in_phase));
+  if (!(fabsf(peak) < __int_as_float(0x7f800000))) {
+    if (rank == 0 && threadIdx.x == 0) {
+      tokens[index] = BROKEN;
+      log_probs[index] = model_log_probs[index] = __int_as_float(0x7fffffff);
     }
-    row.scale = inverse * LOG2_E;
+    return;
+  }
+  row.scale = inverse * LOG2_E;
 
-    // Weights of all tokens, at this temperature and at 1; and where a few are kept, tokens that may be of them.
-    float mass = 0.f, model_mass = 0.f, mass_from_bound = 0.f;
-    int bound = NAN_KEY, lowest = vocabulary;
-    u32 count_from_bound = 0;
-    if (cuts) {
-      bound = row.bound(by_count ? min(top_k, (u32)HIGHEST) : HIGHEST, in_phase);
-#pragma unroll 4
-      for (int i = row.begin; i < row.end; i++) {
-        float x = row.at(i), w = row.weight(x);
-        mass += w;
-        model_mass += exp2_fast((x - peak) * LOG2_E);
-        if (to_key(x) >= bound) {
-          mass_from_bound += w;
-          count_from_bound++;
-          row.send(i, to_key(x));
-        }
-      }
-    } else if (inverse == 1.f) {
-#pragma unroll 4
-      for (int i = row.begin; i < row.end; i++) mass += row.weight(row.at(i));
-      model_mass = mass;
-    } else {
-#pragma unroll 4
-      for (int i = row.begin; i < row.end; i++) {
-        float below = row.at(i) - peak;
-        mass += exp2_fast(below * row.scale);
-        model_mass += exp2_fast(below * LOG2_E);
-      }
-    }
-    u64 masses[4] = {fixed(mass), fixed(model_mass), fixed(mass_from_bound), count_from_bound};
-    row.add_up(masses);
-    u64 sums[4];
-    row.totals(sums);
-    u64 whole = sums[0];
-    float log_mass = log_fixed(whole), log_model_mass = log_fixed(sums[1]);
-    auto write = [&](u32 id, float x) {
-      tokens[index] = id;
-      log_probs[index] = (x - peak) * inverse - log_mass;
-      model_log_probs[index] = (x - peak) - log_model_mass;
-    };
-
-    if (greedy) {
-      for (int i = row.end - 1; i >= row.begin; i--)
-        if (row.at(i) == peak) lowest = row.first + i;
-      lowest = -row.highest(-lowest, in_phase);
-      if (rank == 0 && threadIdx.x == 0) write(lowest, peak);
-      return;
-    }
-
-    // From the `count` sorted tokens in falling probability, as the host does.
-    auto from_sorted = [&](int count) {
-      int kept = row.first_that(count, [&](int i) { return row.weight(from_key(row.sorted_key(i))) < min_p; });
-      u64 weighs = shared.cumulated[kept - 1];
-      u64 target = min((u64)((double)uniform * (double)weighs), weighs - 1);
-      int drawn = row.first_that(kept - 1, [&](int i) { return shared.cumulated[i] > target; });
-      if (rank == 0 && threadIdx.x == 0) write((u32)shared.sorted[drawn], from_key(row.sorted_key(drawn)));
-    };
-
-    Cut cut = {LOWEST_KEY, (u32)vocabulary, 0, (u32)vocabulary, false};
-    u32 quota = FULL;
-    if (cuts) {
-      Totals from_bound = {sums[2], (u32)sums[3]};
-      bool enough = by_count ? from_bound.count >= top_k : from_bound.mass >= row.nucleus(top_p, whole);
-      bool sent = !__any_sync(FULL, row.told(threadIdx.x % BLOCKS, 3) > SENT);
-      if (enough && sent) {
-        // The first block does the rest.
-        if (rank != 0) return;
-        int count = from_bound.count;
-        row.sort_sent(count);
-        row.cumulate(count, 0);
-        u64 left = whole;
-        if (by_count) count = top_k, left = shared.cumulated[count - 1];
-        if (top_p < 1.f) count = row.reaching(row.nucleus(top_p, left), count) + 1;
-        from_sorted(count);
-        return;
-      }
-      cut = row.select(top_k, top_p, whole, bound, from_bound, false);
-      if (cut.sorted) {
-        from_sorted(cut.count);
-        return;
-      }
-      quota = row.quota(cut);
-      if (cut.count <= CANDIDATES) {
-        u32 left = quota;
-        row.gather(cut.count, [&](int key) { return key > cut.key || (key == cut.key && left > 0 && left-- > 0); });
-        row.cumulate(cut.count, 0);
-        from_sorted(cut.count);
-        return;
-      }
-    }
-    if (cuts || min_p > 0.f) {
-      u32 left = quota;
-      mass = 0.f;
-      for (int i = row.begin; i < row.end; i++) {
-        float x = row.at(i);
-        float w = row.weight(x);
-        int key = to_key(x);
-        bool kept = key > cut.key || (key == cut.key && left > 0 && left-- > 0);
-        mass += kept && w >= min_p ? w : 0.f;
-      }
-      masses[0] = fixed(mass);
-      u64 values[1] = {masses[0]};
-      row.add_up(values);
-      row.totals(values);
-      whole = values[0];
-    }
-
-    // The thread in whose cumulated weight the target lies has the token; its warp looks for it together.
-    u64 target = min((u64)((double)uniform * (double)whole), whole - 1);
-    u64 before = row.before_warp() + warp_cumulated(masses[0]) - masses[0];
-    u32 owner = __ballot_sync(FULL, target >= before && target - before < masses[0]);
-    if (owner == 0) return;
-    int source = __ffs(owner) - 1, lane = threadIdx.x & 31;
-    int begin = __shfl_sync(FULL, row.begin, source), end = __shfl_sync(FULL, row.end, source);
-    u32 left = __shfl_sync(FULL, quota, source);
-    before = __shfl_sync(FULL, before, source);
-    int drawn = begin;
-    for (int i = begin; i < end; i += 32) {
-      float x = i + lane < end ? row.at(i + lane) : -__int_as_float(0x7f800000);
-      int key = to_key(x);
-      float w = row.weight(x);
-      u32 ties = __ballot_sync(FULL, key == cut.key);
-      bool kept = key > cut.key || (key == cut.key && __popc(ties & ((1u << lane) - 1)) < left);
-      left -= min(left, (u32)__popc(ties));
-      u64 mine = kept && w >= min_p ? fixed(w) : 0;
-      u64 cumulated = before + warp_cumulated(mine);
-      u32 possible = __ballot_sync(FULL, mine > 0), beyond = __ballot_sync(FULL, mine > 0 && cumulated > target);
-      if (beyond != 0) {
-        drawn = i + __ffs(beyond) - 1;
-        break;
-      }
-      if (possible != 0) drawn = i + 31 - __clz(possible);
-      before = __shfl_sync(FULL, cumulated, 31);
-    }
-    if (lane == 0) write(row.first + drawn, row.at(drawn));
-  });
-  // Others may still read what this block found.
-  cluster_barrier();
-}
-
-// The `wanted` most likely tokens of each row at temperature 1.
-extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1)
-    sampling_top(const elem* __restrict__ logits, int rows, int vocabulary, int part, int buffers, int wanted,
-                 u32* __restrict__ ids, float* __restrict__ log_probs) {
-  __shared__ Shared shared;
-  u32 rank = blockIdx.x % GRID_BLOCKS;
-  if (rank >= BLOCKS) return;
-  Row row(shared, vocabulary, part, rank);
-  row.scale = LOG2_E;
-  for_each_row(row, logits, rows, part, buffers, [&](int index, int key) {
-    i64 slot = (i64)index * wanted + threadIdx.x;
-    bool writes = rank == 0 && (int)threadIdx.x < wanted;
-    int in_phase;
-    float peak = row.peak = from_key(row.highest(key, in_phase));
-    if (!(fabsf(peak) < __int_as_float(0x7f800000))) {
-      if (writes) ids[slot] = BROKEN, log_probs[slot] = __int_as_float(0x7fffffff);
-      return;
-    }
-    int count = min(wanted, vocabulary);
-    int bound = row.bound(min(count, HIGHEST), in_phase);
-    float mass = 0.f;
-    u32 from_bound = 0;
+  // Weights of all tokens, at this temperature and at 1; and where a few are kept, tokens that may be of them.
+  float mass = 0.f, model_mass = 0.f, mass_from_bound = 0.f;
+  int bound = NAN_KEY, lowest = vocabulary;
+  u32 count_from_bound = 0;
+  if (cuts) {
+    bound = row.bound(by_count ? min(top_k, (u32)HIGHEST) : HIGHEST, in_phase);
 #pragma unroll 4
     for (int i = row.begin; i < row.end; i++) {
-      float x = row.at(i);
-      mass += row.weight(x);
+      float x = row.at(i), w = row.weight(x);
+      mass += w;
+      model_mass += exp2_fast((x - peak) * LOG2_E);
       if (to_key(x) >= bound) {
-        from_bound++;
+        mass_from_bound += w;
+        count_from_bound++;
         row.send(i, to_key(x));
       }
     }
-    u64 sums[4] = {fixed(mass), 0, 0, from_bound};
-    row.add_up(sums);
-    row.totals(sums);
+  } else if (inverse == 1.f) {
+#pragma unroll 4
+    for (int i = row.begin; i < row.end; i++) mass += row.weight(row.at(i));
+    model_mass = mass;
+  } else {
+#pragma unroll 4
+    for (int i = row.begin; i < row.end; i++) {
+      float below = row.at(i) - peak;
+      mass += exp2_fast(below * row.scale);
+      model_mass += exp2_fast(below * LOG2_E);
+    }
+  }
+  u64 masses[2] = {fixed(mass), fixed(model_mass)}, sums[4];
+  if (cuts) {
+    u64 with_bound[4] = {masses[0], masses[1], fixed(mass_from_bound), count_from_bound};
+    row.add_up(with_bound);
+  } else {
+    row.add_up(masses);
+  }
+  row.totals(sums);
+  u64 whole = sums[0];
+  float log_mass = log_fixed(whole), log_model_mass = log_fixed(sums[1]);
+  auto write = [&](u32 id, float x) {
+    tokens[index] = id;
+    log_probs[index] = (x - peak) * inverse - log_mass;
+    model_log_probs[index] = (x - peak) - log_model_mass;
+  };
+
+  if (greedy) {
+    for (int i = row.end - 1; i >= row.begin; i--)
+      if (row.at(i) == peak) lowest = row.first + i;
+    lowest = -row.highest(-lowest, in_phase);
+    if (rank == 0 && threadIdx.x == 0) write(lowest, peak);
+    return;
+  }
+
+  // From the `count` sorted tokens in falling probability, as the host does.
+  auto from_sorted = [&](int count) {
+    int kept = row.first_that(count, [&](int i) { return row.weight(from_key(row.sorted_key(i))) < min_p; });
+    u64 weighs = shared.cumulated[kept - 1];
+    u64 target = min((u64)((double)uniform * (double)weighs), weighs - 1);
+    int drawn = row.first_that(kept - 1, [&](int i) { return shared.cumulated[i] > target; });
+    if (rank == 0 && threadIdx.x == 0) write((u32)shared.sorted[drawn], from_key(row.sorted_key(drawn)));
+  };
+
+  Cut cut = {LOWEST_KEY, (u32)vocabulary, 0, (u32)vocabulary, false};
+  u32 quota = FULL;
+  if (cuts) {
+    Totals from_bound = {sums[2], (u32)sums[3]};
+    bool enough = by_count ? from_bound.count >= top_k : from_bound.mass >= row.nucleus(top_p, whole);
     bool sent = !__any_sync(FULL, row.told(threadIdx.x % BLOCKS, 3) > SENT);
-    if (sums[3] >= count && sent) {
+    if (enough && sent) {
+      // The first block does the rest.
       if (rank != 0) return;
-      row.sort_sent((int)sums[3]);
-    } else {
-      // Without their weights `select` only counts.
-      Cut cut = row.select(count, 1.f, sums[0], bound, {0, (u32)sums[3]}, true);
-      u32 left = row.quota(cut);
-      row.gather(count, [&](int key) { return key > cut.key || (key == cut.key && left > 0 && left-- > 0); });
+      int count = from_bound.count;
+      row.sort_sent(count);
+      row.cumulate(count, 0);
+      u64 left = whole;
+      if (by_count) count = top_k, left = shared.cumulated[count - 1];
+      if (top_p < 1.f) count = row.reaching(row.nucleus(top_p, left), count) + 1;
+      from_sorted(count);
+      return;
     }
-    if (writes) {
-      bool exists = (int)threadIdx.x < count;
-      float x = from_key(row.sorted_key(threadIdx.x));
-      ids[slot] = exists ? (u32)shared.sorted[threadIdx.x] : BROKEN;
-      log_probs[slot] = exists ? (x - peak) - log_fixed(sums[0]) : __int_as_float(0x7fffffff);
+    cut = row.select(top_k, top_p, whole, bound, from_bound, false);
+    if (!cut.sorted) quota = row.quota(cut);
+    if (cut.count <= CANDIDATES) {
+      int count = cut.count;
+      if (!cut.sorted) {
+        u32 left = quota;
+        count = row.gather([&](int key) { return key > cut.key || (key == cut.key && left > 0 && left-- > 0); });
+        row.cumulate(count, 0);
+      }
+      from_sorted(count);
+      cluster_barrier();
+      return;
     }
-  });
-  // Others may still read what this block found.
-  cluster_barrier();
+  }
+  if (cuts || min_p > 0.f) {
+    u32 left = quota;
+    mass = 0.f;
+    for (int i = row.begin; i < row.end; i++) {
+      float x = row.at(i);
+      float w = row.weight(x);
+      int key = to_key(x);
+      bool kept = key > cut.key || (key == cut.key && left > 0 && left-- > 0);
+      mass += kept && w >= min_p ? w : 0.f;
+    }
+    masses[0] = fixed(mass);
+    u64 values[1] = {masses[0]};
+    row.add_up(values);
+    row.totals(values);
+    whole = values[0];
+  }
+
+  // The thread in whose cumulated weight the target lies has the token; its warp looks for it together.
+  u64 target = min((u64)((double)uniform * (double)whole), whole - 1);
+  u64 before = row.before_warp() + warp_cumulated(masses[0]) - masses[0];
+  u32 owner = __ballot_sync(FULL, target >= before && target - before < masses[0]);
+  if (owner == 0) return;
+  int source = __ffs(owner) - 1, lane = threadIdx.x & 31;
+  int begin = __shfl_sync(FULL, row.begin, source), end = __shfl_sync(FULL, row.end, source);
+  u32 left = __shfl_sync(FULL, quota, source);
+  before = __shfl_sync(FULL, before, source);
+  int drawn = begin;
+  for (int i = begin; i < end; i += 32) {
+    float x = i + lane < end ? row.at(i + lane) : -__int_as_float(0x7f800000);
+    int key = to_key(x);
+    float w = row.weight(x);
+    u32 ties = __ballot_sync(FULL, key == cut.key);
+    bool kept = key > cut.key || (key == cut.key && __popc(ties & ((1u << lane) - 1)) < left);
+    left -= min(left, (u32)__popc(ties));
+    u64 mine = kept && w >= min_p ? fixed(w) : 0;
+    u64 cumulated = before + warp_cumulated(mine);
+    u32 possible = __ballot_sync(FULL, mine > 0), beyond = __ballot_sync(FULL, mine > 0 && cumulated > target);
+    if (beyond != 0) {
+      drawn = i + __ffs(beyond) - 1;
+      break;
+    }
+    if (possible != 0) drawn = i + 31 - __clz(possible);
+    before = __shfl_sync(FULL, cumulated, 31);
+  }
+  if (lane == 0) write(row.first + drawn, row.at(drawn));
+}
+
+// The `wanted` most likely tokens of each row at temperature 1.
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
+    sampling_top(const elem* __restrict__ logits, int vocabulary, int part, int wanted,
+                 u32* __restrict__ ids, float* __restrict__ log_probs) {
+  __shared__ Shared shared;
+  extern __shared__ uint4 memory[];
+  elem* buffer = reinterpret_cast<elem*>(memory);
+  int index = blockIdx.x / GRID_BLOCKS;
+  u32 rank = blockIdx.x % GRID_BLOCKS;
+  if (rank >= BLOCKS) return;
+  Row row(shared, logits, buffer, index, vocabulary, part, rank);
+  row.scale = LOG2_E;
+  i64 slot = (i64)index * wanted + threadIdx.x;
+  bool writes = rank == 0 && (int)threadIdx.x < wanted;
+  int in_phase;
+  float peak = row.peak = from_key(row.highest(row.load(buffer), in_phase));
+  if (!(fabsf(peak) < __int_as_float(0x7f800000))) {
+    if (writes) ids[slot] = BROKEN, log_probs[slot] = __int_as_float(0x7fffffff);
+    return;
+  }
+  int count = min(wanted, vocabulary);
+  int bound = row.bound(min(count, HIGHEST), in_phase);
+  float mass = 0.f;
+  u32 from_bound = 0;
+#pragma unroll 4
+  for (int i = row.begin; i < row.end; i++) {
+    float x = row.at(i);
+    mass += row.weight(x);
+    if (to_key(x) >= bound) {
+      from_bound++;
+      row.send(i, to_key(x));
+    }
+  }
+  u64 sums[4] = {fixed(mass), 0, 0, from_bound};
+  row.add_up(sums);
+  row.totals(sums);
+  bool sent = !__any_sync(FULL, row.told(threadIdx.x % BLOCKS, 3) > SENT);
+  bool listed = sums[3] >= count && sent;
+  if (listed) {
+    if (rank != 0) return;
+    row.sort_sent((int)sums[3]);
+  } else {
+    // Without their weights `select` only counts.
+    Cut cut = row.select(count, 1.f, sums[0], bound, {0, (u32)sums[3]}, true);
+    u32 left = row.quota(cut);
+    row.gather([&](int key) { return key > cut.key || (key == cut.key && left > 0 && left-- > 0); });
+  }
+  if (writes) {
+    bool exists = (int)threadIdx.x < count;
+    float x = from_key(row.sorted_key(threadIdx.x));
+    ids[slot] = exists ? (u32)shared.sorted[threadIdx.x] : BROKEN;
+    log_probs[slot] = exists ? (x - peak) - log_fixed(sums[0]) : __int_as_float(0x7fffffff);
+  }
+  if (!listed) cluster_barrier();
 }

@@ -7,11 +7,9 @@ use crate::{
 };
 
 /// Threads of a block.
-const THREADS: u32 = 1024;
+const THREADS: u32 = 512;
 /// Blocks of a cluster, which share a row.
 const BLOCKS: usize = 8;
-/// The most bytes of shared memory for logits, beside what else the kernels keep there.
-const MOST_SHARED: usize = 192 << 10;
 /// The largest vocabulary: an eighth of it fits into shared memory as f32, and sums of fixed-point weights do not overflow.
 const MOST_TOKENS: usize = 1 << 18;
 /// The most tokens of [`top_log_probs`].
@@ -67,13 +65,9 @@ impl Draws {
         self.vocabulary.div_ceil(BLOCKS).next_multiple_of(8)
     }
 
-    /// The kernel, its grid, and the buffers of a block: with two, a row is loaded while the one before is worked on.
-    fn kernel<T: Float>(&self, gpu: &Gpu, name: &'static str) -> (Kernel, Grid, usize) {
-        let bytes = self.part() * T::DTYPE.bytes();
-        let buffers = (MOST_SHARED / bytes).clamp(1, 2);
-        let clusters = self.rows.min((gpu.processors() / BLOCKS).max(1));
-        let grid = Grid::new(clusters * BLOCKS, THREADS).shared(buffers * bytes);
-        (Kernel::new(&KERNELS, name, Some(T::DTYPE)), grid, buffers)
+    fn kernel<T: Float>(&self, name: &'static str) -> (Kernel, Grid) {
+        let grid = Grid::new(self.rows * BLOCKS, THREADS).shared(self.part() * T::DTYPE.bytes());
+        (Kernel::new(&KERNELS, name, Some(T::DTYPE)), grid)
     }
 }
 
@@ -101,16 +95,14 @@ pub fn draw<T: Float>(
     ] {
         ShapeError::length(NAME, operand, length, rows)?;
     }
-    let (kernel, grid, buffers) = draws.kernel::<T>(gpu, NAME);
+    let (kernel, grid) = draws.kernel::<T>(NAME);
     gpu.launch(
         &kernel,
         grid,
         &[
             logits.into(),
-            draws.rows.into(),
             draws.vocabulary.into(),
             draws.part().into(),
-            buffers.into(),
             parameters.temperature.into(),
             parameters.top_k.into(),
             parameters.top_p.into(),
@@ -144,16 +136,14 @@ pub fn top_log_probs<T: Float>(
     if count == 0 {
         return Ok(());
     }
-    let (kernel, grid, buffers) = draws.kernel::<T>(gpu, NAME);
+    let (kernel, grid) = draws.kernel::<T>(NAME);
     gpu.launch(
         &kernel,
         grid,
         &[
             logits.into(),
-            draws.rows.into(),
             draws.vocabulary.into(),
             draws.part().into(),
-            buffers.into(),
             count.into(),
             ids.into(),
             log_probs.into(),
