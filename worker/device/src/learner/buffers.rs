@@ -140,11 +140,7 @@ impl Inputs {
                 &self.placeholders,
                 &signed(&batch.placeholders, batch.placeholders.len()),
             )?,
-            groups: DeviceGroups::write(
-                gpu,
-                [&self.group_ids, &self.group_starts, &self.group_order],
-                &groups,
-            )?,
+            groups: DeviceGroups::write(gpu, [&self.group_ids, &self.group_starts, &self.group_order], &groups)?,
         })
     }
 }
