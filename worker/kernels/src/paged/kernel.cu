@@ -11,15 +11,14 @@
 // as long as both sides agree. Nothing is staged in shared memory, and a warp waits for no other until its share of a row is
 // done. Over a prefix the warps of a block do the same tokens for different heads, and these wait in shared memory.
 //
-// Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED.
+// Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, ROW_WARPS (of a block
+// of the line of rows) and ROW_BLOCKS (of a multiprocessor).
 
-static constexpr int WARPS = 4, MERGE_WARPS = 8;
-// Blocks of threads that a multiprocessor holds: of rows, and of prefixes.
-static constexpr int ROW_BLOCKS = 3, PREFIX_BLOCKS = 2;
+static constexpr int PREFIX_WARPS = 4, PREFIX_BLOCKS = 2, MERGE_WARPS = 8;
 // Tokens that a warp takes at once, and those of a prefix that a block has in shared memory.
 static constexpr int STEP = 16, CHUNK = 64;
 // Tiles of 8 columns (query heads): one for a row, four for each warp of a block over a prefix.
-static constexpr int WIDE = 4, WIDE_TILES = WIDE * WARPS, WIDE_COLUMNS = 8 * WIDE_TILES;
+static constexpr int WIDE = 4, WIDE_TILES = WIDE * PREFIX_WARPS, WIDE_COLUMNS = 8 * WIDE_TILES;
 static constexpr int KEY_CHUNKS = (HEAD_DIM + 31) / 32, VALUE_CHUNKS = (HEAD_DIM + 63) / 64;
 // Pairs of dimensions that a thread sums for two heads.
 static constexpr int PAIRS = 4 * VALUE_CHUNKS;
@@ -155,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(1024)
   __syncthreads();
   int length = (int)(carry >> 32);
   // A share has a unit for each warp.
-  int used = min(most_shares, max(length / WARPS, min(length, 1)));
+  int used = min(most_shares, max(length / ROW_WARPS, min(length, 1)));
   cut(length, (int)(u32)carry, used, most_shares, header, sections, shares);
 }
 
@@ -287,7 +286,7 @@ template <int TILES> struct Sums {
   // Adds up the warps that did other tokens for the same columns, `across` apart, and writes the columns that are there:
   // partial results to `slots`, or, where it is null, results. `shared` has room for the outputs of a tile of every warp,
   // and behind it for their maxima and sums. Nobody reads it any more when all have come here.
-  template <typename Step>
+  template <typename Step, int WARPS>
   __device__ __forceinline__ void write(const Context& context, const Section& section, int kv_head, int across, float* slots,
                                         float4* shared) {
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
@@ -328,7 +327,7 @@ template <int TILES> struct Sums {
       float* slot = slots ? slots + (i64)(strip * TILES + tile) * SLOT : nullptr;
       i64 head = (i64)section.row * context.heads + kv_head * PER_KV + column;
 #pragma unroll 1
-      for (int pair = part * (PAIRS / along); pair < (part + 1) * (PAIRS / along); pair++) {
+      for (int pair = part; pair < PAIRS; pair += along) {
         float4 all = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll 1
         for (int other = strip; other < WARPS; other += across) {
@@ -424,7 +423,7 @@ struct Tensor {
   }
   // A block's queries in the order in which `score` reads them.
   static __device__ __forceinline__ void stage(uint4* to, const Context& context, const Section& section, int kv_head, int) {
-    for (int at = threadIdx.x; at < QUERIES; at += WARPS * 32) {
+    for (int at = threadIdx.x; at < QUERIES; at += blockDim.x) {
       int column = (at & 31) >> 2, dim = 32 * (at >> 5) + 8 * (at & 3);
       bool inside = column < section.columns && dim < HEAD_DIM;
       to[at] = inside ? *reinterpret_cast<const uint4*>(context.query(section, kv_head, column) + dim) : make_uint4(0, 0, 0, 0);
@@ -476,7 +475,7 @@ template <int TILES> struct Scalar {
   static __device__ __forceinline__ void stage(uint4* to, const Context& context, const Section& section, int kv_head,
                                                int tiles) {
     float* queries = reinterpret_cast<float*>(to);
-    for (int at = threadIdx.x; at < tiles * 8 * HEAD_DIM; at += WARPS * 32) {
+    for (int at = threadIdx.x; at < tiles * 8 * HEAD_DIM; at += blockDim.x) {
       int column = at / HEAD_DIM;
       queries[at] = column < section.columns ? to_float(context.query(section, kv_head, column)[at % HEAD_DIM]) : 0.f;
     }
@@ -521,13 +520,12 @@ template <typename T> struct Choose { typedef Tensor Row; };
 template <> struct Choose<float> { typedef Scalar<1> Row; };
 
 // The line of rows, a block per share.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, ROW_BLOCKS)
+extern "C" __global__ void __launch_bounds__(ROW_WARPS * 32, ROW_BLOCKS)
     paged_rows(const elem* q, const elem* keys, const elem* values, const u32* tables, elem* out, float* lse, float* partials,
                const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks, float scale) {
   typedef Choose<elem>::Row Step;
-  static constexpr int OUTPUTS = WARPS * PAIRS * 32;
-  __shared__ float4 outputs[OUTPUTS + 2 * WARPS * 8 / 4];
-  __shared__ uint4 queries[Step::QUERIES];
+  extern __shared__ uint4 queries[];
+  float4* outputs = reinterpret_cast<float4*>(queries + Step::QUERIES);
   Context context = {q, keys, values, tables, out, lse, heads, kv_heads, max_blocks, scale * 1.44269504f};
   Share share = shares[blockIdx.x];
   Section section = share.section;
@@ -538,12 +536,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, ROW_BLOCKS)
     __syncthreads();
     Sums<1> sums;
     sums.clear();
-    int token = section.begin + (first * STEP + (int)(threadIdx.x >> 5) * STEP);
-    attend_tokens<Step, 1>(context, section, kv_head, token, min(section.begin + last * STEP, section.end), WARPS * STEP,
+    int token = section.begin + (first + (int)(threadIdx.x >> 5)) * STEP;
+    attend_tokens<Step, 1>(context, section, kv_head, token, min(section.begin + last * STEP, section.end), ROW_WARPS * STEP,
                            queries, sums);
     bool whole = section.alone && last - first == section.units;
     i64 slot = (int)blockIdx.x + index * kv_heads + kv_head;
-    sums.write<Step>(context, section, kv_head, 1, whole ? nullptr : partials + slot * SLOT, outputs);
+    sums.write<Step, ROW_WARPS>(context, section, kv_head, 1, whole ? nullptr : partials + slot * SLOT, outputs);
     at += last - first;
     if (at == section.start + section.units * kv_heads && at < share.end) section = sections[++index];
   }
@@ -600,7 +598,7 @@ struct Staged {
   // Thread (g, c) multiplies numbers 2c, 2c + 1, 2c + 8 and 2c + 9 of 16 for column g, and of the 16 after them.
   static __device__ __forceinline__ void stage(uint4* to, const Context& context, const Section& section, int kv_head,
                                                int tiles) {
-    for (int at = threadIdx.x; at < tiles * QUERIES; at += WARPS * 32) {
+    for (int at = threadIdx.x; at < tiles * QUERIES; at += blockDim.x) {
       int lane = at & 31, j = (at >> 5) % KEY_CHUNKS, column = 8 * ((at >> 5) / KEY_CHUNKS) + (lane >> 2);
       u32 v[4] = {};
       if (column < section.columns) {
@@ -617,7 +615,7 @@ struct Staged {
   // Requests a chunk of keys and values. Tokens and dimensions that are not there become zeros.
   static __device__ __forceinline__ void request(uint4* keys, uint4* values, const Context& context, const u32* table,
                                                  int kv_head, int token, int end) {
-    static constexpr int ROWS = WARPS * 32 / ROW;
+    static constexpr int ROWS = PREFIX_WARPS * 32 / ROW;
     int part = threadIdx.x % ROW;
 #pragma unroll
     for (int first = 0; first < CHUNK; first += ROWS) {
@@ -658,7 +656,7 @@ __device__ __forceinline__ void attend_prefix(const Context& context, const Sect
     __syncthreads();
     const uint4 *keys = chunks + (chunk & 1) * 2 * Staged::TOKENS, *values = keys + Staged::TOKENS;
     int tokens = min(section.end - section.begin - chunk * CHUNK, CHUNK);
-    for (int token = part * STEP; token < tokens; token += WARPS / across * STEP) {
+    for (int token = part * STEP; token < tokens; token += PREFIX_WARPS / across * STEP) {
       float scores[WIDE][4];
       Staged::score(scores, keys, token, queries);
       sums.weigh(scores, tokens - token, context.scale);
@@ -666,7 +664,7 @@ __device__ __forceinline__ void attend_prefix(const Context& context, const Sect
     }
     __syncthreads();
   }
-  sums.write<Staged>(context, section, kv_head, across, slots, reinterpret_cast<float4*>(chunks));
+  sums.write<Staged, PREFIX_WARPS>(context, section, kv_head, across, slots, reinterpret_cast<float4*>(chunks));
 }
 __device__ __forceinline__ void attend_prefix(const Context& context, const Section& section, int kv_head, int first, int last,
                                               int across, uint4* shared, const float*, float* slots) {
@@ -678,13 +676,13 @@ __device__ __forceinline__ void attend_prefix(const Context& context, const Sect
   Sums<WIDE> sums;
   sums.clear();
   attend_tokens<Step, WIDE>(context, section, kv_head, section.begin + first * CHUNK + part * STEP,
-                            min(section.begin + last * CHUNK, section.end), WARPS / across * STEP,
+                            min(section.begin + last * CHUNK, section.end), PREFIX_WARPS / across * STEP,
                             shared + strip * WIDE * Step::QUERIES, sums);
-  sums.write<Step>(context, section, kv_head, across, slots, reinterpret_cast<float4*>(shared + WIDE_TILES * Step::QUERIES));
+  sums.write<Step, PREFIX_WARPS>(context, section, kv_head, across, slots, reinterpret_cast<float4*>(shared + WIDE_TILES * Step::QUERIES));
 }
 
 // The line of prefixes, a block per share.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, PREFIX_BLOCKS)
+extern "C" __global__ void __launch_bounds__(PREFIX_WARPS * 32, PREFIX_BLOCKS)
     paged_prefixes(const elem* q, const elem* keys, const elem* values, const u32* tables, float* partials,
                    const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks, float scale) {
   extern __shared__ uint4 shared[];

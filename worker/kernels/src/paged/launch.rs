@@ -5,16 +5,17 @@ use crate::{
     gpu::{launch::Grid, source::Kernel},
 };
 
-/// Warps of a block of threads, and of one that merges.
-const WARPS: usize = 4;
-const MERGE_WARPS: usize = 8;
-/// Blocks of threads that a multiprocessor holds: of rows, and of prefixes.
-const ROW_BLOCKS: usize = 3;
+/// Warps that a multiprocessor holds where they attend alone: so many that their registers suffice.
+const ROW_WARPS: usize = 12;
+/// Warps of a block over a prefix, and such blocks of a multiprocessor.
+const PREFIX_WARPS: usize = 4;
 const PREFIX_BLOCKS: usize = 2;
+/// Warps of a block that merges.
+const MERGE_WARPS: usize = 8;
 /// Tokens of a prefix that a block has in shared memory.
 const CHUNK: usize = 64;
 /// Tiles of 8 columns that the warps of a block hold together over a prefix.
-const WIDE_TILES: usize = 4 * WARPS;
+const WIDE_TILES: usize = 4 * PREFIX_WARPS;
 /// Integers of a section, of a row's record, of a share, and of the header of a plan.
 const SECTION: usize = 8;
 const RECORD: usize = 12;
@@ -89,7 +90,7 @@ impl Layout {
         let grouped = decode.groups > 0;
         let columns = decode.rows * decode.heads_per_kv();
         Self {
-            shares: ROW_BLOCKS * gpu.processors(),
+            shares: row_blocks(decode) * gpu.processors(),
             tile_shares: if grouped { PREFIX_BLOCKS * gpu.processors() } else { 0 },
             rows: decode.rows,
             tiles: if grouped {
@@ -147,31 +148,40 @@ impl Plan {
     }
 }
 
+/// Blocks of a multiprocessor on the line of rows. Many rows: several, of which one begins a row while others are amid theirs.
+/// Few rows: one, which leaves few partial results.
+fn row_blocks(decode: &Decode) -> usize {
+    if decode.rows * decode.kv_heads > 64 { 3 } else { 1 }
+}
+
 /// The constants of a build.
-fn defines(decode: &Decode) -> [(&'static str, usize); 4] {
+fn defines(decode: &Decode) -> [(&'static str, usize); 6] {
     [
         ("HEAD_DIM", decode.head_dim),
         ("BLOCK_SIZE", decode.block_size),
         ("PER_KV", decode.heads_per_kv()),
         ("GROUPED", usize::from(decode.groups > 0)),
+        ("ROW_WARPS", ROW_WARPS / row_blocks(decode)),
+        ("ROW_BLOCKS", row_blocks(decode)),
     ]
 }
 
 /// What the source is compiled for: number format and constants of some models.
-pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 4])> {
+pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 6])> {
     let builds = [
-        ("bf16", 7, 128, 16, 0),
-        ("bf16", 7, 128, 16, 1),
-        ("bf16", 8, 128, 16, 1),
-        ("bf16", 7, 64, 16, 0),
-        ("bf16", 7, 64, 32, 1),
-        ("bf16", 1, 80, 8, 1),
-        ("float", 7, 128, 16, 1),
-        ("float", 1, 80, 8, 0),
+        ("bf16", 1, 7, 128, 16, 0),
+        ("bf16", 100, 7, 128, 16, 0),
+        ("bf16", 100, 7, 128, 16, 1),
+        ("bf16", 1, 8, 128, 16, 1),
+        ("bf16", 100, 7, 64, 16, 0),
+        ("bf16", 1, 7, 64, 32, 1),
+        ("bf16", 100, 1, 80, 8, 1),
+        ("float", 1, 7, 128, 16, 1),
+        ("float", 100, 1, 80, 8, 0),
     ];
-    let build = |(elem, heads, head_dim, block_size, groups)| {
+    let build = |(elem, rows, heads, head_dim, block_size, groups)| {
         let decode = Decode {
-            rows: 1,
+            rows,
             heads,
             kv_heads: 1,
             head_dim,
@@ -275,7 +285,7 @@ pub fn attend<T: Float>(
     if decode.groups > 0 {
         gpu.launch(
             &kernel("paged_prefixes", T::DTYPE, decode),
-            Grid::new(layout.tile_shares, 32 * WARPS as u32).shared(prefix_memory(T::DTYPE, decode.head_dim)),
+            Grid::new(layout.tile_shares, 32 * PREFIX_WARPS as u32).shared(prefix_memory(T::DTYPE, decode.head_dim)),
             &[
                 q.into(),
                 keys.into(),
@@ -291,9 +301,11 @@ pub fn attend<T: Float>(
             ],
         )?;
     }
+    let warps = ROW_WARPS / row_blocks(decode);
     gpu.launch(
         &kernel("paged_rows", T::DTYPE, decode),
-        Grid::new(layout.shares, 32 * WARPS as u32),
+        Grid::new(layout.shares, 32 * warps as u32)
+            .shared(query_memory(T::DTYPE, decode.head_dim) + output_memory(decode.head_dim, warps, 1)),
         &[
             q.into(),
             keys.into(),
@@ -326,15 +338,25 @@ pub fn attend<T: Float>(
     )
 }
 
-/// Bytes of shared memory of a block over a prefix: queries, and behind them two chunks of keys and values, or the outputs of
-/// its warps with their maxima and sums.
-fn prefix_memory(dtype: Dtype, head_dim: usize) -> usize {
-    let outputs = WARPS * 8 * head_dim.next_multiple_of(64) * size_of::<f32>() + 2 * 8 * WIDE_TILES * size_of::<f32>();
+/// Bytes of a tile's queries in shared memory.
+fn query_memory(dtype: Dtype, head_dim: usize) -> usize {
     match dtype {
-        Dtype::F32 => WIDE_TILES * 8 * head_dim * 4 + outputs,
-        Dtype::Bf16 => {
-            let chunks = 2 * 2 * CHUNK * head_dim.next_multiple_of(64) * 2;
-            WIDE_TILES * 8 * head_dim.next_multiple_of(32) * 2 + chunks.max(outputs)
-        }
+        Dtype::F32 => 8 * head_dim * 4,
+        Dtype::Bf16 => 8 * head_dim.next_multiple_of(32) * 2,
     }
+}
+
+/// Bytes of shared memory for the outputs of one tile of each warp, and the maxima and sums of all of its tiles.
+fn output_memory(head_dim: usize, warps: usize, tiles: usize) -> usize {
+    warps * 8 * (head_dim.next_multiple_of(64) + 2 * tiles) * size_of::<f32>()
+}
+
+/// Bytes of shared memory of a block over a prefix: queries, and behind them two chunks of keys and values, which make way
+/// for outputs.
+fn prefix_memory(dtype: Dtype, head_dim: usize) -> usize {
+    let chunks = match dtype {
+        Dtype::F32 => 0,
+        Dtype::Bf16 => 2 * 2 * CHUNK * head_dim.next_multiple_of(64) * 2,
+    };
+    WIDE_TILES * query_memory(dtype, head_dim) + chunks.max(output_memory(head_dim, PREFIX_WARPS, 4))
 }
