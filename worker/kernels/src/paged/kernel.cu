@@ -2,7 +2,8 @@
 //
 // The work of a step is a line of units: 16 tokens of one row and KV head. It is cut into equal shares for as many blocks of
 // threads as are resident at once, so that one long row and many short ones load the card alike. A block walks through its
-// share; a row that lies in several shares leaves a partial result in each, which a last kernel merges in a fixed order.
+// share; a row that lies in several shares leaves a partial result in each, which the last of their blocks to be done merges,
+// in an order that does not depend on which it is.
 // Prefixes that groups of rows share are a line of their own, of 64 tokens for a tile of up to 128 query heads of the group.
 //
 // Scores and outputs are computed transposed: tokens (then dimensions) are the 16 rows of mma.m16n8k16, and the 7 or 8 query
@@ -14,10 +15,10 @@
 // Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, ROW_WARPS (of a block
 // of the line of rows) and ROW_BLOCKS (of a multiprocessor).
 
-static constexpr int PREFIX_WARPS = 4, PREFIX_BLOCKS = 2, MERGE_WARPS = 8;
+static constexpr int PREFIX_WARPS = 4, PREFIX_BLOCKS = 2;
 // Tokens that a warp takes at once, and those of a prefix that a block has in shared memory.
 static constexpr int STEP = 16, CHUNK = 64;
-// Tiles of 8 columns (query heads): one for a row, four for each warp of a block over a prefix.
+// Tiles of 8 columns (query heads): one for a row, up to four for each warp of a block over a prefix.
 static constexpr int WIDE = 4, WIDE_TILES = WIDE * PREFIX_WARPS, WIDE_COLUMNS = 8 * WIDE_TILES;
 static constexpr int KEY_CHUNKS = (HEAD_DIM + 31) / 32, VALUE_CHUNKS = (HEAD_DIM + 63) / 64;
 // Pairs of dimensions that a thread sums for two heads.
@@ -107,10 +108,11 @@ __device__ __forceinline__ void cut(int length, int count, int used, int most, i
 extern "C" __global__ void __launch_bounds__(1024)
     paged_plan(const int* lengths, const int* groups, int rows, int kv_heads, int group_count, int most_tiles, int most_shares,
                int most_tile_shares, int* header, Section* sections, Section* tile_sections, Row* records, Share* shares,
-               Share* tile_shares) {
+               Share* tile_shares, int* arrivals) {
   __shared__ u64 parts[32];
   int thread = threadIdx.x;
   for (int row = thread; row < rows; row += blockDim.x) records[row] = Row{-1, 0, 0, 1, -1};
+  for (int at = thread; at < rows * kv_heads; at += blockDim.x) arrivals[at] = 0;
   __syncthreads();
   // Length of the line in the upper half, sections in the lower.
   u64 carry = 0, total;
@@ -283,73 +285,25 @@ template <int TILES> struct Sums {
     }
   }
 
-  // Adds up the warps that did other tokens for the same columns, `across` apart, and writes the columns that are there:
-  // partial results to `slots`, or, where it is null, results. `shared` has room for the outputs of a tile of every warp,
-  // and behind it for their maxima and sums. Nobody reads it any more when all have come here.
-  template <typename Step, int WARPS>
-  __device__ __forceinline__ void write(const Context& context, const Section& section, int kv_head, int across, float* slots,
-                                        float4* shared) {
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
-    int along = WARPS / across, strip = warp % across, part = warp / across;
-    float(*maxima)[8 * TILES] = reinterpret_cast<float(*)[8 * TILES]>(shared + WARPS * PAIRS * 32);
-    float(*sums)[8 * TILES] = maxima + WARPS;
-    __syncthreads();
+  // A warp's sums of its own, to slots of their tiles. `columns` are there.
+  template <typename Step> __device__ __forceinline__ void store(float* slots, int columns) {
+    int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
+    for (int tile = 0; tile < TILES; tile++) {
+      float* slot = slots + tile * SLOT;
 #pragma unroll
       for (int x = 0; x < 2; x++) {
 #pragma unroll
         for (int offset = 4; offset < 32; offset <<= 1) sum[tile][x] += __shfl_xor_sync(0xffffffffu, sum[tile][x], offset);
-        if (g == 0) maxima[warp][8 * tile + 2 * c + x] = best[tile][x], sums[warp][8 * tile + 2 * c + x] = sum[tile][x];
-      }
-    __syncthreads();
+        if (8 * tile + 2 * c + x >= columns) continue;
+        if (g == 0) slot[8 * HEAD_DIM + 2 * c + x] = best[tile][x], slot[8 * HEAD_DIM + 8 + 2 * c + x] = sum[tile][x];
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-      float most[2], total[2], own[2];
+        for (int pair = 0; pair < PAIRS; pair++)
 #pragma unroll
-      for (int x = 0; x < 2; x++) {
-        int column = 8 * tile + 2 * c + x;
-        most[x] = MINUS_INFINITY, total[x] = 0.f;
-#pragma unroll 1
-        for (int other = strip; other < WARPS; other += across) most[x] = fmaxf(most[x], maxima[other][column]);
-#pragma unroll 1
-        for (int other = strip; other < WARPS; other += across)
-          total[x] += sums[other][column] * rescale(maxima[other][column], most[x]);
-        own[x] = rescale(best[tile][x], most[x]);
-      }
-      if (tile > 0) __syncthreads();
-#pragma unroll
-      for (int pair = 0; pair < PAIRS; pair++)
-        shared[(warp * PAIRS + pair) * 32 + lane] = make_float4(out[tile][pair][0] * own[0], out[tile][pair][1] * own[1],
-                                                                out[tile][pair][2] * own[0], out[tile][pair][3] * own[1]);
-      __syncthreads();
-      int column = 8 * (strip * TILES + tile) + 2 * c;
-      float* slot = slots ? slots + (i64)(strip * TILES + tile) * SLOT : nullptr;
-      i64 head = (i64)section.row * context.heads + kv_head * PER_KV + column;
-#pragma unroll 1
-      for (int pair = part; pair < PAIRS; pair += along) {
-        float4 all = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 1
-        for (int other = strip; other < WARPS; other += across) {
-          float4 one = shared[(other * PAIRS + pair) * 32 + lane];
-          all.x += one.x, all.y += one.y, all.z += one.z, all.w += one.w;
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          int x = i & 1, dim = Step::dimension(pair, g, i >> 1);
-          if (column + x >= section.columns || (HEAD_DIM % 64 != 0 && dim >= HEAD_DIM)) continue;
-          float value = i == 0 ? all.x : i == 1 ? all.y : i == 2 ? all.z : all.w;
-          if (slot) slot[(2 * c + x) * HEAD_DIM + dim] = value;
-          else context.out[(head + x) * HEAD_DIM + dim] = from_float<elem>(value / total[x]);
-        }
-      }
-      if (part == 0 && g == 0) {
-#pragma unroll
-        for (int x = 0; x < 2; x++) {
-          if (column + x >= section.columns) continue;
-          if (slot) slot[8 * HEAD_DIM + 2 * c + x] = most[x], slot[8 * HEAD_DIM + 8 + 2 * c + x] = total[x];
-          else if (context.lse) context.lse[head + x] = (most[x] + __log2f(total[x])) * 0.69314718f;
-        }
+          for (int second = 0; second < 2; second++) {
+            int dim = Step::dimension(pair, g, second);
+            if (HEAD_DIM % 64 == 0 || dim < HEAD_DIM) slot[(2 * c + x) * HEAD_DIM + dim] = out[tile][pair][2 * second + x];
+          }
       }
     }
   }
@@ -516,73 +470,258 @@ __device__ __forceinline__ void attend_tokens(const Context& context, const Sect
   }
 }
 
-template <typename T> struct Choose { typedef Tensor Row; };
-template <> struct Choose<float> { typedef Scalar<1> Row; };
+__device__ __forceinline__ void store_two(float* to, float a, float b) { *reinterpret_cast<float2*>(to) = make_float2(a, b); }
+__device__ __forceinline__ void store_two(bf16* to, float a, float b) { *reinterpret_cast<u32*>(to) = to_bf16x2(a, b); }
+
+template <typename T> struct Choose { typedef Tensor Step; };
+template <> struct Choose<float> { typedef Scalar<1> Step; };
+
+// Shared memory of a block on the line of rows.
+struct Shared {
+  float4 outputs[ROW_WARPS][PAIRS][32];
+  float maxima[ROW_WARPS][8], sums[ROW_WARPS][8];
+  uint4 queries[Choose<elem>::Step::QUERIES];
+  int last;
+};
+
+// Adds up the warps of a block, which did other tokens of the same row, and writes a partial result to `slot` or, where it is
+// null, the result.
+__device__ __forceinline__ void write(const Context& context, Sums<1>& sums, int row, int kv_head, float* slot, Shared& shared) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
+#pragma unroll
+  for (int x = 0; x < 2; x++) {
+#pragma unroll
+    for (int offset = 4; offset < 32; offset <<= 1) sums.sum[0][x] += __shfl_xor_sync(0xffffffffu, sums.sum[0][x], offset);
+    if (g == 0) shared.maxima[warp][2 * c + x] = sums.best[0][x], shared.sums[warp][2 * c + x] = sums.sum[0][x];
+  }
+  __syncthreads();
+  float most[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {}, own[2];
+#pragma unroll
+  for (int x = 0; x < 2; x++) {
+#pragma unroll
+    for (int other = 0; other < ROW_WARPS; other++) most[x] = fmaxf(most[x], shared.maxima[other][2 * c + x]);
+#pragma unroll
+    for (int other = 0; other < ROW_WARPS; other++)
+      total[x] += shared.sums[other][2 * c + x] * rescale(shared.maxima[other][2 * c + x], most[x]);
+    own[x] = rescale(sums.best[0][x], most[x]);
+  }
+#pragma unroll
+  for (int pair = 0; pair < PAIRS; pair++) {
+    float(&out)[4] = sums.out[0][pair];
+    shared.outputs[warp][pair][lane] = make_float4(out[0] * own[0], out[1] * own[1], out[2] * own[0], out[3] * own[1]);
+  }
+  __syncthreads();
+  i64 head = (i64)row * context.heads + kv_head * PER_KV + 2 * c;
+  for (int pair = warp; pair < PAIRS; pair += ROW_WARPS) {
+    float4 all = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+    for (int other = 0; other < ROW_WARPS; other++) {
+      float4 one = shared.outputs[other][pair][lane];
+      all.x += one.x, all.y += one.y, all.z += one.z, all.w += one.w;
+    }
+    int dim = Choose<elem>::Step::dimension(pair, g, 0);
+    if (HEAD_DIM % 64 != 0 && dim >= HEAD_DIM) continue;
+#pragma unroll
+    for (int x = 0; x < 2; x++) {
+      if (2 * c + x >= PER_KV) continue;
+      float a = x ? all.y : all.x, b = x ? all.w : all.z;
+      if (slot) store_two(slot + (2 * c + x) * HEAD_DIM + dim, a, b);
+      else store_two(context.out + (head + x) * HEAD_DIM + dim, a / total[x], b / total[x]);
+    }
+  }
+  if (warp == 0 && g == 0) {
+#pragma unroll
+    for (int x = 0; x < 2; x++) {
+      if (2 * c + x >= PER_KV) continue;
+      if (slot) slot[8 * HEAD_DIM + 2 * c + x] = most[x], slot[8 * HEAD_DIM + 8 + 2 * c + x] = total[x];
+      else if (context.lse) context.lse[head + x] = (most[x] + __log2f(total[x])) * 0.69314718f;
+    }
+  }
+}
+
+// Where the partial results of a row and KV head are: those of its own tokens, and those of the prefix it shares.
+struct Parts {
+  const float *partials, *wide_partials;
+  int4 lines;  // lengths and shares of the line of rows and of that of prefixes
+};
+
+// Merges them into the result, always in the same order. A block does it together; its warps take one part after the other.
+__device__ __forceinline__ void merge(const Context& context, const Parts& parts, const Row& record, int row, int kv_head,
+                                      Shared& shared) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  float4 out[PER_KV];
+  float most[PER_KV], sum[PER_KV];
+#pragma unroll
+  for (int head = 0; head < PER_KV; head++) out[head] = make_float4(0.f, 0.f, 0.f, 0.f), most[head] = MINUS_INFINITY, sum[head] = 0.f;
+  // Other blocks have written them during this kernel: they are read from the second-level cache.
+  auto read = [&](const float* slot, int column, float4& part, float& part_most, float& part_sum) {
+    part_most = __ldcg(slot + 8 * HEAD_DIM + column), part_sum = __ldcg(slot + 8 * HEAD_DIM + 8 + column);
+    if (4 * lane < HEAD_DIM) part = __ldcg(reinterpret_cast<const float4*>(slot + column * HEAD_DIM + 4 * lane));
+  };
+  auto take = [&](int head, const float4& part, float part_most, float part_sum) {
+    float now = fmaxf(most[head], part_most), before = rescale(most[head], now), share = rescale(part_most, now);
+    most[head] = now, sum[head] = sum[head] * before + part_sum * share;
+    out[head].x = out[head].x * before + part.x * share, out[head].y = out[head].y * before + part.y * share;
+    out[head].z = out[head].z * before + part.z * share, out[head].w = out[head].w * before + part.w * share;
+  };
+  if (record.section >= 0) {
+    int start = record.start + kv_head * record.units, first = share_of(start, parts.lines.y, parts.lines.x);
+    int count = share_of(start + record.units - 1, parts.lines.y, parts.lines.x) - first + 1;
+    const float* slots = parts.partials + (i64)(first + record.section * context.kv_heads + kv_head) * SLOT;
+    for (int at = warp; at < count; at += ROW_WARPS) {
+      float4 part[PER_KV];
+      float part_most[PER_KV], part_sum[PER_KV];
+#pragma unroll
+      for (int head = 0; head < PER_KV; head++) read(slots + (i64)at * SLOT, head, part[head], part_most[head], part_sum[head]);
+#pragma unroll
+      for (int head = 0; head < PER_KV; head++) take(head, part[head], part_most[head], part_sum[head]);
+    }
+  }
+  if (GROUPED && record.tile >= 0) {
+    // The heads of a row may lie in two tiles.
+    const float* slots[PER_KV];
+    int count[PER_KV], most_count = 0;
+#pragma unroll
+    for (int head = 0; head < PER_KV; head++) {
+      int line = record.column + head, tile = line / record.width, column = line % record.width;
+      int start = record.tile_start + (tile * context.kv_heads + kv_head) * record.tile_units;
+      int first = share_of(start, parts.lines.w, parts.lines.z);
+      count[head] = share_of(start + record.tile_units - 1, parts.lines.w, parts.lines.z) - first + 1;
+      most_count = max(most_count, count[head]);
+      i64 slot = first + (record.tile + tile) * context.kv_heads + kv_head;
+      slots[head] = parts.wide_partials + (slot * WIDE_TILES + column / 8) * SLOT;
+    }
+    for (int at = warp; at < most_count; at += ROW_WARPS) {
+      float4 part[PER_KV];
+      float part_most[PER_KV], part_sum[PER_KV];
+#pragma unroll
+      for (int head = 0; head < PER_KV; head++) {
+        int column = (record.column + head) % record.width % 8;
+        part_most[head] = MINUS_INFINITY, part_sum[head] = 0.f, part[head] = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (at < count[head])
+          read(slots[head] + (i64)at * WIDE_TILES * SLOT, column, part[head], part_most[head], part_sum[head]);
+      }
+#pragma unroll
+      for (int head = 0; head < PER_KV; head++) take(head, part[head], part_most[head], part_sum[head]);
+    }
+  }
+
+  // Whoever still reads the outputs of warps is waited for.
+  __syncthreads();
+  float* outputs = reinterpret_cast<float*>(shared.outputs);
+#pragma unroll
+  for (int head = 0; head < PER_KV; head++) {
+    if (lane == 0) shared.maxima[warp][head] = most[head], shared.sums[warp][head] = sum[head];
+    if (4 * lane < HEAD_DIM) *reinterpret_cast<float4*>(outputs + (warp * PER_KV + head) * HEAD_DIM + 4 * lane) = out[head];
+  }
+  __syncthreads();
+  i64 first = (i64)row * context.heads + kv_head * PER_KV;
+  for (int at = threadIdx.x; at < PER_KV * HEAD_DIM; at += ROW_WARPS * 32) {
+    int head = at / HEAD_DIM;
+    float largest = MINUS_INFINITY, total = 0.f, all = 0.f;
+#pragma unroll
+    for (int other = 0; other < ROW_WARPS; other++) largest = fmaxf(largest, shared.maxima[other][head]);
+#pragma unroll
+    for (int other = 0; other < ROW_WARPS; other++) {
+      float share = rescale(shared.maxima[other][head], largest);
+      total += shared.sums[other][head] * share, all += outputs[other * PER_KV * HEAD_DIM + at] * share;
+    }
+    // Of an unused row nothing was summed.
+    context.out[first * HEAD_DIM + at] = from_float<elem>(total == 0.f ? 0.f : all / total);
+    if (context.lse && at % HEAD_DIM == 0) context.lse[first + head] = (largest + __log2f(total)) * 0.69314718f;
+  }
+  __syncthreads();
+}
 
 // The line of rows, a block per share.
 extern "C" __global__ void __launch_bounds__(ROW_WARPS * 32, ROW_BLOCKS)
     paged_rows(const elem* q, const elem* keys, const elem* values, const u32* tables, elem* out, float* lse, float* partials,
-               const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks, float scale) {
-  typedef Choose<elem>::Row Step;
-  extern __shared__ uint4 queries[];
-  float4* outputs = reinterpret_cast<float4*>(queries + Step::QUERIES);
+               const float* wide_partials, const int* header, const Section* sections, const Row* records, const Share* shares,
+               int* arrivals, int rows, int heads, int kv_heads, int max_blocks, float scale) {
+  typedef Choose<elem>::Step Step;
+  extern __shared__ uint4 memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
   Context context = {q, keys, values, tables, out, lse, heads, kv_heads, max_blocks, scale * 1.44269504f};
   Share share = shares[blockIdx.x];
+  Parts parts = {partials, wide_partials, *reinterpret_cast<const int4*>(header)};
+  // A row without tokens of its own lies in no share. One of these is looked after, too.
+  int idle_row = blockIdx.x, idle = idle_row < rows && records[idle_row].section < 0;
   Section section = share.section;
   for (int at = share.begin, index = share.index; at < share.end;) {
     int inside = at - section.start, kv_head = inside / section.units, first = inside % section.units;
     int last = min(section.units, first + share.end - at);
-    Step::stage(queries, context, section, kv_head, 1);
+    Step::stage(shared.queries, context, section, kv_head, 1);
     __syncthreads();
     Sums<1> sums;
     sums.clear();
     int token = section.begin + (first + (int)(threadIdx.x >> 5)) * STEP;
     attend_tokens<Step, 1>(context, section, kv_head, token, min(section.begin + last * STEP, section.end), ROW_WARPS * STEP,
-                           queries, sums);
+                           shared.queries, sums);
     bool whole = section.alone && last - first == section.units;
     i64 slot = (int)blockIdx.x + index * kv_heads + kv_head;
-    sums.write<Step, ROW_WARPS>(context, section, kv_head, 1, whole ? nullptr : partials + slot * SLOT, outputs);
+    write(context, sums, section.row, kv_head, whole ? nullptr : partials + slot * SLOT, shared);
+    if (!whole) {
+      // The last block to be done with the row and KV head merges, and makes ready for the next layer.
+      __threadfence();
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        int start = section.start + kv_head * section.units;
+        int count = share_of(start + section.units - 1, parts.lines.y, parts.lines.x) -
+                    share_of(start, parts.lines.y, parts.lines.x);
+        int* arrived = arrivals + section.row * kv_heads + kv_head;
+        shared.last = count == 0 || atomicAdd(arrived, 1) == count;
+        if (shared.last) *arrived = 0;
+      }
+      __syncthreads();
+      if (shared.last) {
+        __threadfence();
+        merge(context, parts, records[section.row], section.row, kv_head, shared);
+      }
+    }
     at += last - first;
     if (at == section.start + section.units * kv_heads && at < share.end) section = sections[++index];
   }
+  for (; idle_row < rows; idle_row += gridDim.x, idle = idle_row < rows && records[idle_row].section < 0)
+    for (int kv_head = 0; idle && kv_head < kv_heads; kv_head++)
+      merge(context, parts, records[idle_row], idle_row, kv_head, shared);
 }
 
 #if GROUPED
-// Sixteen tokens of a prefix from shared memory, where rows of keys and values lie with their 16-byte parts permuted, so that
-// eight rows are read without conflicts.
-struct Staged {
-  static constexpr int QUERIES = KEY_CHUNKS * 32;
-  static constexpr int ROW = 8 * VALUE_CHUNKS, TOKENS = CHUNK * ROW;
+// Sixteen tokens of a prefix from shared memory, where rows of keys, values and queries lie with their 16-byte parts permuted,
+// so that eight rows are read without conflicts. A warp does all tokens for its tiles of columns.
+template <int TILES> struct Staged {
+  static constexpr int ROW = 8 * VALUE_CHUNKS, TOKENS = CHUNK * ROW, ROWS = PREFIX_WARPS * 32 / ROW;
 
   static __device__ __forceinline__ int dimension(int pair, int g, int second) { return 16 * pair + g + 8 * second; }
   static __device__ __forceinline__ int place(int row, int part) { return row * ROW + (part ^ (row & 7)); }
 
-  static __device__ __forceinline__ void score(float (&scores)[WIDE][4], const uint4* keys, int token, const uint4* queries) {
+  static __device__ __forceinline__ void score(float (&scores)[TILES][4], const uint4* keys, int token, const uint4* queries) {
     int lane = threadIdx.x & 31;
 #pragma unroll
-    for (int tile = 0; tile < WIDE; tile++)
+    for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
       for (int i = 0; i < 4; i++) scores[tile][i] = 0.f;
     // Neighbouring products go into different sums: none waits for the one before it.
 #pragma unroll
     for (int j = 0; j < KEY_CHUNKS; j++) {
-      uint4 q[WIDE];
+      uint4 q[TILES];
 #pragma unroll
-      for (int tile = 0; tile < WIDE; tile++) q[tile] = read_shared(queries + (tile * KEY_CHUNKS + j) * 32 + lane);
+      for (int tile = 0; tile < TILES; tile++)
+        q[tile] = read_matrices(shared_address(queries + place(8 * tile + (lane & 7), 4 * j + (lane >> 3))));
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         uint4 a = read_matrices(shared_address(keys + place(token + (lane & 15), 4 * j + 2 * half + (lane >> 4))));
 #pragma unroll
-        for (int tile = 0; tile < WIDE; tile++)
+        for (int tile = 0; tile < TILES; tile++)
           mma(scores[tile], a.x, a.y, a.z, a.w, half ? q[tile].z : q[tile].x, half ? q[tile].w : q[tile].y);
       }
     }
   }
-  static __device__ __forceinline__ void add(Sums<WIDE>& sums, const float (&weights)[WIDE][4], const uint4* values, int token) {
+  static __device__ __forceinline__ void add(Sums<TILES>& sums, const float (&weights)[TILES][4], const uint4* values, int token) {
     int lane = threadIdx.x & 31;
-    u32 low[WIDE], high[WIDE];
+    u32 low[TILES], high[TILES];
 #pragma unroll
-    for (int tile = 0; tile < WIDE; tile++) {
+    for (int tile = 0; tile < TILES; tile++) {
       low[tile] = transposed(to_bf16x2(weights[tile][0], weights[tile][1]));
       high[tile] = transposed(to_bf16x2(weights[tile][2], weights[tile][3]));
     }
@@ -592,36 +731,32 @@ struct Staged {
       int row = token + (lane & 7) + ((lane >> 4) << 3), part = 2 * pair + ((lane >> 3) & 1);
       uint4 a = read_transposed(shared_address(values + place(row, part)));
 #pragma unroll
-      for (int tile = 0; tile < WIDE; tile++) mma(sums.out[tile][pair], a.x, a.y, a.z, a.w, low[tile], high[tile]);
+      for (int tile = 0; tile < TILES; tile++) mma(sums.out[tile][pair], a.x, a.y, a.z, a.w, low[tile], high[tile]);
     }
   }
-  // Thread (g, c) multiplies numbers 2c, 2c + 1, 2c + 8 and 2c + 9 of 16 for column g, and of the 16 after them.
-  static __device__ __forceinline__ void stage(uint4* to, const Context& context, const Section& section, int kv_head,
-                                               int tiles) {
-    for (int at = threadIdx.x; at < tiles * QUERIES; at += blockDim.x) {
-      int lane = at & 31, j = (at >> 5) % KEY_CHUNKS, column = 8 * ((at >> 5) / KEY_CHUNKS) + (lane >> 2);
-      u32 v[4] = {};
-      if (column < section.columns) {
-        const elem* query = context.query(section, kv_head, column);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          int dim = 32 * j + 8 * i + 2 * (lane & 3);
-          if (dim < HEAD_DIM) v[i] = *reinterpret_cast<const u32*>(query + dim);
-        }
-      }
-      to[at] = make_uint4(v[0], v[1], v[2], v[3]);
+  static __device__ __forceinline__ void request_queries(uint4* to, const Context& context, const Section& section, int kv_head) {
+    int part = threadIdx.x % ROW;
+    for (int column = threadIdx.x / ROW; column < 8 * TILES * PREFIX_WARPS; column += ROWS) {
+      bool inside = column < section.columns && 8 * part < HEAD_DIM;
+      const elem* from = inside ? context.query(section, kv_head, column) + 8 * part : context.q;
+      copy_async(shared_address(to + place(column, part)), from, inside);
     }
+  }
+  // The entries of a chunk in the table, one for every eight tokens, each held by a lane.
+  static __device__ __forceinline__ u32 look_up(const u32* table, int token, int end) {
+    int at = token + 8 * (threadIdx.x & 31);
+    return at < min(token + CHUNK, end) ? __ldg(table + at / BLOCK_SIZE) : 0;
   }
   // Requests a chunk of keys and values. Tokens and dimensions that are not there become zeros.
-  static __device__ __forceinline__ void request(uint4* keys, uint4* values, const Context& context, const u32* table,
-                                                 int kv_head, int token, int end) {
-    static constexpr int ROWS = PREFIX_WARPS * 32 / ROW;
+  static __device__ __forceinline__ void request(uint4* keys, uint4* values, const Context& context, u32 blocks, int kv_head,
+                                                 int token, int end) {
     int part = threadIdx.x % ROW;
 #pragma unroll
     for (int first = 0; first < CHUNK; first += ROWS) {
-      int row = first + threadIdx.x / ROW, at = min(token + row, end - 1);
+      int row = first + threadIdx.x / ROW;
+      u32 block = __shfl_sync(0xffffffffu, blocks, row / 8);
       bool inside = token + row < end && 8 * part < HEAD_DIM;
-      i64 from = context.place(__ldg(table + at / BLOCK_SIZE), kv_head, at) + (inside ? 8 * part : 0);
+      i64 from = inside ? context.place(block, kv_head, token + row) + 8 * part : 0;
       copy_async(shared_address(keys + place(row, part)), context.keys + from, inside);
       copy_async(shared_address(values + place(row, part)), context.values + from, inside);
     }
@@ -630,55 +765,59 @@ struct Staged {
 };
 
 // Chunks [first, last) of a prefix, in shared memory one after the other while the next one comes.
-__device__ __forceinline__ void attend_prefix(const Context& context, const Section& section, int kv_head, int first, int last,
-                                              int across, uint4* shared, const bf16*, float* slots) {
-  uint4 *queries = shared, *chunks = shared + WIDE_TILES * Staged::QUERIES;
-  int warp = threadIdx.x >> 5, strip = warp % across, part = warp / across;
+template <int TILES> __device__ __forceinline__ void attend_prefix(const Context& context, const Section& section, int kv_head,
+                                                                   int first, int last, uint4* shared, const bf16*, float* slots) {
+  typedef Staged<TILES> Step;
+  uint4 *queries = shared, *chunks = shared + 8 * WIDE_TILES * Step::ROW;
+  int warp = threadIdx.x >> 5, column = 8 * TILES * warp;
   const u32* table = context.tables + (i64)section.row * context.max_blocks;
-  // Whoever still writes the results of the chunks before is waited for.
-  __syncthreads();
-  auto request = [&](int chunk) {
-    uint4* keys = chunks + (chunk & 1) * 2 * Staged::TOKENS;
-    Staged::request(keys, keys + Staged::TOKENS, context, table, kv_head, section.begin + chunk * CHUNK, section.end);
+  auto request = [&](int chunk, u32 blocks) {
+    uint4* keys = chunks + (chunk & 1) * 2 * Step::TOKENS;
+    Step::request(keys, keys + Step::TOKENS, context, blocks, kv_head, section.begin + chunk * CHUNK, section.end);
   };
-  request(first);
-  Staged::stage(queries, context, section, kv_head, across * WIDE);
-  queries += strip * WIDE * Staged::QUERIES;
-  Sums<WIDE> sums;
+  auto look_up = [&](int chunk) { return Step::look_up(table, section.begin + chunk * CHUNK, section.end); };
+  u32 blocks = look_up(first);
+  Step::request_queries(queries, context, section, kv_head);
+  request(first, blocks);
+  blocks = look_up(first + 1);
+  queries += column * Step::ROW;
+  Sums<TILES> sums;
   sums.clear();
   for (int chunk = first; chunk < last; chunk++) {
     if (chunk + 1 < last) {
-      request(chunk + 1);
+      request(chunk + 1, blocks);
+      blocks = look_up(chunk + 2);
       asm volatile("cp.async.wait_group 1;" ::: "memory");
     } else {
       asm volatile("cp.async.wait_group 0;" ::: "memory");
     }
     __syncthreads();
-    const uint4 *keys = chunks + (chunk & 1) * 2 * Staged::TOKENS, *values = keys + Staged::TOKENS;
+    const uint4 *keys = chunks + (chunk & 1) * 2 * Step::TOKENS, *values = keys + Step::TOKENS;
     int tokens = min(section.end - section.begin - chunk * CHUNK, CHUNK);
-    for (int token = part * STEP; token < tokens; token += PREFIX_WARPS / across * STEP) {
-      float scores[WIDE][4];
-      Staged::score(scores, keys, token, queries);
-      sums.weigh(scores, tokens - token, context.scale);
-      Staged::add(sums, scores, values, token);
+    if (column < section.columns) {
+      for (int token = 0; token < tokens; token += STEP) {
+        float scores[TILES][4];
+        Step::score(scores, keys, token, queries);
+        sums.weigh(scores, tokens - token, context.scale);
+        Step::add(sums, scores, values, token);
+      }
     }
     __syncthreads();
   }
-  sums.write<Staged, PREFIX_WARPS>(context, section, kv_head, across, slots, reinterpret_cast<float4*>(chunks));
+  sums.template store<Step>(slots + TILES * warp * SLOT, section.columns - column);
 }
-__device__ __forceinline__ void attend_prefix(const Context& context, const Section& section, int kv_head, int first, int last,
-                                              int across, uint4* shared, const float*, float* slots) {
-  typedef Scalar<WIDE> Step;
-  int warp = threadIdx.x >> 5, strip = warp % across, part = warp / across;
+template <int TILES> __device__ __forceinline__ void attend_prefix(const Context& context, const Section& section, int kv_head,
+                                                                   int first, int last, uint4* shared, const float*, float* slots) {
+  typedef Scalar<TILES> Step;
+  int warp = threadIdx.x >> 5;
+  Step::stage(shared, context, section, kv_head, TILES * PREFIX_WARPS);
   __syncthreads();
-  Step::stage(shared, context, section, kv_head, across * WIDE);
-  __syncthreads();
-  Sums<WIDE> sums;
+  Sums<TILES> sums;
   sums.clear();
-  attend_tokens<Step, WIDE>(context, section, kv_head, section.begin + first * CHUNK + part * STEP,
-                            min(section.begin + last * CHUNK, section.end), PREFIX_WARPS / across * STEP,
-                            shared + strip * WIDE * Step::QUERIES, sums);
-  sums.write<Step, PREFIX_WARPS>(context, section, kv_head, across, slots, reinterpret_cast<float4*>(shared + WIDE_TILES * Step::QUERIES));
+  attend_tokens<Step, TILES>(context, section, kv_head, section.begin + first * CHUNK,
+                             min(section.begin + last * CHUNK, section.end), STEP, shared + warp * TILES * Step::QUERIES, sums);
+  sums.template store<Step>(slots + TILES * warp * SLOT, section.columns - 8 * TILES * warp);
+  __syncthreads();
 }
 
 // The line of prefixes, a block per share.
@@ -692,85 +831,11 @@ extern "C" __global__ void __launch_bounds__(PREFIX_WARPS * 32, PREFIX_BLOCKS)
   for (int at = share.begin, index = share.index; at < share.end;) {
     int inside = at - section.start, kv_head = inside / section.units, first = inside % section.units;
     int last = min(section.units, first + share.end - at);
-    // Warps side by side over columns, the rest of them over tokens.
-    int across = section.columns <= 8 * WIDE ? 1 : section.columns <= 16 * WIDE ? 2 : 4;
-    i64 slot = (int)blockIdx.x + index * kv_heads + kv_head;
-    attend_prefix(context, section, kv_head, first, last, across, shared, keys, partials + slot * WIDE_TILES * SLOT);
+    float* slots = partials + ((int)blockIdx.x + index * kv_heads + kv_head) * (i64)(WIDE_TILES * SLOT);
+    if (section.columns <= WIDE_COLUMNS / 2) attend_prefix<WIDE / 2>(context, section, kv_head, first, last, shared, keys, slots);
+    else attend_prefix<WIDE>(context, section, kv_head, first, last, shared, keys, slots);
     at += last - first;
     if (at == section.start + section.units * kv_heads && at < share.end) section = sections[++index];
   }
 }
 #endif
-
-// A block per query head of a row: merges partial results, always in the order of the lines.
-extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32)
-    paged_merge(elem* out, float* lse, const float* partials, const float* wide_partials, const int* header, const Row* records,
-                int heads, int kv_heads) {
-  static constexpr int PARTS = 4;
-  __shared__ float outputs[MERGE_WARPS][HEAD_DIM], maxima[MERGE_WARPS], sums[MERGE_WARPS];
-  int row = blockIdx.y, head = blockIdx.x, kv_head = head / PER_KV, column = head % PER_KV;
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  Row record = records[row];
-  int4 lines = *reinterpret_cast<const int4*>(header);
-  int own = 0, wide = 0, wide_column = 0;
-  const float *own_slots = nullptr, *wide_slots = nullptr;
-  if (record.section >= 0) {
-    int start = record.start + kv_head * record.units, first = share_of(start, lines.y, lines.x);
-    own = share_of(start + record.units - 1, lines.y, lines.x) - first + 1;
-    own_slots = partials + (i64)(first + record.section * kv_heads + kv_head) * SLOT;
-    if (own == 1 && record.alone) return;
-  }
-  if (GROUPED && record.tile >= 0) {
-    int line = record.column + column, tile = line / record.width;
-    int start = record.tile_start + (tile * kv_heads + kv_head) * record.tile_units;
-    int first = share_of(start, lines.w, lines.z);
-    wide = share_of(start + record.tile_units - 1, lines.w, lines.z) - first + 1;
-    i64 slot = first + (record.tile + tile) * kv_heads + kv_head;
-    wide_column = line % record.width;
-    wide_slots = wide_partials + (slot * WIDE_TILES + wide_column / 8) * SLOT;
-  }
-
-  float most = MINUS_INFINITY, sum = 0.f, total[4] = {};
-  for (int part = warp; part < own + wide; part += MERGE_WARPS * PARTS) {
-    float part_most[PARTS], part_sum[PARTS];
-    float4 part_out[PARTS];
-#pragma unroll
-    for (int i = 0; i < PARTS; i++) {
-      int at = part + i * MERGE_WARPS;
-      part_most[i] = MINUS_INFINITY, part_sum[i] = 0.f, part_out[i] = make_float4(0.f, 0.f, 0.f, 0.f);
-      if (at >= own + wide) continue;
-      const float* slot = at < own ? own_slots + (i64)at * SLOT : wide_slots + (i64)(at - own) * WIDE_TILES * SLOT;
-      int slot_column = at < own ? column : wide_column % 8;
-      part_most[i] = slot[8 * HEAD_DIM + slot_column], part_sum[i] = slot[8 * HEAD_DIM + 8 + slot_column];
-      if (4 * lane < HEAD_DIM) part_out[i] = *reinterpret_cast<const float4*>(slot + slot_column * HEAD_DIM + 4 * lane);
-    }
-#pragma unroll
-    for (int i = 0; i < PARTS; i++) {
-      float now = fmaxf(most, part_most[i]), before = rescale(most, now), share = rescale(part_most[i], now);
-      most = now, sum = sum * before + part_sum[i] * share;
-      total[0] = total[0] * before + part_out[i].x * share;
-      total[1] = total[1] * before + part_out[i].y * share;
-      total[2] = total[2] * before + part_out[i].z * share;
-      total[3] = total[3] * before + part_out[i].w * share;
-    }
-  }
-  if (lane == 0) maxima[warp] = most, sums[warp] = sum;
-  if (4 * lane < HEAD_DIM)
-    *reinterpret_cast<float4*>(&outputs[warp][4 * lane]) = make_float4(total[0], total[1], total[2], total[3]);
-  __syncthreads();
-  most = MINUS_INFINITY, sum = 0.f;
-#pragma unroll
-  for (int other = 0; other < MERGE_WARPS; other++) most = fmaxf(most, maxima[other]);
-#pragma unroll
-  for (int other = 0; other < MERGE_WARPS; other++) sum += sums[other] * rescale(maxima[other], most);
-  i64 at = (i64)row * heads + head;
-  // An unused row: nothing was summed.
-  float scale = sum == 0.f ? 0.f : 1.f / sum;
-  for (int dim = threadIdx.x; dim < HEAD_DIM; dim += MERGE_WARPS * 32) {
-    float all = 0.f;
-#pragma unroll
-    for (int other = 0; other < MERGE_WARPS; other++) all += outputs[other][dim] * rescale(maxima[other], most);
-    out[at * HEAD_DIM + dim] = from_float<elem>(all * scale);
-  }
-  if (lse && threadIdx.x == 0) lse[at] = (most + __log2f(sum)) * 0.69314718f;
-}

@@ -10,8 +10,6 @@ const ROW_WARPS: usize = 12;
 /// Warps of a block over a prefix, and such blocks of a multiprocessor.
 const PREFIX_WARPS: usize = 4;
 const PREFIX_BLOCKS: usize = 2;
-/// Warps of a block that merges.
-const MERGE_WARPS: usize = 8;
 /// Tokens of a prefix that a block has in shared memory.
 const CHUNK: usize = 64;
 /// Tiles of 8 columns that the warps of a block hold together over a prefix.
@@ -105,7 +103,10 @@ impl Layout {
 
     /// Integers of a plan.
     fn plan(&self) -> usize {
-        HEADER + (SECTION + RECORD) * self.rows + SECTION * self.tiles + SHARE * (self.shares + self.tile_shares)
+        HEADER
+            + (SECTION + RECORD + self.kv_heads) * self.rows
+            + SECTION * self.tiles
+            + SHARE * (self.shares + self.tile_shares)
     }
 
     /// Floats of the partial results of rows: one for every meeting of a share and a section's KV head.
@@ -126,6 +127,8 @@ struct Plan {
     records: Buffer<i32>,
     shares: Buffer<i32>,
     tile_shares: Buffer<i32>,
+    /// Of each row and KV head, how many of its shares are done.
+    arrivals: Buffer<i32>,
 }
 
 impl Plan {
@@ -144,6 +147,7 @@ impl Plan {
             records: take(RECORD * layout.rows)?,
             shares: take(SHARE * layout.shares)?,
             tile_shares: take(SHARE * layout.tile_shares)?,
+            arrivals: take(layout.rows * layout.kv_heads)?,
         })
     }
 }
@@ -241,6 +245,7 @@ pub fn plan(
             (&plan.records).into(),
             (&plan.shares).into(),
             (&plan.tile_shares).into(),
+            (&plan.arrivals).into(),
         ],
     )
 }
@@ -304,8 +309,7 @@ pub fn attend<T: Float>(
     let warps = ROW_WARPS / row_blocks(decode);
     gpu.launch(
         &kernel("paged_rows", T::DTYPE, decode),
-        Grid::new(layout.shares, 32 * warps as u32)
-            .shared(query_memory(T::DTYPE, decode.head_dim) + output_memory(decode.head_dim, warps, 1)),
+        Grid::new(layout.shares, 32 * warps as u32).shared(row_memory(T::DTYPE, decode.head_dim, warps)),
         &[
             q.into(),
             keys.into(),
@@ -314,49 +318,36 @@ pub fn attend<T: Float>(
             out.into(),
             lse.into(),
             (&scratch.partials).into(),
+            (&wide).into(),
+            (&plan.header).into(),
             (&plan.sections).into(),
+            (&plan.records).into(),
             (&plan.shares).into(),
+            (&plan.arrivals).into(),
+            decode.rows.into(),
             decode.heads.into(),
             decode.kv_heads.into(),
             decode.max_blocks.into(),
             decode.scale.into(),
         ],
-    )?;
-    gpu.launch(
-        &kernel("paged_merge", T::DTYPE, decode),
-        Grid::of((decode.heads, decode.rows, 1), 32 * MERGE_WARPS as u32),
-        &[
-            out.into(),
-            lse.into(),
-            (&scratch.partials).into(),
-            (&wide).into(),
-            (&plan.header).into(),
-            (&plan.records).into(),
-            decode.heads.into(),
-            decode.kv_heads.into(),
-        ],
     )
 }
 
-/// Bytes of a tile's queries in shared memory.
-fn query_memory(dtype: Dtype, head_dim: usize) -> usize {
-    match dtype {
+/// Bytes of shared memory of a block on the line of rows: the outputs of its warps, their maxima and sums, queries, a flag.
+fn row_memory(dtype: Dtype, head_dim: usize, warps: usize) -> usize {
+    let outputs = warps * 8 * (head_dim.next_multiple_of(64) + 2) * size_of::<f32>();
+    let queries = match dtype {
         Dtype::F32 => 8 * head_dim * 4,
         Dtype::Bf16 => 8 * head_dim.next_multiple_of(32) * 2,
-    }
-}
-
-/// Bytes of shared memory for the outputs of one tile of each warp, and the maxima and sums of all of its tiles.
-fn output_memory(head_dim: usize, warps: usize, tiles: usize) -> usize {
-    warps * 8 * (head_dim.next_multiple_of(64) + 2 * tiles) * size_of::<f32>()
-}
-
-/// Bytes of shared memory of a block over a prefix: queries, and behind them two chunks of keys and values, which make way
-/// for outputs.
-fn prefix_memory(dtype: Dtype, head_dim: usize) -> usize {
-    let chunks = match dtype {
-        Dtype::F32 => 0,
-        Dtype::Bf16 => 2 * 2 * CHUNK * head_dim.next_multiple_of(64) * 2,
     };
-    WIDE_TILES * query_memory(dtype, head_dim) + chunks.max(output_memory(head_dim, PREFIX_WARPS, 4))
+    outputs + queries + 16
+}
+
+/// Bytes of shared memory of a block over a prefix: queries, and two chunks of keys and values.
+fn prefix_memory(dtype: Dtype, head_dim: usize) -> usize {
+    let columns = 8 * WIDE_TILES;
+    match dtype {
+        Dtype::F32 => columns * head_dim * 4,
+        Dtype::Bf16 => (columns + 2 * 2 * CHUNK) * head_dim.next_multiple_of(64) * 2,
+    }
 }
