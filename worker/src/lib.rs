@@ -38,6 +38,7 @@ pub mod progress;
 pub mod prompt;
 pub mod role;
 pub mod rollout;
+pub mod runner;
 pub mod service;
 pub mod spans;
 pub mod telemetry;

@@ -11,7 +11,12 @@ use flotilla_model::{
     qwen2_5_vl::{FrameBudget, TimeStep},
 };
 
-use crate::{device::Wanted, error::WorkerError, models::locate_argument};
+use crate::{
+    device::{Opened, Wanted},
+    error::WorkerError,
+    models::locate_argument,
+    runner::load_options,
+};
 
 /// Which model.
 #[derive(Args, Clone, Debug)]
@@ -117,11 +122,26 @@ impl ModelArguments {
 
     /// The model with its adapter, on a device.
     pub fn load(&self, device: Wanted) -> Result<Vlm, WorkerError> {
-        let options = LoadOptions {
+        self.load_with(&LoadOptions {
             device: device.open()?.device,
             dtype: self.dtype.into(),
-        };
-        let mut model = Vlm::load(&self.model, &options).map_err(failed("load the model", &self.model))?;
+        })
+    }
+
+    /// The model with its adapter, where a [`ModelRunner`](crate::runner::ModelRunner) takes it from.
+    pub fn load_for_engine(&self, opened: &Opened) -> Result<Vlm, WorkerError> {
+        let dtype = self.dtype.into();
+        match self.adapter {
+            None => self.load_with(&load_options(opened, dtype)),
+            Some(_) => self.load_with(&LoadOptions {
+                device: opened.device.clone(),
+                dtype,
+            }),
+        }
+    }
+
+    fn load_with(&self, options: &LoadOptions) -> Result<Vlm, WorkerError> {
+        let mut model = Vlm::load(&self.model, options).map_err(failed("load the model", &self.model))?;
         if let Some(directory) = &self.adapter {
             let failed = || failed("load the adapter", directory);
             let adapter = Lora::load(directory, model.config(), options.dtype, &options.device).map_err(failed())?;

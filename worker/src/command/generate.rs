@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use flotilla_engine::{FinishReason, Limits, Prompt, Request, Sampling, VlmRunner, engine_for};
+use flotilla_engine::{FinishReason, Limits, Prompt, Request, Sampling, engine_for};
 use flotilla_model::Tokenizer;
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use super::{
     arguments::{MediaArguments, ModelArguments},
     messages,
 };
-use crate::{device::DeviceArguments, error::WorkerError, service::text::Detokenizer};
+use crate::{device::DeviceArguments, error::WorkerError, runner::ModelRunner, service::text::Detokenizer};
 
 /// Arguments of `generate`.
 #[derive(Args, Debug)]
@@ -74,7 +74,8 @@ pub fn run(arguments: &GenerateArguments) -> Result<(), WorkerError> {
     let conversation = messages::read(&arguments.messages, processor.sampling(), arguments.media.upright)
         .map_err(|error| WorkerError::permanent("failed to read the messages", error))?;
     let begin = Instant::now();
-    let model = arguments.model.load(arguments.device.device)?;
+    let opened = arguments.device.device.open()?;
+    let model = arguments.model.load_for_engine(&opened)?;
     let context = model.config().text.max_position_embeddings;
     let room = context.saturating_sub(arguments.max_tokens);
     let prepared = processor
@@ -98,7 +99,7 @@ pub fn run(arguments: &GenerateArguments) -> Result<(), WorkerError> {
     let begin = Instant::now();
     let failed = |error: flotilla_engine::EngineError| WorkerError::permanent("failed to generate", error);
     let limits = Limits::default();
-    let runner = VlmRunner::new(&model, &limits);
+    let runner = ModelRunner::new(model, &opened, &limits, context)?;
     let mut engine = engine_for(runner, "", std::slice::from_ref(&request), limits).map_err(failed)?;
     engine.submit(&request).map_err(failed)?;
     let mut drafts = Vec::new();

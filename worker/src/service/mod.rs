@@ -36,12 +36,17 @@ use std::{
 
 use candle_core::DType;
 use flotilla_api::role::{EngineSettings, Precision, Purpose, Serve};
-use flotilla_engine::{EngineHandle, EngineThread, Limits, Overloaded, VlmRunner};
-use flotilla_model::{Config, LoadOptions, Processor, Vlm};
+use flotilla_engine::{EngineHandle, EngineThread, Limits, Overloaded};
+use flotilla_model::{Processor, Vlm};
 use tokio::sync::Semaphore;
 
 use self::{critics::Critics, media::Media, metrics::Metrics, wanted::Compiler};
-use crate::{device::Wanted, error::WorkerError, prompt::critic::CriticTemplate};
+use crate::{
+    device::Wanted,
+    error::WorkerError,
+    prompt::critic::CriticTemplate,
+    runner::{ModelRunner, default_dtype, load_options, read_model},
+};
 
 /// Bytes that keys and values of all running samples may take.
 const CACHE_BYTES: usize = 2 << 30;
@@ -65,7 +70,7 @@ pub struct Service {
     pub created: i64,
     /// Counters and latencies.
     pub metrics: Metrics,
-    engine: EngineHandle<VlmRunner>,
+    engine: EngineHandle<ModelRunner>,
     processor: Processor,
     critics: Critics,
     media: Media,
@@ -115,32 +120,36 @@ impl Service {
     ) -> Result<(Self, EngineThread), WorkerError> {
         let failed = |what: &str| format!("failed to {what} in {}", directory.display());
         let media = Media::new(&spec.media, metrics.clone())?;
-        let options = LoadOptions {
-            dtype: match spec.engine.dtype.unwrap_or(Precision::F32) {
+        let opened = device.open()?;
+        let dtype = spec
+            .engine
+            .dtype
+            .map_or(default_dtype(opened.place), |precision| match precision {
                 Precision::F32 => DType::F32,
                 Precision::Bf16 => DType::BF16,
                 Precision::F16 => DType::F16,
-            },
-            device: device.open()?.device,
-        };
-        let model = match spec.model.random_seed {
-            Some(seed) => Config::load(directory).and_then(|config| Vlm::random(config, seed, &options)),
-            None => Vlm::load(directory, &options),
-        };
+            });
+        let options = load_options(&opened, dtype);
+        let model = read_model(directory, spec.model.random_seed, &options);
         let model = model.map_err(|error| WorkerError::permanent(failed("load the model"), error))?;
         let processor =
             Processor::load(directory).map_err(|error| WorkerError::permanent(failed("load the processor"), error))?;
         let trained_len = model.config().text.max_position_embeddings;
         let critics = Critics::new(templates, processor.tokenizer());
-        let limits = adjust(limits(&spec.engine, bytes_per_token(&model)));
+        let mut limits = limits(&spec.engine, bytes_per_token(&model));
         let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
-        let runner = VlmRunner::new(model, &limits);
+        let max_model_len = trained_len.min(spec.max_model_len as usize);
+        let runner = ModelRunner::new(model, &opened, &limits, max_model_len)?;
+        if spec.engine.kv_blocks.is_none() && spec.engine.kv_cache_bytes.is_none() {
+            limits.kv_blocks = runner.room(limits.block_size).unwrap_or(limits.kv_blocks);
+        }
+        let limits = adjust(limits);
         let (thread, engine) = EngineThread::spawn(runner, version, limits, spec.max_queue as usize)
             .map_err(|error| WorkerError::retryable("failed to start the engine's thread", error))?;
         let service = Self {
             name: spec.served_model_name.clone(),
             purpose: spec.purpose,
-            max_model_len: trained_len.min(spec.max_model_len as usize).min(limits.kv_tokens()),
+            max_model_len: max_model_len.min(limits.kv_tokens()),
             created: jiff::Timestamp::now().as_second(),
             metrics,
             engine,

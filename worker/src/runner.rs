@@ -1,0 +1,203 @@
+//! The model behind an engine, wherever it runs.
+//!
+//! On the CPU it is the model of `flotilla-model`; on a GPU, in f32 and bf16, the packed one of `flotilla-device` with its own
+//! kernels. What that one does not have (f16, adapters that are not merged) runs on the GPU by candle's operations.
+
+use std::ops::Range;
+
+use candle_core::DType;
+#[cfg(feature = "cuda")]
+use flotilla_device::{DevicePool, DeviceRunner};
+use flotilla_engine::{
+    Limits, Prompt, Runner, VlmRunner,
+    blocks::Block,
+    runner::{Answers, Cause, Chunk, VisualCounts},
+};
+use flotilla_model::{Config, KvPool, LoadOptions, ModelError, Vlm};
+#[cfg(feature = "cuda")]
+use half::bf16;
+
+use crate::{
+    device::{Opened, Place},
+    error::WorkerError,
+};
+
+/// Share of the free memory of a GPU that keys and values take where nothing else is said. The rest is for pictures on their
+/// way and for what the libraries allocate.
+#[cfg(feature = "cuda")]
+const CACHE_SHARE: f64 = 0.85;
+
+/// A model with its device.
+#[derive(Debug)]
+pub enum ModelRunner {
+    /// By candle's operations and those of `flotilla-model`.
+    Host(VlmRunner),
+    /// On a GPU in f32.
+    #[cfg(feature = "cuda")]
+    Exact(Box<DeviceRunner<f32>>),
+    /// On a GPU in bf16.
+    #[cfg(feature = "cuda")]
+    Rounded(Box<DeviceRunner<bf16>>),
+}
+
+/// Keys and values of a [`ModelRunner`].
+#[derive(Debug)]
+pub enum ModelPool {
+    /// See [`ModelRunner::Host`].
+    Host(KvPool),
+    /// See [`ModelRunner::Exact`].
+    #[cfg(feature = "cuda")]
+    Exact(DevicePool<f32>),
+    /// See [`ModelRunner::Rounded`].
+    #[cfg(feature = "cuda")]
+    Rounded(DevicePool<bf16>),
+}
+
+/// Whether this place and format have kernels of their own.
+pub fn is_packed(place: Place, dtype: DType) -> bool {
+    cfg!(feature = "cuda") && matches!(place, Place::Cuda(_)) && matches!(dtype, DType::F32 | DType::BF16)
+}
+
+/// The format that is computed in where nobody says: exact on a CPU, which has no faster one; bf16 on a GPU.
+pub fn default_dtype(place: Place) -> DType {
+    match place {
+        Place::Cpu => DType::F32,
+        Place::Cuda(_) => DType::BF16,
+    }
+}
+
+/// How a model is loaded that a [`ModelRunner`] will have: to the host where the weights are packed for the card from there.
+pub fn load_options(opened: &Opened, dtype: DType) -> LoadOptions {
+    LoadOptions {
+        dtype,
+        device: if is_packed(opened.place, dtype) {
+            candle_core::Device::Cpu
+        } else {
+            opened.device.clone()
+        },
+    }
+}
+
+impl ModelRunner {
+    /// Takes a model that was loaded with [`load_options`]. `max_tokens` is the longest sequence.
+    pub fn new(model: Vlm, opened: &Opened, limits: &Limits, max_tokens: usize) -> Result<Self, WorkerError> {
+        #[cfg(feature = "cuda")]
+        if let Place::Cuda(number) = opened.place
+            && is_packed(opened.place, model.dtype())
+            && model.adapter().is_none()
+        {
+            return Self::packed(number, model, limits, max_tokens)
+                .map_err(|error| WorkerError::retryable("failed to put the model on the GPU", error));
+        }
+        let _ = (opened, max_tokens);
+        Ok(Self::Host(VlmRunner::new(model, limits)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn packed(
+        number: usize,
+        model: Vlm,
+        limits: &Limits,
+        max_tokens: usize,
+    ) -> Result<Self, flotilla_device::DeviceError> {
+        let gpu = flotilla_kernels::Gpu::new(number)?;
+        Ok(if model.dtype() == DType::BF16 {
+            Self::Rounded(Box::new(DeviceRunner::load(&gpu, model, limits, max_tokens)?))
+        } else {
+            Self::Exact(Box::new(DeviceRunner::load(&gpu, model, limits, max_tokens)?))
+        })
+    }
+
+    /// Blocks of keys and values for which the GPU has room now; None on the host, whose memory is not this program's own.
+    pub fn room(&self, block_size: usize) -> Option<usize> {
+        let _ = block_size;
+        match self {
+            Self::Host(_) => None,
+            #[cfg(feature = "cuda")]
+            Self::Exact(runner) => runner.blocks_that_fit(CACHE_SHARE, block_size).ok(),
+            #[cfg(feature = "cuda")]
+            Self::Rounded(runner) => runner.blocks_that_fit(CACHE_SHARE, block_size).ok(),
+        }
+    }
+}
+
+/// A model of random weights, or the one in a directory.
+pub fn read_model(directory: &std::path::Path, seed: Option<u64>, options: &LoadOptions) -> Result<Vlm, ModelError> {
+    match seed {
+        Some(seed) => Vlm::random(Config::load(directory)?, seed, options),
+        None => Vlm::load(directory, options),
+    }
+}
+
+/// A pool that another runner has made.
+#[cfg(feature = "cuda")]
+fn strange() -> Cause {
+    "the pool of another device".into()
+}
+
+impl Runner for ModelRunner {
+    type Prompt = Prompt;
+    type Pool = ModelPool;
+
+    fn prompt_ids<'a>(&self, prompt: &'a Prompt) -> &'a [u32] {
+        &prompt.row.ids
+    }
+
+    fn content(&self, prompt: &Prompt, drawn: &[u32], range: Range<usize>, out: &mut Vec<u8>) -> Result<(), Cause> {
+        prompt.content(drawn, range, out)
+    }
+
+    fn pool(&self, blocks: usize, block_size: usize) -> Result<ModelPool, Cause> {
+        Ok(match self {
+            Self::Host(runner) => ModelPool::Host(runner.pool(blocks, block_size)?),
+            #[cfg(feature = "cuda")]
+            Self::Exact(runner) => ModelPool::Exact(runner.pool(blocks, block_size)?),
+            #[cfg(feature = "cuda")]
+            Self::Rounded(runner) => ModelPool::Rounded(runner.pool(blocks, block_size)?),
+        })
+    }
+
+    fn copy(&mut self, pool: &mut ModelPool, pairs: &[(Block, Block)]) -> Result<(), Cause> {
+        match (self, pool) {
+            (Self::Host(runner), ModelPool::Host(pool)) => runner.copy(pool, pairs),
+            #[cfg(feature = "cuda")]
+            (Self::Exact(runner), ModelPool::Exact(pool)) => runner.copy(pool, pairs),
+            #[cfg(feature = "cuda")]
+            (Self::Rounded(runner), ModelPool::Rounded(pool)) => runner.copy(pool, pairs),
+            #[cfg(feature = "cuda")]
+            _ => Err(strange()),
+        }
+    }
+
+    fn step(&mut self, pool: &mut ModelPool, chunks: &[Chunk<'_, Prompt>]) -> Result<Answers, Cause> {
+        match (self, pool) {
+            (Self::Host(runner), ModelPool::Host(pool)) => runner.step(pool, chunks),
+            #[cfg(feature = "cuda")]
+            (Self::Exact(runner), ModelPool::Exact(pool)) => runner.step(pool, chunks),
+            #[cfg(feature = "cuda")]
+            (Self::Rounded(runner), ModelPool::Rounded(pool)) => runner.step(pool, chunks),
+            #[cfg(feature = "cuda")]
+            _ => Err(strange()),
+        }
+    }
+
+    fn flush(&mut self) {
+        match self {
+            Self::Host(runner) => runner.flush(),
+            #[cfg(feature = "cuda")]
+            Self::Exact(runner) => runner.flush(),
+            #[cfg(feature = "cuda")]
+            Self::Rounded(runner) => runner.flush(),
+        }
+    }
+
+    fn visual_counts(&self) -> VisualCounts {
+        match self {
+            Self::Host(runner) => runner.visual_counts(),
+            #[cfg(feature = "cuda")]
+            Self::Exact(runner) => runner.visual_counts(),
+            #[cfg(feature = "cuda")]
+            Self::Rounded(runner) => runner.visual_counts(),
+        }
+    }
+}
