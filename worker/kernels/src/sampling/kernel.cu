@@ -27,6 +27,9 @@ static constexpr int GROUPS = 16;
 static constexpr int ALL_GROUPS = GROUPS * BLOCKS;
 // Of that many of the highest of groups the lowest is a bound that some 250 of 152,064 tokens reach.
 static constexpr int HIGHEST = ALL_GROUPS * 110 / 128;
+// A block brings a part of the row that so many rows later will be loaded in its place to the cache: that many are worked on at
+// once, four clusters in each of an H100's eight groups of processors.
+static constexpr int AHEAD = 32;
 // Pivots that a pass measures.
 static constexpr int PIVOTS = 8;
 static constexpr int SLOTS = 2 * PIVOTS;
@@ -178,6 +181,7 @@ struct Row {
   Shared& shared;
   const elem* logits;  // of this block
   const elem* kept;    // the same in shared memory
+  int index;           // of the row
   int first, tokens;   // of this block
   int begin, end;      // of this thread, in those of the block
   int vocabulary;
@@ -189,7 +193,7 @@ struct Row {
 
   __device__ __forceinline__ Row(Shared& shared, const elem* all, elem* buffer, int row, int vocabulary, int part,
                                  u32 rank)
-      : shared(shared), kept(buffer), vocabulary(vocabulary), rank(rank), phase(0), gathers(0),
+      : shared(shared), kept(buffer), index(row), vocabulary(vocabulary), rank(rank), phase(0), gathers(0),
         peak(0.f), scale(0.f) {
     if (BLOCKS == 1) part = vocabulary;
     first = min((int)rank * part, vocabulary);
@@ -245,6 +249,10 @@ struct Row {
             "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%1], [%2], %3, [%0];" ::"r"(loaded),
             "r"(shared_address(to)), "l"(logits), "r"(bytes)
             : "memory");
+        // Blocks load and compute in step, which would leave the memory idle half of the time.
+        if (index + AHEAD < gridDim.x / GRID_BLOCKS)
+          asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(logits + (i64)AHEAD * vocabulary), "r"(bytes)
+                       : "memory");
       }
       __syncthreads();
       asm volatile(
@@ -397,12 +405,12 @@ struct Row {
       for (int j = 0; j < PIVOTS; j++) pivots[j] = __shfl_sync(FULL, mine, j);
       float mass[PIVOTS] = {};
       u32 count[PIVOTS] = {};
+#pragma unroll 2
       for (int i = begin; i < end; i++) {
-        float x = at(i);
+        float x = at(i), w = weight(x);
         int key = to_key(x);
-        if (key < pivots[0] || key >= bracket.high) continue;
-        float w = weight(x);
-        // Predicates in place of jumps.
+        // Those above the bracket count below it, which is nowhere. Predicates in place of jumps.
+        key = key < bracket.high ? key : LOWEST_KEY;
 #pragma unroll
         for (int j = 0; j < PIVOTS; j++)
           asm("{\n.reg .pred above;\nsetp.ge.s32 above, %2, %3;\n@above add.f32 %0, %0, %4;\n@above add.u32 %1, %1, 1;\n}"
@@ -464,6 +472,7 @@ struct Row {
     __syncthreads();
     if (threadIdx.x == 0) shared.found_count = 0;
     __syncthreads();
+#pragma unroll 4
     for (int i = begin; i < end; i++) {
       int key = to_key(at(i));
       if (!wanted(key)) continue;
@@ -503,26 +512,43 @@ struct Row {
       __syncthreads();
       return;
     }
-    // Bitonic.
+    // Bitonic. Of numbers less than 64 apart each warp has its own in registers, two for each lane.
     int padded = count <= THREADS ? THREADS : CANDIDATES;
     for (int i = threadIdx.x; i < padded; i += THREADS) shared.sorted[i] = i < count ? shared.cumulated[i] : ~0ull;
     __syncthreads();
+    int at_low = (threadIdx.x >> 5) * 64 + (threadIdx.x & 31), at_high = at_low + 32;
+    bool has = at_low < padded;
+    u64 low = has ? shared.sorted[at_low] : 0, high = has ? shared.sorted[at_high] : 0;
+    auto exchange = [](u64 mine, int i, int stride, int size) {
+      u64 other = __shfl_xor_sync(FULL, mine, stride);
+      bool smaller = ((i & stride) == 0) == ((i & size) == 0);
+      return smaller == (other < mine) ? other : mine;
+    };
     for (int size = 2; size <= padded; size *= 2) {
-      for (int stride = size / 2; stride > 0; stride /= 2) {
-        int t = threadIdx.x;
-        if (t < padded / 2) {
-          int i = 2 * t - (t & (stride - 1));
-          u64 a = shared.sorted[i], b = shared.sorted[i + stride];
-          if ((a > b) == ((i & size) == 0)) shared.sorted[i] = b, shared.sorted[i + stride] = a;
-        }
-        // Each warp's numbers are its own until pairs are 64 apart.
-        int next = stride > 1 ? stride / 2 : size;
-        if (stride > 32 || next > 32)
+      if (size > 64) {
+        if (has) shared.sorted[at_low] = low, shared.sorted[at_high] = high;
+        __syncthreads();
+        for (int stride = size / 2; stride >= 64; stride /= 2) {
+          int t = threadIdx.x;
+          if (t < padded / 2) {
+            int i = 2 * t - (t & (stride - 1));
+            u64 a = shared.sorted[i], b = shared.sorted[i + stride];
+            if ((a > b) == ((i & size) == 0)) shared.sorted[i] = b, shared.sorted[i + stride] = a;
+          }
           __syncthreads();
-        else
-          __syncwarp();
+        }
+        if (has) low = shared.sorted[at_low], high = shared.sorted[at_high];
+      }
+      if (size >= 64 && (low > high) == ((at_low & size) == 0)) {
+        u64 other = low;
+        low = high, high = other;
+      }
+      for (int stride = min(16, size / 2); stride > 0; stride /= 2) {
+        low = exchange(low, at_low, stride, size);
+        high = exchange(high, at_high, stride, size);
       }
     }
+    if (has) shared.sorted[at_low] = low, shared.sorted[at_high] = high;
     __syncthreads();
   }
 

@@ -4,6 +4,10 @@
 //! product writes a chunk of them in f32, and a kernel folds it into four numbers of each row. Backward computes them again,
 //! turns each chunk into gradients, and multiplies those with the weight and the hidden states.
 //!
+//! Logits are never rounded to bf16: the sampler draws from f32 logits, and this computes with f32 logits too, so that the
+//! log-probability of a drawn token is the same in both but for the order of sums. Their gradients are rounded to the format of
+//! the weight, because tensor cores multiply them with it; sums over the vocabulary stay in f32.
+//!
 //! With `z` the logits divided by the temperature, `p` their softmax, `H` its entropy and `t` the target,
 //! `log_prob = z[t] - logsumexp(z)`, `H = logsumexp(z) - Σ p z`, and the gradient of a loss by a logit is
 //! `(d_log_prob (1[t] - p) - d_entropy p (ln p + H)) / temperature`.
