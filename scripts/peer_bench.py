@@ -164,6 +164,8 @@ class Peer:
             from transformers.modeling_utils import no_init_weights
         torch = self.torch
         transformers.utils.logging.set_verbosity_error()
+        # As PyTorch's compiler advises: the angles of rotary embeddings are products in f32.
+        torch.set_float32_matmul_precision("high")
         config = transformers.Qwen2_5_VLConfig(text_config=self.shape["text"], vision_config=self.shape["vision"])
         with no_init_weights(), torch.device(self.device):
             model = transformers.Qwen2_5_VLForConditionalGeneration._from_config(
