@@ -45,6 +45,10 @@ pub fn checks() -> Vec<Check> {
             run: agreement::drawn,
         },
         Check {
+            name: "learner bf16 rewards rise with one copy of the weights",
+            run: agreement::reward_rises,
+        },
+        Check {
             name: "learner f32 gradient by features",
             run: feature_gradient,
         },
@@ -564,7 +568,7 @@ pub fn share_of_a_group(
     Ok((shared, distance.relative))
 }
 
-const ADAMW: AdamW = AdamW {
+pub(super) const ADAMW: AdamW = AdamW {
     learning_rate: 3e-3,
     beta1: 0.9,
     beta2: 0.95,
