@@ -43,7 +43,7 @@ pub struct BatchError(pub String);
 /// One micro-batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// Tokens of all sequences.
+    /// Tokens of all sequences, but for those that are only predicted.
     pub ids: Vec<u32>,
     /// Position of each token on the axes time, height and width.
     pub positions: Vec<[u32; 3]>,
@@ -73,12 +73,14 @@ impl Batch {
             if !scored.is_empty() && (scored.start == 0 || scored.end > tokens) {
                 return Err(BatchError(format!("tokens {scored:?} of {tokens} cannot be scored")));
             }
-            if let Some(row) = sequence.placeholders.iter().find(|row| **row as usize >= tokens) {
-                return Err(BatchError(format!("placeholder {row} of {tokens} tokens")));
+            // A last token that is only predicted is no row: nothing reads its output.
+            let rows = tokens - usize::from(!scored.is_empty() && scored.end == tokens);
+            if let Some(row) = sequence.placeholders.iter().find(|row| **row as usize >= rows) {
+                return Err(BatchError(format!("placeholder {row} of {rows} rows")));
             }
             let begin = small(batch.ids.len())?;
-            batch.ids.extend(sequence.ids);
-            batch.positions.extend(sequence.positions);
+            batch.ids.extend(&sequence.ids[..rows]);
+            batch.positions.extend(&sequence.positions[..rows]);
             batch.offsets.push(small(batch.ids.len())?);
             for at in scored.clone() {
                 batch.scored.push(begin + small(at)? - 1);
@@ -119,10 +121,10 @@ fn small(count: usize) -> Result<u32, BatchError> {
     counted.ok_or_else(|| BatchError(format!("{count} tokens in one batch")))
 }
 
-/// Distributes sequences of these lengths over micro-batches of at most `capacity` tokens: as few as sorting by length and
-/// putting each where it fits first gives. Depends on the lengths alone. A sequence that is longer than the capacity is an
+/// Distributes sequences of these lengths over micro-batches of at most `capacity` tokens and `most` sequences: as few as sorting
+/// by length and putting each where it fits first gives. Depends on the lengths alone. A sequence that is longer than the capacity is an
 /// error.
-pub fn micro_batches(lengths: &[usize], capacity: usize) -> Result<Vec<Vec<usize>>, BatchError> {
+pub fn micro_batches(lengths: &[usize], capacity: usize, most: usize) -> Result<Vec<Vec<usize>>, BatchError> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|index| (std::cmp::Reverse(lengths[*index]), *index));
     let mut bins: Vec<(usize, Vec<usize>)> = Vec::new();
@@ -133,7 +135,8 @@ pub fn micro_batches(lengths: &[usize], capacity: usize) -> Result<Vec<Vec<usize
                 "a sequence of {length} tokens is longer than a micro-batch of {capacity}"
             )));
         }
-        match bins.iter_mut().find(|(used, _)| used + length <= capacity) {
+        let open = |(used, bin): &&mut (usize, Vec<usize>)| *used + length <= capacity && bin.len() < most;
+        match bins.iter_mut().find(open) {
             Some((used, bin)) => {
                 *used += length;
                 bin.push(index);
@@ -163,11 +166,12 @@ mod tests {
             sequence(&[20, 21, 22, 23], &(3..4), &[1, 2]),
         ])
         .expect("batch");
-        assert_eq!(batch.offsets, [0, 4, 8]);
-        assert_eq!(batch.scored, [1, 2, 6]);
+        assert_eq!(batch.offsets, [0, 3, 6]);
+        assert_eq!(batch.ids, [10, 11, 12, 20, 21, 22]);
+        assert_eq!(batch.scored, [1, 2, 5]);
         assert_eq!(batch.targets, [12, 13, 23]);
-        assert_eq!(batch.placeholders, [5, 6]);
-        assert_eq!((batch.rows(), batch.scored_rows(), batch.pairs()), (256, 128, 20.0));
+        assert_eq!(batch.placeholders, [4, 5]);
+        assert_eq!((batch.rows(), batch.scored_rows(), batch.pairs()), (256, 128, 12.0));
     }
 
     #[test]
@@ -196,8 +200,10 @@ mod tests {
     #[test]
     fn every_sequence_is_in_one_micro_batch_and_none_is_too_large() {
         let lengths = [5, 9, 1, 3, 10, 7, 2, 2];
-        let bins = micro_batches(&lengths, 10).expect("bins");
+        let bins = micro_batches(&lengths, 10, 3).expect("bins");
         assert_eq!(bins, [vec![4], vec![1, 2], vec![5, 3], vec![0, 6, 7]]);
-        assert!(micro_batches(&[11], 10).is_err());
+        let pairs = micro_batches(&lengths, 10, 2).expect("bins");
+        assert_eq!(pairs, [vec![4], vec![1, 2], vec![5, 3], vec![0, 6], vec![7]]);
+        assert!(micro_batches(&[11], 10, 3).is_err());
     }
 }

@@ -7,7 +7,9 @@ use flotilla_kernels::{
 };
 use half::bf16;
 
-use super::{Batch, Keep, Learner, Sequence, Settings, agreement, cross_entropy, reference::Reference};
+use super::{
+    Batch, Keep, Known, Learner, Policy, Sample, Sequence, Settings, agreement, cross_entropy, reference::Reference,
+};
 use crate::{
     error::DeviceError,
     shape::TextShape,
@@ -41,6 +43,10 @@ pub fn checks() -> Vec<Check> {
         Check {
             name: "learner bf16 scores what the engine drew",
             run: agreement::drawn,
+        },
+        Check {
+            name: "learner bf16 rewards rise with one copy of the weights",
+            run: agreement::reward_rises,
         },
         Check {
             name: "learner f32 gradient by features",
@@ -81,6 +87,10 @@ pub fn checks() -> Vec<Check> {
         Check {
             name: "learner bf16 loss falls, moments of 8 bits",
             run: |gpu, draw| falls::<bf16>(gpu, draw, StateKind::Bit8),
+        },
+        Check {
+            name: "learner f32 samples over micro-batches, frozen tables",
+            run: samples_over_micro_batches,
         },
         Check {
             name: "learner bf16 goes on as if it had not ended",
@@ -433,6 +443,68 @@ fn micro_batches_sum(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError>
     worst(distances)
 }
 
+/// Samples whose micro-batches are small against all of them in one, with and without the tables trained: equal sums, and a
+/// policy's slopes where they belong.
+fn samples_over_micro_batches(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
+    let shape = small(true);
+    let tensors = draw_tensors(draw, &shape);
+    let hidden = shape.hidden;
+    let picture = gpu.upload(&draw.normal::<f32>(4 * hidden, 1.0))?;
+    let placed = [(1, picture)];
+    let rows = [9, 30, 77, 14, 52].map(|length| {
+        let ids = (0..length)
+            .map(|_| small_number(draw.below(shape.vocabulary)))
+            .collect::<Vec<_>>();
+        let positions = (0..small_number(length)).map(|at| [at; 3]).collect::<Vec<_>>();
+        (ids, positions)
+    });
+    let samples = rows.iter().enumerate().map(|(index, (ids, positions))| Sample {
+        ids,
+        positions,
+        prompt: 6 + index % 2,
+        features: if index % 2 == 0 { &placed } else { &[] },
+    });
+    let samples = samples.collect::<Vec<_>>();
+    let policy = Policy {
+        clip_low: 0.2,
+        clip_high: 0.3,
+        dual_clip: Some(3.0),
+        kl_coefficient: 0.01,
+    };
+    let with = |tokens: usize, tables: bool| -> Result<Gradients, CheckError> {
+        let settings = Settings {
+            tables,
+            ..settings::<f32>(tokens)
+        };
+        let mut learner = Learner::<f32, f32>::new(gpu, upload(gpu, &shape, &tensors)?, settings)?;
+        let old = learner.log_probs(None, &samples, 0.9)?;
+        learner.learn(&samples, 0.9, |index, log_probs| {
+            let mut slopes = Vec::new();
+            let known = Known {
+                old: &old[index],
+                reference: Some(&vec![-4.0; log_probs.len()]),
+                advantage: &vec![index as f32 - 1.5; log_probs.len()],
+                weight: &vec![0.01; log_probs.len()],
+            };
+            policy.gradient(log_probs, known, &mut slopes);
+            slopes
+        })?;
+        download(gpu, &learner)
+    };
+    let (whole, parts, frozen) = (with(256, true)?, with(80, true)?, with(256, false)?);
+    if frozen.len() + 1 != whole.len() {
+        return Err(CheckError::Differs(format!(
+            "{} gradients with frozen tables",
+            frozen.len()
+        )));
+    }
+    for ((name, frozen), (_, whole)) in frozen.iter().zip(&whole[1..]) {
+        Distance::equal(frozen, whole).map_err(|error| CheckError::Differs(format!("{name}: {error}")))?;
+    }
+    let pairs = parts.iter().zip(&whole);
+    worst(pairs.map(|((name, parts), (_, whole))| named(name, Distance::within(parts, whole, 1e-5)?)))
+}
+
 /// What summing over micro-batches in bf16 loses against summing in f32: a rounding per micro-batch.
 fn rounded_sums(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
     let shape = medium();
@@ -496,7 +568,7 @@ pub fn share_of_a_group(
     Ok((shared, distance.relative))
 }
 
-const ADAMW: AdamW = AdamW {
+pub(super) const ADAMW: AdamW = AdamW {
     learning_rate: 3e-3,
     beta1: 0.9,
     beta2: 0.95,

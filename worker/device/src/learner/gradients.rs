@@ -16,16 +16,22 @@ pub(super) struct LayerGradients<G> {
     pub down: Buffer<G>,
 }
 
-/// Gradients of all weights. Where the head is the embedding table, `head` is `embedding`.
+/// Gradients of all weights that are trained.
 #[derive(Debug)]
 pub(super) struct Gradients<G> {
-    pub embedding: Buffer<G>,
+    /// Of the embedding table and the head, unless they are frozen. One buffer where they are one table.
+    pub tables: Option<Tables<G>>,
     pub layers: Vec<LayerGradients<G>>,
     pub norm: Buffer<f32>,
-    pub head: Buffer<G>,
     /// Those of norms and biases behind one another.
     vectors: Buffer<f32>,
     tied: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Tables<G> {
+    pub embedding: Buffer<G>,
+    pub head: Buffer<G>,
 }
 
 /// A gradient of either format.
@@ -51,7 +57,7 @@ impl<'a, G> Sum<'a, G> {
 }
 
 impl<G: Float> Gradients<G> {
-    pub fn new(gpu: &Gpu, shape: &TextShape) -> Result<Self, GpuError> {
+    pub fn new(gpu: &Gpu, shape: &TextShape, tables: bool) -> Result<Self, GpuError> {
         let (hidden, packed) = (shape.hidden, shape.packed_width());
         // Each begins at an address that vectors of 16 bytes can be read from.
         let room = |length: usize| length.next_multiple_of(4);
@@ -74,17 +80,16 @@ impl<G: Float> Gradients<G> {
             })
         });
         let layers = layers.collect::<Result<_, GpuError>>()?;
-        let embedding = gpu.alloc(shape.vocabulary * hidden)?;
-        let head = if shape.tied {
-            embedding.clone()
-        } else {
-            gpu.alloc(shape.vocabulary * hidden)?
-        };
+        let table = || gpu.alloc(shape.vocabulary * hidden);
+        let tables = tables.then(|| {
+            let embedding = table()?;
+            let head = if shape.tied { embedding.clone() } else { table()? };
+            Ok::<_, GpuError>(Tables { embedding, head })
+        });
         Ok(Self {
             layers,
             norm: vector(hidden)?,
-            embedding,
-            head,
+            tables: tables.transpose()?,
             tied: shape.tied,
             vectors,
         })
@@ -93,18 +98,25 @@ impl<G: Float> Gradients<G> {
     /// Zeros where the first micro-batch adds: tables, norms, biases. Products overwrite the other matrices.
     pub fn begin(&self, gpu: &Gpu) -> Result<(), GpuError> {
         gpu.clear(&self.vectors)?;
-        gpu.clear(&self.embedding)?;
+        let Some(Tables { embedding, head }) = &self.tables else {
+            return Ok(());
+        };
+        gpu.clear(embedding)?;
         if self.tied {
             return Ok(());
         }
-        gpu.clear(&self.head)
+        gpu.clear(head)
     }
 
-    /// In the order of [`crate::TextWeights::named`].
-    pub fn ordered(&self) -> Vec<Gradient<G>> {
-        let mut all = vec![Gradient::Matrix(self.embedding.clone())];
+    /// In the order of [`crate::TextWeights::named`], none for what is frozen.
+    pub fn ordered(&self) -> Vec<Option<Gradient<G>>> {
+        let table = |pick: fn(&Tables<G>) -> &Buffer<G>| {
+            let tables = self.tables.as_ref();
+            tables.map(|tables| Gradient::Matrix(pick(tables).clone()))
+        };
+        let mut all = vec![table(|tables| &tables.embedding)];
         for layer in &self.layers {
-            all.extend([
+            let own = [
                 Gradient::Vector(layer.input_norm.clone()),
                 Gradient::Matrix(layer.qkv.clone()),
                 Gradient::Vector(layer.qkv_bias.clone()),
@@ -112,11 +124,12 @@ impl<G: Float> Gradients<G> {
                 Gradient::Vector(layer.post_norm.clone()),
                 Gradient::Matrix(layer.gate_up.clone()),
                 Gradient::Matrix(layer.down.clone()),
-            ]);
+            ];
+            all.extend(own.map(Some));
         }
-        all.push(Gradient::Vector(self.norm.clone()));
+        all.push(Some(Gradient::Vector(self.norm.clone())));
         if !self.tied {
-            all.push(Gradient::Matrix(self.head.clone()));
+            all.push(table(|tables| &tables.head));
         }
         all
     }

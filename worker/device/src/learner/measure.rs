@@ -117,7 +117,7 @@ pub fn measure<G: Float>(
     }
     let [forward, backward, exchange, update, step] = stages.map(median);
     Ok(Measured {
-        tokens: workload.lengths.iter().sum(),
+        tokens: batches.iter().map(Batch::tokens).sum(),
         micro_batches: batches.len(),
         forward,
         backward,
@@ -134,9 +134,8 @@ pub fn measure<G: Float>(
 
 /// Micro-batches of random tokens.
 fn batches(workload: &Workload) -> Result<Vec<Batch>, DeviceError> {
-    let input = |error: super::BatchError| DeviceError::Input(error.to_string());
     let vocabulary = u32::try_from(workload.shape.vocabulary).unwrap_or(u32::MAX);
-    let bins = micro_batches(&workload.lengths, workload.settings.tokens).map_err(input)?;
+    let bins = micro_batches(&workload.lengths, workload.settings.tokens, workload.settings.sequences)?;
     let batches = bins.iter().map(|bin| {
         let sequences = bin.iter().map(|index| {
             let length = u32::try_from(workload.lengths[*index]).unwrap_or(u32::MAX);
@@ -155,7 +154,7 @@ fn batches(workload: &Workload) -> Result<Vec<Batch>, DeviceError> {
             scored,
             placeholders: &[],
         });
-        Batch::pack(sequences).map_err(input)
+        Ok(Batch::pack(sequences)?)
     });
     batches.collect()
 }

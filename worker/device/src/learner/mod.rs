@@ -8,6 +8,7 @@
 //! | `buffers.rs`, `gradients.rs` | memory, allocated once |
 //! | `layer.rs` | one layer, forward and backward |
 //! | `passes.rs` | the whole model: log-probabilities, gradients, the update |
+//! | `step.rs` | samples of an update, distributed over micro-batches |
 //! | `parallel.rs` | sums of gradients over several GPUs that hold the same weights |
 //! | `state.rs` | moments as bytes, weights back to the host |
 //! | `reference.rs` | the same model in f64 on the host |
@@ -15,9 +16,9 @@
 //! | `agreement.rs` | parity with the model of the host and its autograd, and with what the engine draws |
 //! | `measure.rs`, `parts.rs` | seconds of a training step beside the floor, and of each of its operations |
 //!
-//! A step is: for each micro-batch [`Learner::score`] (log-probabilities under the weights as they are), slopes from
-//! [`Policy::gradient`] on the host, [`Learner::backward`]; then [`Learner::update`]. The weights are those buffers that the
-//! engine reads, changed in place.
+//! An update is: for each micro-batch `Learner::score` (log-probabilities under the weights as they are), slopes from
+//! [`Policy::gradient`] on the host, `Learner::backward`; then `Learner::update`. `Learner::learn` does all but the last for
+//! samples of any number. The weights are those buffers that the engine reads, changed in place.
 
 #[cfg(feature = "cuda")]
 mod agreement;
@@ -44,6 +45,8 @@ mod passes;
 pub mod reference;
 #[cfg(feature = "cuda")]
 mod state;
+#[cfg(feature = "cuda")]
+mod step;
 
 pub use batch::{Batch, BatchError, Sequence, micro_batches};
 #[cfg(feature = "cuda")]
@@ -52,3 +55,5 @@ pub use gradients::Gradient;
 pub use passes::{Learner, Scored, Updated};
 pub use plan::{Keep, Part, Plan, Settings};
 pub use policy::{Known, Policy, Statistics, cross_entropy};
+#[cfg(feature = "cuda")]
+pub use step::Sample;

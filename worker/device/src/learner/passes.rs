@@ -68,6 +68,8 @@ pub struct Learner<T, G> {
     /// Micro-batches since the last update.
     summed: usize,
     pending: Option<Pending>,
+    /// Room for features of a batch, as large as any batch has needed.
+    features: Option<Buffer<T>>,
 }
 
 impl<T: Float, G: Float> Learner<T, G> {
@@ -81,9 +83,10 @@ impl<T: Float, G: Float> Learner<T, G> {
             )));
         }
         let shape = &weights.shape;
-        let gradients = Gradients::new(gpu, shape)?;
+        let gradients = Gradients::new(gpu, shape, settings.tables)?;
         let named = weights.named().into_iter().zip(gradients.ordered());
-        let tensors = named.map(|((name, weight), gradient)| {
+        let trained = named.filter_map(|((name, weight), gradient)| Some((name, weight, gradient?)));
+        let tensors = trained.map(|(name, weight, gradient)| {
             Ok(Tensor {
                 states: States::zeros(gpu, settings.states, weight.len())?,
                 name,
@@ -106,7 +109,20 @@ impl<T: Float, G: Float> Learner<T, G> {
             clip: None,
             summed: 0,
             pending: None,
+            features: None,
         })
+    }
+
+    /// Room for so many rows of features.
+    pub(super) fn room_for_features(&mut self, rows: usize) -> Result<Buffer<T>, GpuError> {
+        let numbers = rows * self.weights.shape.hidden;
+        let room = match self.features.take() {
+            Some(room) if room.len() >= numbers => room,
+            _ => self.gpu.alloc(numbers)?,
+        };
+        let part = room.slice(0..numbers);
+        self.features = Some(room);
+        part
     }
 
     /// The card.
@@ -288,7 +304,9 @@ impl<T: Float, G: Float> Learner<T, G> {
         if let Some(features) = features {
             rows::gather_rows(gpu, shape.hidden, dx, &batch.placeholders, features)?;
         }
-        rows::embedding_gradient(gpu, shape.hidden, &batch.groups, dx, &self.gradients.embedding)?;
+        if let Some(tables) = &self.gradients.tables {
+            rows::embedding_gradient(gpu, shape.hidden, &batch.groups, dx, &tables.embedding)?;
+        }
         self.summed += 1;
         Ok(())
     }
@@ -317,7 +335,7 @@ impl<T: Float, G: Float> Learner<T, G> {
                 entropy: None,
             },
             &d_hidden,
-            Some(&self.gradients.head),
+            self.gradients.tables.as_ref().map(|tables| &tables.head),
             &head.scratch,
         )?;
         rms_norm_backward(

@@ -44,6 +44,8 @@ pub struct Settings {
     pub gradients: Dtype,
     /// Format of the optimiser's moments.
     pub states: StateKind,
+    /// Whether the embedding table and the head are trained.
+    pub tables: bool,
 }
 
 impl Settings {
@@ -58,6 +60,7 @@ impl Settings {
             keep: Keep::default(),
             gradients: Dtype::Bf16,
             states: StateKind::Bit8,
+            tables: true,
         }
     }
 
@@ -136,7 +139,13 @@ impl Plan {
         let bytes = format.bytes();
         let (rows, scored) = (settings.rows(), settings.scored_rows());
         let vectors = vector_parameters(shape);
-        let matrices = shape.parameters() - vectors;
+        let frozen = if settings.tables {
+            0
+        } else {
+            shape.vocabulary * shape.hidden * if shape.tied { 1 } else { 2 }
+        };
+        let trained = shape.parameters() - frozen;
+        let matrices = trained - vectors;
         let width = Width::new(shape);
         let kept = |all: usize| all.min(shape.layers);
         // What is not kept has one buffer, which all layers share.
@@ -147,7 +156,7 @@ impl Plan {
         let parts = vec![
             (Part::Weights, shape.parameters() * bytes),
             (Part::Gradients, matrices * settings.gradients.bytes() + 4 * vectors),
-            (Part::Moments, settings.states.bytes(shape.parameters())),
+            (Part::Moments, settings.states.bytes(trained)),
             (Part::Inputs, (shape.layers + 1) * rows * shape.hidden * bytes),
             (Part::Kept, mixed * of_mixed + mlp * of_mlp),
             (

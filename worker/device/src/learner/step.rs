@@ -1,0 +1,119 @@
+//! Samples of one update, distributed over micro-batches.
+
+use flotilla_kernels::{Buffer, Float};
+
+use super::{Batch, BatchError, Learner, Sequence, micro_batches};
+use crate::{error::DeviceError, weights::TextWeights};
+
+/// A prompt with a completion.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample<'a, T> {
+    /// Tokens of both.
+    pub ids: &'a [u32],
+    /// Position of each token on the axes time, height and width.
+    pub positions: &'a [[u32; 3]],
+    /// Tokens of the prompt. All that follow are scored.
+    pub prompt: usize,
+    /// Features of pictures on the card, `[rows, hidden]`, each with the index of the first token in whose place it goes.
+    /// Samples of one prompt share them.
+    pub features: &'a [(usize, Buffer<T>)],
+}
+
+impl From<BatchError> for DeviceError {
+    fn from(error: BatchError) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
+impl<T: Float, G: Float> Learner<T, G> {
+    /// Log-probabilities of the completions' tokens, under other weights than those that are trained if they are given.
+    pub fn log_probs(
+        &mut self,
+        weights: Option<&TextWeights<T>>,
+        samples: &[Sample<'_, T>],
+        temperature: f32,
+    ) -> Result<Vec<Vec<f32>>, DeviceError> {
+        let mut found = vec![Vec::new(); samples.len()];
+        for bin in self.bins(samples)? {
+            let (batch, features) = self.batch(samples, &bin)?;
+            let scored = match weights {
+                Some(weights) => self.score_by(weights, &batch, features.as_ref(), temperature)?,
+                None => self.score(&batch, features.as_ref(), temperature)?,
+            };
+            for (index, own) in of_samples(samples, &bin, &scored.log_probs) {
+                found[index] = own.to_vec();
+            }
+        }
+        Ok(found)
+    }
+
+    /// Adds the gradients of a loss to those that are summed. `slopes` gives the slopes of the loss at the log-probabilities of
+    /// a sample's completion; [`Self::update`] follows.
+    pub fn learn(
+        &mut self,
+        samples: &[Sample<'_, T>],
+        temperature: f32,
+        mut slopes: impl FnMut(usize, &[f32]) -> Vec<f32>,
+    ) -> Result<(), DeviceError> {
+        for bin in self.bins(samples)? {
+            let (batch, features) = self.batch(samples, &bin)?;
+            let scored = self.score(&batch, features.as_ref(), temperature)?;
+            let own = of_samples(samples, &bin, &scored.log_probs);
+            let slopes = own.flat_map(|(index, log_probs)| slopes(index, log_probs));
+            let slopes = slopes.collect::<Vec<_>>();
+            self.backward(&slopes, None)?;
+        }
+        Ok(())
+    }
+
+    fn bins(&self, samples: &[Sample<'_, T>]) -> Result<Vec<Vec<usize>>, DeviceError> {
+        let lengths = samples.iter().map(|sample| sample.ids.len()).collect::<Vec<_>>();
+        let settings = self.settings();
+        Ok(micro_batches(&lengths, settings.tokens, settings.sequences)?)
+    }
+
+    /// The micro-batch of some samples, and the features of all of their placeholders.
+    fn batch(&mut self, samples: &[Sample<'_, T>], bin: &[usize]) -> Result<(Batch, Option<Buffer<T>>), DeviceError> {
+        let hidden = self.weights().shape.hidden;
+        let parts = bin.iter().map(|index| {
+            let sample = &samples[*index];
+            let rows = sample.features.iter().flat_map(|(start, features)| {
+                let rows = *start..start + features.len() / hidden;
+                rows.map(|row| u32::try_from(row).unwrap_or(u32::MAX))
+            });
+            (sample, sample.prompt..sample.ids.len(), rows.collect::<Vec<_>>())
+        });
+        let parts = parts.collect::<Vec<_>>();
+        let batch = Batch::pack(parts.iter().map(|(sample, scored, placeholders)| Sequence {
+            ids: sample.ids,
+            positions: sample.positions,
+            scored,
+            placeholders,
+        }))?;
+        if batch.placeholders.is_empty() {
+            return Ok((batch, None));
+        }
+        let room = self.room_for_features(batch.placeholders.len())?;
+        let mut used = 0;
+        for (_, features) in parts.iter().flat_map(|(sample, ..)| sample.features) {
+            self.gpu().copy(features, &room.slice(used..used + features.len())?)?;
+            used += features.len();
+        }
+        Ok((batch, Some(room)))
+    }
+}
+
+/// Each sample of a micro-batch with its part of the log-probabilities.
+fn of_samples<'a, T>(
+    samples: &'a [Sample<'_, T>],
+    bin: &'a [usize],
+    log_probs: &'a [f32],
+) -> impl Iterator<Item = (usize, &'a [f32])> {
+    let mut rest = log_probs;
+    bin.iter().map(move |index| {
+        let sample = &samples[*index];
+        let (own, others) = rest.split_at(sample.ids.len() - sample.prompt);
+        rest = others;
+        (*index, own)
+    })
+}
