@@ -6,6 +6,7 @@
 //! | `shared.rs` | which sequences of a step begin alike |
 //! | `step.rs` | what a step computes, laid out for the card |
 //! | `parallel/` | one model over several processes: collective operations, what each rank holds |
+//! | `plan.rs` | how much memory serving takes on each card |
 //! | `weights.rs` | packed weights, one copy for engine and learner |
 //! | `pool.rs` | keys and values in blocks |
 //! | `text.rs` | the language model, computed |
@@ -17,6 +18,7 @@
 pub mod error;
 pub mod learner;
 pub mod parallel;
+pub mod plan;
 #[cfg(feature = "cuda")]
 pub mod pool;
 #[cfg(feature = "cuda")]

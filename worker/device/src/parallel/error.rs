@@ -122,7 +122,7 @@ pub enum CollectiveError {
         source: io::Error,
     },
     /// The card.
-    #[cfg(feature = "cuda")]
+    #[cfg(feature = "nccl")]
     #[error(transparent)]
     Gpu(#[from] flotilla_kernels::GpuError),
 }
