@@ -191,7 +191,7 @@ impl<T: Float> DeviceRunner<T> {
         for (place, index) in step.chunks.iter().enumerate() {
             places[*index] = decodes + place;
         }
-        let vocabulary = self.text.shape().vocabulary;
+        let vocabulary = self.text.vocabulary();
         let (mut drawn, mut values) = (Vec::new(), Vec::new());
         for (piece, place) in pieces.iter().zip(places).filter(|(piece, _)| piece.wanted) {
             if piece.draw.is_some() && place < decodes {
