@@ -11,8 +11,8 @@ use flotilla_kernels::{Buffer, Float, GpuError};
 use flotilla_kernels::{Gpu, ShapeError, rows};
 
 #[cfg(feature = "nccl")]
-use crate::parallel::{Collective, CollectiveError, Nccl, Shard};
-use crate::shape::TextShape;
+use crate::parallel::{Collective, CollectiveError, Nccl, Shard, orders};
+use crate::{shape::TextShape, step::Size};
 
 /// Who holds the rest of the model.
 #[derive(Debug, Default)]
@@ -31,6 +31,8 @@ pub(crate) enum Peers {
 pub(crate) struct Group {
     nccl: Nccl,
     shard: Shard,
+    /// Whether the others are told of every step.
+    leads: bool,
     /// `[sequences, vocabulary of a rank]`.
     own: Buffer<f32>,
     /// `[ranks, sequences, vocabulary of a rank]`.
@@ -63,6 +65,7 @@ impl Group {
             orders: Mutex::default(),
             nccl,
             shard,
+            leads: false,
         })
     }
 
@@ -94,6 +97,19 @@ impl Group {
         self.nccl.wait()
     }
 
+    /// From now on the others are told of every step: they must be in [`follow`](crate::TextModel::follow).
+    pub fn lead(&mut self) {
+        self.leads = true;
+    }
+
+    /// Tells the others that nothing more comes.
+    pub fn end(&mut self) -> Result<(), CollectiveError> {
+        if std::mem::take(&mut self.leads) {
+            orders::give_end(&mut self.nccl)?;
+        }
+        Ok(())
+    }
+
     /// Ranks and their operations.
     pub fn nccl(&mut self) -> &mut Nccl {
         &mut self.nccl
@@ -105,7 +121,50 @@ impl Group {
     }
 }
 
+#[cfg(feature = "nccl")]
+fn untold(error: CollectiveError) -> GpuError {
+    match error {
+        CollectiveError::Gpu(error) => error,
+        error => GpuError::Nccl {
+            action: "tell the other ranks what to do",
+            status: error.to_string(),
+        },
+    }
+}
+
 impl Peers {
+    /// Has the others compute a step too, if this rank leads.
+    pub fn tell_step<T: Float>(
+        &mut self,
+        pool: (usize, usize),
+        size: Size,
+        words: &[u32],
+        features: &[(Vec<i32>, Buffer<T>)],
+    ) -> Result<(), GpuError> {
+        match self {
+            #[cfg(feature = "nccl")]
+            Self::Group(group) if group.leads => {
+                orders::give_step(&mut group.nccl, pool, size, words, features).map_err(untold)
+            }
+            _ => {
+                let _ = (pool, size, words, features);
+                Ok(())
+            }
+        }
+    }
+
+    /// Has the others copy blocks too, if this rank leads.
+    pub fn tell_copy(&mut self, pool: (usize, usize), pairs: &[(u32, u32)]) -> Result<(), GpuError> {
+        match self {
+            #[cfg(feature = "nccl")]
+            Self::Group(group) if group.leads => orders::give_copy(&mut group.nccl, pool, pairs).map_err(untold),
+            _ => {
+                let _ = (pool, pairs);
+                Ok(())
+            }
+        }
+    }
+
     /// Rows of all tables together: of a model of this shape here.
     pub fn vocabulary(&self, shape: &TextShape) -> usize {
         match self {

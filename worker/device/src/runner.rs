@@ -245,7 +245,7 @@ impl<T: Float> Runner for DeviceRunner<T> {
     }
 
     fn copy(&mut self, pool: &mut DevicePool<T>, pairs: &[(u32, u32)]) -> Result<(), Cause> {
-        Ok(pool.copy(self.text.gpu(), pairs)?)
+        Ok(self.text.copy(pool, pairs)?)
     }
 
     fn step(&mut self, pool: &mut DevicePool<T>, chunks: &[Chunk<'_, Prompt>]) -> Result<Answers, Cause> {

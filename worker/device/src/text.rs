@@ -15,7 +15,10 @@ use flotilla_model::rope::frequencies;
 
 #[cfg(feature = "nccl")]
 use crate::{
-    parallel::{CollectiveError, Nccl, Shard},
+    parallel::{
+        CollectiveError, Nccl, Shard,
+        orders::{self, Order},
+    },
     peers::Group,
 };
 use crate::{
@@ -168,6 +171,61 @@ impl<T: Float> TextModel<T> {
         }
     }
 
+    /// Makes this rank, which is 0, the one whose steps the others repeat; they must be in [`Self::follow`].
+    #[cfg(feature = "nccl")]
+    pub fn lead(&mut self) {
+        if let Peers::Group(group) = &mut self.peers {
+            group.lead();
+        }
+    }
+
+    /// Lets the others leave [`Self::follow`].
+    #[cfg(feature = "nccl")]
+    pub fn end(&mut self) -> Result<(), CollectiveError> {
+        match &mut self.peers {
+            Peers::None => Ok(()),
+            Peers::Group(group) => group.end(),
+        }
+    }
+
+    /// Repeats the steps of rank 0 until it ends, or fails with the name of the rank that did. The pool is made as the
+    /// leader's is; it lives as long as steps come that use it.
+    #[cfg(feature = "nccl")]
+    pub fn follow(&mut self) -> Result<(), CollectiveError> {
+        let gpu = self.gpu.clone();
+        let hidden = self.shape().hidden;
+        let mut pool: Option<DevicePool<T>> = None;
+        while let Peers::Group(group) = &mut self.peers {
+            let order = orders::take::<T>(group.nccl(), &gpu, hidden)?;
+            let (Order::Step { pool: wanted, .. } | Order::Copy { pool: wanted, .. }) = &order else {
+                self.forget_graphs();
+                return Ok(());
+            };
+            let used = match pool.take() {
+                Some(pool) if (pool.blocks, pool.block_size) == *wanted => pool,
+                old => {
+                    self.forget_graphs();
+                    drop(old);
+                    DevicePool::new(&gpu, self.shape(), wanted.0, wanted.1)?
+                }
+            };
+            match order {
+                Order::Step {
+                    size, words, features, ..
+                } => {
+                    self.fits(size).map_err(GpuError::from)?;
+                    self.step(&used, size, &words, &features)?;
+                    // The leader waits before it reads; this is where a failure shows here.
+                    self.wait()?;
+                }
+                Order::Copy { pairs, .. } => used.copy(&gpu, &pairs)?,
+                Order::End => {}
+            }
+            pool = Some(used);
+        }
+        Ok(())
+    }
+
     /// The group that this is a part of.
     #[cfg(feature = "nccl")]
     pub fn group(&mut self) -> Option<&mut Nccl> {
@@ -219,6 +277,8 @@ impl<T: Float> TextModel<T> {
         words: &[u32],
         features: &[(Vec<i32>, Buffer<T>)],
     ) -> Result<(), GpuError> {
+        self.peers
+            .tell_step((pool.blocks, pool.block_size), size, words, features)?;
         let mut words = words.to_vec();
         self.peers.localize(&mut words[Mail::new(size).ids]);
         self.gpu.write(&self.arena.mail, &words)?;
@@ -234,6 +294,15 @@ impl<T: Float> TextModel<T> {
             }
         };
         self.gpu.replay(graph)
+    }
+
+    /// Copies whole blocks of a pool, at all ranks of a group.
+    pub fn copy(&mut self, pool: &DevicePool<T>, pairs: &[(u32, u32)]) -> Result<(), GpuError> {
+        if pairs.is_empty() {
+            return Ok(());
+        }
+        self.peers.tell_copy((pool.blocks, pool.block_size), pairs)?;
+        pool.copy(&self.gpu, pairs)
     }
 
     /// Forgets recorded steps: they hold the pool that they were recorded with.

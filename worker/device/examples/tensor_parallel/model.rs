@@ -8,7 +8,7 @@ use flotilla_device::{
     plan::Serving,
     step::{Mail, Piece, Step},
 };
-use flotilla_kernels::{Float, Gpu, bench};
+use flotilla_kernels::{Buffer, Float, Gpu, bench};
 use half::bf16;
 
 use super::gpu::same_everywhere;
@@ -39,11 +39,13 @@ impl Sequence {
     }
 }
 
-/// Computes what is not stored of each sequence, and says where the logits of each are.
+/// Computes what is not stored of each sequence, and says where the logits of each are. Features `[rows, hidden]` stand in the
+/// place of the first of these tokens of the sequences that have some.
 fn step<T: Float>(
     model: &mut TextModel<T>,
     pool: &DevicePool<T>,
     sequences: &[Sequence],
+    features: &[Option<Buffer<T>>],
 ) -> Result<Vec<usize>, Box<dyn Error>> {
     let positions = sequences
         .iter()
@@ -60,7 +62,16 @@ fn step<T: Float>(
     let pieces = pieces.collect::<Vec<_>>();
     let step = Step::new(&pieces);
     model.fits(step.size)?;
-    model.step(pool, step.size, &step.words(&pieces, BLOCK, &Mail::new(step.size)), &[])?;
+    let hidden = model.shape().hidden;
+    let placed = features.iter().zip(&step.rows).filter_map(|(features, first)| {
+        let features = features.as_ref()?;
+        let rows = *first..first + features.len() / hidden;
+        let rows = rows.map(|row| i32::try_from(row).unwrap_or(-1)).collect::<Vec<_>>();
+        Some((rows, features.clone()))
+    });
+    let placed = placed.collect::<Vec<_>>();
+    let words = step.words(&pieces, BLOCK, &Mail::new(step.size));
+    model.step(pool, step.size, &words, &placed)?;
     let mut places = vec![0; pieces.len()];
     for (place, index) in step.decodes.iter().enumerate() {
         places[*index] = place;
@@ -76,8 +87,9 @@ fn logits<T: Float>(
     model: &mut TextModel<T>,
     pool: &DevicePool<T>,
     sequences: &mut [Sequence],
+    features: &[Option<Buffer<T>>],
 ) -> Result<Vec<f32>, Box<dyn Error>> {
-    let places = step(model, pool, sequences)?;
+    let places = step(model, pool, sequences, features)?;
     model.wait()?;
     let rows = model.vocabulary();
     let all = model.gpu().download(model.logits())?;
@@ -138,12 +150,12 @@ pub fn check<T: Float>(gpu: &Gpu, group: Nccl) -> Result<Nccl, Box<dyn Error>> {
     // Steps of one size are computed, recorded, and replayed twice.
     for round in 0..5 {
         let stored = sequences.iter().map(|one| one.stored).collect::<Vec<_>>();
-        let ours = logits(&mut model, &pools.0, &mut sequences)?;
+        let ours = logits(&mut model, &pools.0, &mut sequences, &[])?;
         sequences
             .iter_mut()
             .zip(stored)
             .for_each(|(one, stored)| one.stored = stored);
-        let theirs = logits(&mut alone, &pools.1, &mut sequences)?;
+        let theirs = logits(&mut alone, &pools.1, &mut sequences, &[])?;
         let last = sequences.iter().flat_map(|one| {
             let all = host.logits(&one.ids, 1);
             all[all.len() - shape.vocabulary..].to_vec()
@@ -157,6 +169,7 @@ pub fn check<T: Float>(gpu: &Gpu, group: Nccl) -> Result<Nccl, Box<dyn Error>> {
             one.ids.push(id(index + 50, round)?);
         }
     }
+    led(&mut model, &pools.0, sequences, &host)?;
     let name = T::DTYPE.name();
     let holds = worst <= 1.5 * worst_alone + 1e-6 && worst < 0.05;
     if rank == 0 || !holds {
@@ -169,6 +182,54 @@ pub fn check<T: Float>(gpu: &Gpu, group: Nccl) -> Result<Nccl, Box<dyn Error>> {
         return Err(format!("rank {rank}: too far from the reference").into());
     }
     model.into_group().ok_or_else(|| "the model is in no group".into())
+}
+
+/// Rank 0 computes on, and the others follow: what it then has must be what all had when each drove its own steps. A block is
+/// copied on the way, and features that the leader alone has stand in the place of other tokens' embeddings.
+fn led<T: Float>(
+    model: &mut TextModel<T>,
+    pool: &DevicePool<T>,
+    mut sequences: Vec<Sequence>,
+    host: &HostModel,
+) -> Result<(), Box<dyn Error>> {
+    let last = sequences.iter_mut().map(|one| (one.stored, one.ids.last().copied()));
+    let last = last.collect::<Vec<_>>();
+    let driven = logits(model, pool, &mut sequences, &[])?;
+    if model.group().ok_or("the model is in no group")?.rank() > 0 {
+        // Into a pool of its own: what was computed before is not there.
+        return Ok(model.follow()?);
+    }
+    model.lead();
+    model.forget_graphs();
+    let (gpu, hidden) = (model.gpu().clone(), model.shape().hidden);
+    let fresh = DevicePool::new(&gpu, model.shape(), 64, BLOCK)?;
+    // The prompts anew, the first five tokens of the first as features, then the last tokens as before.
+    for (one, (stored, _)) in sequences.iter_mut().zip(&last) {
+        one.stored = 0;
+        one.ids.truncate(*stored);
+    }
+    let mut features = Vec::new();
+    for id in &mut sequences[0].ids[..5] {
+        let row = &host.embedding[*id as usize * hidden..][..hidden];
+        features.extend(row.iter().map(|value| T::from_f32(*value)));
+        *id = 0;
+    }
+    logits(model, &fresh, &mut sequences, &[Some(gpu.upload(&features)?)])?;
+    model.copy(&fresh, &[(sequences[0].blocks[0], 60)])?;
+    sequences[0].blocks[0] = 60;
+    for (one, (_, last)) in sequences.iter_mut().zip(last) {
+        one.ids.extend(last);
+    }
+    let led = logits(model, &fresh, &mut sequences, &[])?;
+    model.end()?;
+    let (apart, name) = (distance(&led, &driven), T::DTYPE.name());
+    // The prompts were computed in another division into steps.
+    if apart <= if T::DTYPE.bytes() == 4 { 1e-5 } else { 2e-2 } {
+        println!("ok      steps of a leader in {name}: {apart:.1e} from those that every rank drives");
+        Ok(())
+    } else {
+        Err(format!("steps of a leader in {name}: {apart:.1e} from those that every rank drives").into())
+    }
 }
 
 /// Steps of a large model with random weights: the largest whose part fits.
@@ -219,10 +280,10 @@ pub fn measure(gpu: &Gpu, group: Nccl) -> Result<Nccl, Box<dyn Error>> {
     let mut timed = |sequences: &[Sequence], times: u32| -> Result<f64, Box<dyn Error>> {
         // Computed, recorded, replayed.
         for _ in 0..3 {
-            step(&mut model, &pool, sequences)?;
+            step(&mut model, &pool, sequences, &[])?;
         }
         model.group().ok_or("the model is in no group")?.barrier()?;
-        let repeated = || (0..times).try_for_each(|_| step(&mut model, &pool, sequences).map(drop));
+        let repeated = || (0..times).try_for_each(|_| step(&mut model, &pool, sequences, &[]).map(drop));
         Ok(gpu.time(&clock, repeated)? / f64::from(times))
     };
     for count in [1, 8, 32, 64] {
