@@ -122,11 +122,11 @@ impl Group {
 }
 
 #[cfg(feature = "nccl")]
-fn untold(error: CollectiveError) -> GpuError {
+fn failed(error: CollectiveError) -> GpuError {
     match error {
         CollectiveError::Gpu(error) => error,
         error => GpuError::Nccl {
-            action: "tell the other ranks what to do",
+            action: "step",
             status: error.to_string(),
         },
     }
@@ -144,7 +144,7 @@ impl Peers {
         match self {
             #[cfg(feature = "nccl")]
             Self::Group(group) if group.leads => {
-                orders::give_step(&mut group.nccl, pool, size, words, features).map_err(untold)
+                orders::give_step(&mut group.nccl, pool, size, words, features).map_err(failed)
             }
             _ => {
                 let _ = (pool, size, words, features);
@@ -153,11 +153,20 @@ impl Peers {
         }
     }
 
+    /// Waits for everything in the stream, if there are others to be waited for.
+    pub fn settle(&mut self) -> Result<(), GpuError> {
+        match self {
+            Self::None => Ok(()),
+            #[cfg(feature = "nccl")]
+            Self::Group(group) => group.wait().map_err(failed),
+        }
+    }
+
     /// Has the others copy blocks too, if this rank leads.
     pub fn tell_copy(&mut self, pool: (usize, usize), pairs: &[(u32, u32)]) -> Result<(), GpuError> {
         match self {
             #[cfg(feature = "nccl")]
-            Self::Group(group) if group.leads => orders::give_copy(&mut group.nccl, pool, pairs).map_err(untold),
+            Self::Group(group) if group.leads => orders::give_copy(&mut group.nccl, pool, pairs).map_err(failed),
             _ => {
                 let _ = (pool, pairs);
                 Ok(())

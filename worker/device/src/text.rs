@@ -171,20 +171,17 @@ impl<T: Float> TextModel<T> {
         }
     }
 
+    /// In a group, waits for what was computed, so that a peer that is gone is an error and not waited for. Without one,
+    /// whatever is read waits.
+    pub fn settle(&mut self) -> Result<(), GpuError> {
+        self.peers.settle()
+    }
+
     /// Makes this rank, which is 0, the one whose steps the others repeat; they must be in [`Self::follow`].
     #[cfg(feature = "nccl")]
     pub fn lead(&mut self) {
         if let Peers::Group(group) = &mut self.peers {
             group.lead();
-        }
-    }
-
-    /// Lets the others leave [`Self::follow`].
-    #[cfg(feature = "nccl")]
-    pub fn end(&mut self) -> Result<(), CollectiveError> {
-        match &mut self.peers {
-            Peers::None => Ok(()),
-            Peers::Group(group) => group.end(),
         }
     }
 
@@ -496,6 +493,17 @@ impl<T: Float> TextModel<T> {
         }
         let product = Gemm::linear(rows, out.len() / rows, x.len() / rows);
         self.gpu.gemm(product, x, weight, out)
+    }
+}
+
+#[cfg(feature = "nccl")]
+impl<T> TextModel<T> {
+    /// Lets the others leave [`Self::follow`].
+    pub fn end(&mut self) -> Result<(), CollectiveError> {
+        match &mut self.peers {
+            Peers::None => Ok(()),
+            Peers::Group(group) => group.end(),
+        }
     }
 }
 
