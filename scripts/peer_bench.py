@@ -244,8 +244,14 @@ class Peer:
         if self.cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            with contextlib.suppress(Exception):
-                torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+            self.expandable_segments(False)
+
+    def expandable_segments(self, on):
+        """Whether PyTorch's memory can be pieced together from parts."""
+        torch = self.torch
+        if self.cuda:
+            older = torch.cuda.memory._set_allocator_settings
+            getattr(torch._C, "_accelerator_setAllocatorSettings", older)(f"expandable_segments:{on}")
 
     # Rows: (value, unit, note).
 
@@ -389,10 +395,8 @@ class Peer:
 
     def trainable(self):
         model = self.model
-        if self.cuda:
-            # Close to all of a card of 80 GB is needed, and graphs cannot be captured with this setting.
-            with contextlib.suppress(Exception):
-                self.torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        # Close to all of a card of 80 GB is needed, and graphs cannot be captured with this setting.
+        self.expandable_segments(True)
         model.requires_grad_(True)
         model.model.visual.requires_grad_(False)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

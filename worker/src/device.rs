@@ -193,10 +193,18 @@ pub fn look() -> Result<Machine, Fault> {
     Err(Fault::Unbuilt)
 }
 
+#[cfg(feature = "cuda")]
+fn no_driver(error: flotilla_kernels::GpuError) -> Fault {
+    Fault::NoDriver(match error {
+        flotilla_kernels::GpuError::NoDriver(cause) => cause,
+        other => other.to_string(),
+    })
+}
+
 /// Looks at this machine.
 #[cfg(feature = "cuda")]
 pub fn look() -> Result<Machine, Fault> {
-    let survey = flotilla_kernels::gpu::survey().map_err(|error| Fault::NoDriver(error.to_string()))?;
+    let survey = flotilla_kernels::gpu::survey().map_err(no_driver)?;
     let cards = survey.cards.into_iter().map(|listed| Card {
         name: listed.name,
         capability: listed.capability,

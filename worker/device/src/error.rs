@@ -25,7 +25,22 @@ pub enum DeviceError {
     /// A weight that the architecture has and the model of the host has not.
     #[error("the model has no weight {0}")]
     Missing(String),
+    /// The engine over it.
+    #[error("{}", chain(.0))]
+    Engine(Box<flotilla_engine::EngineError>),
     /// Input that does not fit.
     #[error("{0}")]
     Input(String),
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

@@ -34,6 +34,8 @@ pub struct DeviceRunner<T> {
     vision: Vision<T>,
     features: FeatureCache<Buffer<T>>,
     counts: VisualCounts,
+    /// Whether a prefix that decoded sequences share is read once for all of them.
+    shares: bool,
 }
 
 /// Where pictures are encoded.
@@ -100,7 +102,14 @@ impl<T: Float> DeviceRunner<T> {
             vision,
             features: FeatureCache::new(limits.feature_bytes),
             counts: VisualCounts::default(),
+            shares: true,
         }
+    }
+
+    /// Whether a prefix that decoded sequences share is read once for all of them; at first it is. Results are the same up to
+    /// rounding: this is for measuring what it saves.
+    pub fn set_shares(&mut self, shares: bool) {
+        self.shares = shares;
     }
 
     /// The language model.
@@ -118,6 +127,9 @@ impl<T: Float> DeviceRunner<T> {
     /// Features `[tokens, hidden]` of visuals.
     fn encode(&self, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
         let gpu = self.text.gpu();
+        if visuals.is_empty() {
+            return Ok(Vec::new());
+        }
         match &self.vision {
             Vision::Qwen(tower) => tower.encode(visuals),
             Vision::Host(model) => {
@@ -325,7 +337,7 @@ impl<T: Float> Runner for DeviceRunner<T> {
             draw: chunk.draw,
         });
         let pieces = pieces.collect::<Vec<_>>();
-        let step = Step::new(&pieces);
+        let step = Step::new(&pieces, self.shares);
         self.text.fits(step.size)?;
         let mut features = Vec::new();
         for (chunk, row) in chunks.iter().zip(&step.rows) {

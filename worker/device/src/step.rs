@@ -160,16 +160,18 @@ pub struct Step {
 const LEAST_SHARED: usize = 8;
 
 impl Step {
-    /// Orders the pieces.
-    pub fn new(pieces: &[Piece<'_>]) -> Self {
+    /// Orders the pieces; `shares` says whether common prefixes are looked for.
+    pub fn new(pieces: &[Piece<'_>], shares: bool) -> Self {
         let (decodes, chunks): (Vec<_>, Vec<_>) =
             (0..pieces.len()).partition(|index| pieces[*index].ids.len() == 1 && pieces[*index].stored > 0);
         let tables = decodes.iter().map(|index| {
             let piece = &pieces[*index];
-            // The block that the new token goes to is the sequence's own.
-            &piece.blocks[..piece.blocks.len().min(piece.stored)]
+            &piece.blocks[..]
         });
-        let groups = shared::groups(&tables.collect::<Vec<_>>(), LEAST_SHARED);
+        let groups = match shares {
+            true => shared::groups(&tables.collect::<Vec<_>>(), LEAST_SHARED),
+            false => Vec::new(),
+        };
         let size = Size {
             decodes: decodes.len(),
             prefill: chunks.iter().map(|index| pieces[*index].ids.len()).sum(),
@@ -291,7 +293,7 @@ mod tests {
             piece(&[7, 8, 9], &[[0; 3], [1; 3], [2, 5, 6]], 0, &[3]),
             piece(&[5], &[[9; 3]], 4, &[2, 6]),
         ];
-        let step = Step::new(&pieces);
+        let step = Step::new(&pieces, true);
         assert_eq!((&step.decodes[..], &step.chunks[..]), (&[1][..], &[0][..]));
         let mail = Mail::new(step.size);
         let words = step.words(&pieces, 4, &mail);
@@ -316,7 +318,7 @@ mod tests {
         let shared: Vec<u32> = (0..10).collect();
         let tables = [100, 101].map(|own| shared.iter().copied().chain([own]).collect::<Vec<_>>());
         let pieces = tables.each_ref().map(|table| piece(&[1], &[[0; 3]], 163, table));
-        let step = Step::new(&pieces);
+        let step = Step::new(&pieces, true);
         assert_eq!(step.groups.len(), 1);
         let mail = Mail::new(step.size);
         let words = step.words(&pieces, 16, &mail);

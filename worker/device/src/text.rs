@@ -10,6 +10,7 @@ use flotilla_kernels::{
     paged::{self, Decode},
     rotary::{self, Cache, Heads, SplitInto, Turn},
     rows, sampling,
+    skinny::{self, Added, Epilogue, MOST_ROWS, Skinny},
 };
 use flotilla_model::rope::frequencies;
 
@@ -348,8 +349,7 @@ impl<T: Float> TextModel<T> {
             }
             self.attend(pool, index, size, &decode, &words, &views)?;
             add_and_norm(&layer.post_norm)?;
-            self.linear(tokens, normed, &layer.gate_up, &views.gate_up)?;
-            swiglu(gpu, tokens, shape.intermediate, &views.gate_up, &views.gated)?;
+            self.gate(tokens, &layer.gate_up, &views)?;
             self.linear(tokens, &views.gated, &layer.down, branch)?;
             self.peers.sum(branch)?;
         }
@@ -451,7 +451,8 @@ impl<T: Float> TextModel<T> {
         let (gpu, shape) = (&self.gpu, self.shape());
         rows::gather_rows(gpu, shape.hidden, &views.normed, &words.last, &views.last)?;
         let own = self.peers.own_logits(&views.logits)?;
-        self.linear(size.sequences(), &views.last, &self.weights.head, &own)?;
+        let head = Gemm::linear(size.sequences(), shape.vocabulary, shape.hidden);
+        gpu.gemm(head, &views.last, &self.weights.head, &own)?;
         self.peers.gather(&views.logits)?;
         let decodes = size.decodes;
         if decodes == 0 {
@@ -480,19 +481,38 @@ impl<T: Float> TextModel<T> {
         )
     }
 
+    /// The gated half of the MLP: `normed` to `gated`.
+    fn gate(&self, rows: usize, weight: &Buffer<T>, views: &Views<T>) -> Result<(), GpuError> {
+        let (gpu, shape) = (&self.gpu, self.shape());
+        let layer = Skinny {
+            rows,
+            outputs: shape.intermediate,
+            inputs: shape.hidden,
+            epilogue: Epilogue::Swiglu,
+        };
+        if is_skinny(rows, shape.hidden) {
+            return skinny::linear(gpu, layer, &views.normed, weight, Added::NOTHING, &views.gated);
+        }
+        self.linear(rows, &views.normed, weight, &views.gate_up)?;
+        swiglu(gpu, rows, shape.intermediate, &views.gate_up, &views.gated)
+    }
+
     /// `out[rows, outputs] = x[rows, inputs] · weight[outputs, inputs]ᵀ`.
-    fn linear<O: Float>(
-        &self,
-        rows: usize,
-        x: &Buffer<T>,
-        weight: &Buffer<T>,
-        out: &Buffer<O>,
-    ) -> Result<(), GpuError> {
+    fn linear(&self, rows: usize, x: &Buffer<T>, weight: &Buffer<T>, out: &Buffer<T>) -> Result<(), GpuError> {
         if rows == 0 {
             return Ok(());
         }
-        let product = Gemm::linear(rows, out.len() / rows, x.len() / rows);
-        self.gpu.gemm(product, x, weight, out)
+        let (outputs, inputs) = (out.len() / rows, x.len() / rows);
+        if is_skinny(rows, inputs) {
+            let layer = Skinny {
+                rows,
+                outputs,
+                inputs,
+                epilogue: Epilogue::Plain,
+            };
+            return skinny::linear(&self.gpu, layer, x, weight, Added::NOTHING, out);
+        }
+        self.gpu.gemm(Gemm::linear(rows, outputs, inputs), x, weight, out)
     }
 }
 
@@ -505,6 +525,11 @@ impl<T> TextModel<T> {
             Peers::Group(group) => group.end(),
         }
     }
+}
+
+/// Whether a product is bound by reading its weight, so that our own kernel is the faster one.
+fn is_skinny(rows: usize, inputs: usize) -> bool {
+    (1..=MOST_ROWS).contains(&rows) && inputs.is_multiple_of(8)
 }
 
 impl<T: Float> Arena<T> {

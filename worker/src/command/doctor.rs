@@ -377,6 +377,7 @@ fn lines(out: &mut String, report: &Report) -> std::fmt::Result {
     }
     writeln!(out)?;
     match &report.driver {
+        DriverReport { fault: Some(fault), .. } if *fault == device.reason => writeln!(out, "driver   none")?,
         DriverReport { fault: Some(fault), .. } => writeln!(out, "driver   none: {fault}")?,
         driver => {
             writeln!(

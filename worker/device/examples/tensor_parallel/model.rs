@@ -60,7 +60,7 @@ fn step<T: Float>(
         draw: None,
     });
     let pieces = pieces.collect::<Vec<_>>();
-    let step = Step::new(&pieces);
+    let step = Step::new(&pieces, false);
     model.fits(step.size)?;
     let hidden = model.shape().hidden;
     let placed = features.iter().zip(&step.rows).filter_map(|(features, first)| {

@@ -140,11 +140,7 @@ impl Inputs {
                 &self.placeholders,
                 &signed(&batch.placeholders, batch.placeholders.len()),
             )?,
-            groups: DeviceGroups {
-                ids: put(gpu, &self.group_ids, &groups.ids)?,
-                starts: put(gpu, &self.group_starts, &groups.starts)?,
-                order: put(gpu, &self.group_order, &groups.order)?,
-            },
+            groups: DeviceGroups::write(gpu, [&self.group_ids, &self.group_starts, &self.group_order], &groups)?,
         })
     }
 }

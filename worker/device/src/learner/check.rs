@@ -7,7 +7,7 @@ use flotilla_kernels::{
 };
 use half::bf16;
 
-use super::{Batch, Keep, Learner, Sequence, Settings, cross_entropy, reference::Reference};
+use super::{Batch, Keep, Learner, Sequence, Settings, agreement, cross_entropy, reference::Reference};
 use crate::{
     error::DeviceError,
     shape::TextShape,
@@ -33,6 +33,14 @@ pub fn checks() -> Vec<Check> {
         Check {
             name: "learner f32 gradients, tied head, temperature",
             run: |gpu, draw| gradients(gpu, draw, &small(true), 0.7),
+        },
+        Check {
+            name: "learner f32 gradients against the host's autograd",
+            run: agreement::autograd,
+        },
+        Check {
+            name: "learner bf16 scores what the engine drew",
+            run: agreement::drawn,
         },
         Check {
             name: "learner f32 gradient by features",
@@ -95,7 +103,7 @@ fn small(tied: bool) -> TextShape {
 }
 
 /// Heads as released models have them.
-fn medium() -> TextShape {
+pub(super) fn medium() -> TextShape {
     TextShape {
         hidden: 512,
         layers: 3,
@@ -112,7 +120,7 @@ fn medium() -> TextShape {
 }
 
 /// Weights that both formats can hold, of every kind random.
-fn draw_tensors(draw: &mut Draw, shape: &TextShape) -> Vec<Vec<f32>> {
+pub(super) fn draw_tensors(draw: &mut Draw, shape: &TextShape) -> Vec<Vec<f32>> {
     let lengths = Reference::lengths(shape);
     let vector = |length: usize| length == shape.hidden;
     let tensors = lengths.into_iter().map(|length| {
@@ -133,7 +141,11 @@ fn draw_tensors(draw: &mut Draw, shape: &TextShape) -> Vec<Vec<f32>> {
     tensors.collect()
 }
 
-fn upload<T: Float>(gpu: &Gpu, shape: &TextShape, tensors: &[Vec<f32>]) -> Result<TextWeights<T>, CheckError> {
+pub(super) fn upload<T: Float>(
+    gpu: &Gpu,
+    shape: &TextShape,
+    tensors: &[Vec<f32>],
+) -> Result<TextWeights<T>, CheckError> {
     let buffers = tensors.iter().map(|values| {
         let values = values.iter().map(|value| T::from_f32(*value)).collect::<Vec<_>>();
         gpu.upload(&values)
@@ -185,17 +197,17 @@ fn draw_batch(draw: &mut Draw, shape: &TextShape, lengths: &[usize]) -> Result<B
     Batch::pack(sequences).map_err(|error| CheckError::Differs(error.to_string()))
 }
 
-fn small_number(number: usize) -> u32 {
+pub(super) fn small_number(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 /// Slopes of a random loss.
-fn draw_slopes(draw: &mut Draw, batch: &Batch) -> Vec<f32> {
+pub(super) fn draw_slopes(draw: &mut Draw, batch: &Batch) -> Vec<f32> {
     let deviation = (batch.scored.len() as f32).recip();
     draw.normal::<f32>(batch.scored.len(), deviation)
 }
 
-fn settings<T: Float>(tokens: usize) -> Settings {
+pub(super) fn settings<T: Float>(tokens: usize) -> Settings {
     Settings {
         gradients: T::DTYPE,
         states: StateKind::Bf16,
@@ -204,7 +216,7 @@ fn settings<T: Float>(tokens: usize) -> Settings {
     }
 }
 
-type Gradients = Vec<(String, Vec<f32>)>;
+pub(super) type Gradients = Vec<(String, Vec<f32>)>;
 
 /// Log-probabilities and every gradient of one batch.
 fn compute<T: Float>(
@@ -229,7 +241,7 @@ fn compute<T: Float>(
     Ok((scored.log_probs, download(gpu, &learner)?))
 }
 
-fn download<T: Float, G: Float>(gpu: &Gpu, learner: &Learner<T, G>) -> Result<Gradients, CheckError> {
+pub(super) fn download<T: Float, G: Float>(gpu: &Gpu, learner: &Learner<T, G>) -> Result<Gradients, CheckError> {
     let gradients = learner.gradients();
     gradients
         .map(|(name, gradient)| Ok((name.to_owned(), gradient.download(gpu)?)))
@@ -241,12 +253,19 @@ fn wide(values: &[f32]) -> Vec<f64> {
 }
 
 /// A distance with the name of the tensor where it does not hold.
-fn named(name: &str, distance: Distance) -> Result<Distance, CheckError> {
+pub(super) fn named(name: &str, distance: Distance) -> Result<Distance, CheckError> {
     if distance.holds() {
         return Ok(distance);
     }
     let Distance { relative, bound } = distance;
     Err(CheckError::Differs(format!("{name}: {relative:.2e} of {bound:.0e}")))
+}
+
+/// The worst of distances, of which there is one.
+fn worst(distances: impl IntoIterator<Item = Result<Distance, CheckError>>) -> Result<Distance, CheckError> {
+    let mut distances = distances.into_iter();
+    let first = distances.next().unwrap_or(Ok(Distance::EQUAL))?;
+    distances.try_fold(first, |worst, next| Ok(worst.worst(next?)))
 }
 
 /// Log-probabilities against f64, and the gradient of every weight against differences of the loss in f64: along the gradient
@@ -402,13 +421,12 @@ fn micro_batches_sum(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError>
         }
         sums.push(download(gpu, &learner)?);
     }
-    let mut worst = Distance::EQUAL;
-    for (index, (name, both)) in sums[2].iter().enumerate() {
+    let distances = sums[2].iter().enumerate().map(|(index, (name, both))| {
         let parts = sums[0][index].1.iter().zip(&sums[1][index].1);
         let sum = parts.map(|(one, other)| one + other).collect::<Vec<_>>();
-        worst = worst.worst(named(name, Distance::within(both, &sum, 1e-5)?)?);
-    }
-    Ok(worst)
+        named(name, Distance::within(both, &sum, 1e-5)?)
+    });
+    worst(distances)
 }
 
 /// What summing over micro-batches in bf16 loses against summing in f32: a rounding per micro-batch.
@@ -432,11 +450,9 @@ fn rounded_sums(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
         wide.score(&batch, Some(&features), 1.0)?;
         wide.backward(&slopes, None)?;
     }
-    let mut worst = Distance::EQUAL;
-    for ((name, narrow), (_, wide)) in download(gpu, &narrow)?.iter().zip(&download(gpu, &wide)?) {
-        worst = worst.worst(named(name, Distance::within(narrow, wide, 6e-3)?)?);
-    }
-    Ok(worst)
+    let (narrow, wide) = (download(gpu, &narrow)?, download(gpu, &wide)?);
+    let pairs = narrow.iter().zip(&wide);
+    worst(pairs.map(|((name, narrow), (_, wide))| named(name, Distance::within(narrow, wide, 6e-3)?)))
 }
 
 /// Thirty updates on one batch: the loss falls below two thirds, a second run gives the same bits, and nothing is allocated

@@ -10,12 +10,15 @@
 //! | `passes.rs` | the whole model: log-probabilities, gradients, the update |
 //! | `reference.rs` | the same model in f64 on the host |
 //! | `check.rs` | parity with it, determinism, a loss that falls |
+//! | `agreement.rs` | parity with the model of the host and its autograd, and with what the engine draws |
 //! | `measure.rs`, `parts.rs` | seconds of a training step beside the floor, and of each of its operations |
 //!
 //! A step is: for each micro-batch [`Learner::score`] (log-probabilities under the weights as they are), slopes from
 //! [`Policy::gradient`] on the host, [`Learner::backward`]; then [`Learner::update`]. The weights are those buffers that the
 //! engine reads, changed in place.
 
+#[cfg(feature = "cuda")]
+mod agreement;
 mod batch;
 mod plan;
 mod policy;

@@ -1,5 +1,8 @@
-// Activations of rows. A thread has two packs, with all their loads in flight before the first is used.
-static constexpr int THREADS = 256, UNROLL = 2;
+// Activations of rows. A thread has UNROLL packs, with all their loads in flight before the first is used.
+#ifndef UNROLL
+#define UNROLL 2
+#endif
+static constexpr int THREADS = 256;
 
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
 
@@ -13,7 +16,9 @@ template <typename F> __device__ __forceinline__ void each_pack(u32 total, F f) 
 }
 
 // Where a pack of the gate is; that of the up projection is a row's `packs` packs later.
-__device__ __forceinline__ size_t gate_at(u32 at, u32 packs) { return ((size_t)at + (size_t)(at / packs) * packs) * PACK; }
+__device__ __forceinline__ size_t gate_at(u32 at, u32 packs) {
+  return ((size_t)at + (size_t)(at / packs) * packs) * PACK;
+}
 
 // `packs` are those of a row of the output.
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -24,7 +24,7 @@ pub fn swiglu<T: Float>(
     ShapeError::at_least(NAME, "out", out.len(), rows * ff)?;
     let pack = pack::<T>(ff, &[gate_up.pointer(), out.pointer()]);
     let kernel = Kernel::new(&SOURCE, NAME, Some(T::DTYPE)).define("PACK", pack);
-    launch(gpu, &kernel, (rows, ff / pack), &[gate_up.into(), out.into()])
+    launch(gpu, kernel, (rows, ff / pack), &[gate_up.into(), out.into()])
 }
 
 /// Gradient of [`swiglu`]: `d_gate_up` `[rows, 2 * ff]` from `dout` `[rows, ff]`. `d_gate_up` may be `gate_up` itself.
@@ -52,7 +52,7 @@ pub fn swiglu_backward<T: Float>(
     let kernel = Kernel::new(&SOURCE, NAME, Some(T::DTYPE)).define("PACK", pack);
     launch(
         gpu,
-        &kernel,
+        kernel,
         (rows, ff / pack),
         &[gate_up.into(), dout.into(), d_gate_up.into(), out.into()],
     )
@@ -71,7 +71,7 @@ pub fn gelu<T: Float>(
     const NAME: &str = "gelu";
     let pack = biased(NAME, (rows, width), bias, &[("x", x), ("out", out)])?;
     let kernel = gelu_kernel::<T>(NAME, kind).define("PACK", pack);
-    launch(gpu, &kernel, (rows, width / pack), &[x.into(), bias.into(), out.into()])
+    launch(gpu, kernel, (rows, width / pack), &[x.into(), bias.into(), out.into()])
 }
 
 /// Gradient of [`gelu`]: `dx = dout * gelu'(x + bias)`, all `[rows, width]`. `dx` may be `dout` or `x`.
@@ -89,7 +89,7 @@ pub fn gelu_backward<T: Float>(
     let kernel = gelu_kernel::<T>(NAME, kind).define("PACK", pack);
     launch(
         gpu,
-        &kernel,
+        kernel,
         (rows, width / pack),
         &[x.into(), bias.into(), dout.into(), dx.into()],
     )
@@ -106,7 +106,7 @@ pub fn add_bias<T: Float>(
     const NAME: &str = "add_bias";
     let pack = biased(NAME, (rows, width), Some(bias), &[("x", x)])?;
     let kernel = Kernel::new(&SOURCE, NAME, Some(T::DTYPE)).define("PACK", pack);
-    launch(gpu, &kernel, (rows, width / pack), &[bias.into(), x.into()])
+    launch(gpu, kernel, (rows, width / pack), &[bias.into(), x.into()])
 }
 
 /// Numbers of scratch that [`bias_gradient`] needs. Their values need not be kept.
@@ -126,9 +126,8 @@ pub fn bias_gradient<T: Float>(
     column_sums(gpu, rows, width, dy, dbias, scratch)
 }
 
-/// Threads of a block, and packs of each, as in the source.
+/// Threads of a block, as in the source.
 const THREADS: u32 = 256;
-const UNROLL: usize = 2;
 
 fn gelu_kernel<T: Float>(name: &'static str, kind: Gelu) -> Kernel {
     let number = match kind {
@@ -158,10 +157,13 @@ fn biased<T: Float>(
     Ok(pack::<T>(width, &addresses))
 }
 
-/// Over all packs of `rows` rows; the last two arguments are the packs of a row and all of them.
-fn launch(gpu: &Gpu, kernel: &Kernel, (rows, packs): (usize, usize), args: &[Arg]) -> Result<(), GpuError> {
+/// Over all packs of `rows` rows; the last two arguments are the packs of a row and all of them. Where every pack can have a
+/// thread at once it gets one, else a thread has two.
+fn launch(gpu: &Gpu, kernel: Kernel, (rows, packs): (usize, usize), args: &[Arg]) -> Result<(), GpuError> {
     let total = rows * packs;
     ShapeError::unless(kernel.name, total < 1 << 31, || format!("{total} packs are too many"))?;
-    let grid = Grid::new(total.div_ceil(THREADS as usize * UNROLL), THREADS);
-    gpu.launch(kernel, grid, &[args, &[packs.into(), total.into()]].concat())
+    let unroll = if total <= 4096 * gpu.processors() { 1 } else { 2 };
+    let grid = Grid::new(total.div_ceil(THREADS as usize * unroll), THREADS);
+    let kernel = kernel.define("UNROLL", unroll);
+    gpu.launch(&kernel, grid, &[args, &[packs.into(), total.into()]].concat())
 }

@@ -1,4 +1,4 @@
-//! SwiGLU and GELU, forward and backward, and biases.
+//! SwiGLU and GELU, forward and backward, and biases: elementwise in f32 with one rounding, any of them in place.
 
 #[cfg(feature = "cuda")]
 mod check;

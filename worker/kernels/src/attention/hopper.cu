@@ -151,6 +151,13 @@ __device__ __forceinline__ void wgmma(float (&c)[64], const u32 (&a)[4], u64 b) 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+// The assembler moves a wait for products upwards, before the exponentials that are meant to run beside them, but not across a
+// store of what they add up to.
+__device__ __forceinline__ void after(float x) {
+  __shared__ float unused[CONSUMERS];
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_address(unused + threadIdx.x)), "f"(x) : "memory");
+}
+
 // A swizzled matrix for wgmma: rows as they are multiplied (8 rows of 128 bytes are 1,024), or the same matrix transposed,
 // whose panels of `rows` rows follow one another.
 static constexpr u64 SWIZZLED = 1ull << 62 | 64ull << 32;
@@ -413,6 +420,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         pin(score);
         release(k_free + 8 * (next % STAGES));
         softmax(step * KEYS);
+        after(total[0] + total[1]);
         wgmma_wait<0>();
         pin(sum), pin(weights);
         release(v_free + 8 * (used % STAGES));
@@ -446,6 +454,313 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     store_rows<TILE>(memory + group * 64 * 128, sum, inverse[0], inverse[1], queries - first - group * 64,
                      [&](int r) { return to + (i64)r * heads * HEAD_DIM; });
     release(q_free);
+  }
+}
+#endif
+
+#ifdef BACKWARD
+// Two passes, each of which holds a tile of rows and passes over steps of the other side: keys over queries for dk and dv,
+// queries over keys for dq. Scores are computed twice; in return no sum is shared between blocks, and its order is fixed.
+static constexpr int STEP = 64, STAGES = 3;
+static constexpr int TILE_BYTES = PANELS * TILE * 128, STEP_BYTES = PANELS * STEP * 128;
+// After the tiles and stages.
+static constexpr int NORMS_AT = 2 * TILE_BYTES + 2 * STAGES * STEP_BYTES;
+
+__device__ __forceinline__ void copy4(u32 to, const float* from, bool is) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(is ? 4 : 0) : "memory");
+}
+// Norms and means of ROWS queries, behind one another; zeros where there is no query, whose other operands are zeros too.
+template <int ROWS>
+__device__ __forceinline__ void load_norms(u32 to, const float* lse, const float* delta, int first, int count) {
+  for (int i = threadIdx.x % 128; i < 2 * ROWS; i += 128) {
+    bool is = first + i % ROWS < count;
+    copy4(to + i * 4, (i < ROWS ? lse : delta) + (is ? first + i % ROWS : 0), is);
+  }
+}
+
+struct Barriers {
+  u32 tile_full, tile_free, full, free;
+  __device__ __forceinline__ Barriers(u64* memory) {
+    tile_full = shared_address(memory), tile_free = tile_full + 8, full = tile_free + 8, free = full + 8 * STAGES;
+    if (threadIdx.x == 0) {
+      barrier_init(tile_full, 128), barrier_init(tile_free, CONSUMERS / 32);
+      for (int stage = 0; stage < STAGES; stage++)
+        barrier_init(full + 8 * stage, 128), barrier_init(free + 8 * stage, CONSUMERS / 32);
+    }
+    __syncthreads();
+  }
+  __device__ __forceinline__ void wait_full(int step) const { barrier_wait(full + 8 * (step % STAGES), step / STAGES & 1); }
+  __device__ __forceinline__ void release(u32 barrier) const {
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) barrier_arrive(barrier);
+  }
+  __device__ __forceinline__ void release_stage(int step) const { release(free + 8 * (step % STAGES)); }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    backward_key_hopper(elem* __restrict__ dk, int dk_stride, elem* __restrict__ dv, int dv_stride,
+                        const elem* __restrict__ dout, const float* __restrict__ lse, const float* __restrict__ delta,
+                        const elem* __restrict__ q, int q_stride, const u32* __restrict__ q_offsets, int segments, int tokens,
+                        KEY_OPERANDS, int key_tokens, int heads, int kv_heads, float scale) {
+  extern __shared__ __align__(1024) u8 memory[];
+  __shared__ __align__(8) u64 barrier_memory[2 + 2 * STAGES];
+  __shared__ int tile[2];
+  u32 k_tile = shared_address(memory), v_tile = k_tile + TILE_BYTES, stages = v_tile + TILE_BYTES;
+  Barriers barriers(barrier_memory);
+  int lane = threadIdx.x & 31, group_heads = heads / kv_heads;
+  // Of a tile, from its place: the queries of the first step, and steps of each head.
+  auto steps_of = [&](int first, int keys, int queries, int& start) {
+    start = CAUSAL ? max(0, first - (keys - queries)) / STEP : 0;
+    return max(0, (queries + STEP - 1) / STEP - start);
+  };
+
+  if (threadIdx.x >= CONSUMERS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    Loads loads;
+    int loaded = 0;
+    for (int round = 0;; round++) {
+      int rank = turn(round), kv_head = rank % kv_heads, segment = 0, level;
+      __syncwarp();
+      bool is = find_tile(rank / kv_heads, k_offsets, segments, TILE, (key_tokens + TILE - 1) / TILE, segment, level);
+      loads.room(barriers.tile_free, (round & 1) ^ 1);
+      if (!is) {
+        if (threadIdx.x == CONSUMERS) tile[0] = -1;
+        loads.flush();
+        barrier_arrive(barriers.tile_full);
+        break;
+      }
+      int begin = q_offsets[segment], queries = q_offsets[segment + 1] - begin;
+      Keys keys = KEYS_OF(segment, kv_head, kv_heads);
+      // The first keys are seen by most queries: they come first.
+      int first = (CAUSAL ? (keys.length + TILE - 1) / TILE - 1 - level : level) * TILE;
+      if (threadIdx.x == CONSUMERS) tile[0] = segment, tile[1] = first;
+      load_rows<TILE>(k_tile, k, first, keys.length, [&](int row) { return keys.key(row); });
+      load_rows<TILE>(v_tile, v, first, keys.length, [&](int row) { return keys.value(row); });
+      loads.begun(barriers.tile_full);
+      int start, steps = steps_of(first, keys.length, queries, start);
+      for (int head = kv_head * group_heads; head < (kv_head + 1) * group_heads; head++) {
+        const elem* query = q + (i64)begin * q_stride + head * HEAD_DIM;
+        const elem* gradient = dout + ((i64)begin * heads + head) * HEAD_DIM;
+        i64 norms = (i64)head * tokens + begin;
+        for (int step = 0; step < steps; step++, loaded++) {
+          int stage = loaded % STAGES, at = (start + step) * STEP;
+          u32 to = stages + stage * 2 * STEP_BYTES;
+          loads.room(barriers.free + 8 * stage, (loaded / STAGES & 1) ^ 1);
+          load_rows<STEP>(to, q, at, queries, [&](int row) { return query + (i64)row * q_stride; });
+          load_rows<STEP>(to + STEP_BYTES, dout, at, queries,
+                          [&](int row) { return gradient + (i64)row * heads * HEAD_DIM; });
+          load_norms<STEP>(k_tile + NORMS_AT + stage * 2 * STEP * 4, lse + norms, delta + norms, at, queries);
+          loads.begun(barriers.full + 8 * stage);
+        }
+      }
+    }
+    return;
+  }
+
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  int group = threadIdx.x / 128, row = group * 64 + (threadIdx.x / 32 % 4) * 16 + lane / 4;
+  float factor = scale * LOG2E;
+  int used = 0;
+  for (int round = 0;; round++) {
+    barrier_wait(barriers.tile_full, round & 1);
+    int segment = tile[0], first = tile[1];
+    if (segment < 0) break;
+    int queries = q_offsets[segment + 1] - q_offsets[segment], length = k_offsets[segment + 1] - k_offsets[segment];
+    int ahead = length - queries, start, steps = steps_of(first, length, queries, start), all = steps * group_heads;
+    u32 our_keys = k_tile + group * 64 * 128, our_values = v_tile + group * 64 * 128;
+
+    float weight[STEP / 2], change[STEP / 2], key_sum[DIM / 2], value_sum[DIM / 2];
+    u32 weights[STEP / 16][4], changes[STEP / 16][4];
+#pragma unroll
+    for (int i = 0; i < DIM / 2; i++) key_sum[i] = value_sum[i] = 0.f;
+
+    for (int i = 0, step = 0; i < all; i++, used++, step = step + 1 == steps ? 0 : step + 1) {
+      int stage = used % STAGES, at = (start + step) * STEP;
+      u32 q_tile = stages + stage * 2 * STEP_BYTES, gradients = q_tile + STEP_BYTES;
+      const float* norm = reinterpret_cast<const float*>(memory + NORMS_AT) + stage * 2 * STEP + (lane & 3) * 2;
+      barriers.wait_full(used);
+      wgmma_begin();
+      multiply_across<TILE, STEP>(weight, our_keys, q_tile);
+      wgmma_commit();
+      multiply_across<TILE, STEP>(change, our_values, gradients);
+      wgmma_commit();
+      wgmma_wait<1>();
+      pin(weight);
+      // Key k is not seen by query q where k > q + ahead.
+      int hidden = first + row - at - ahead - (lane & 3) * 2;
+      bool masked = CAUSAL && first + group * 64 + 63 > at + ahead;
+#pragma unroll
+      for (int n = 0; n < STEP / 8; n++) {
+        float2 shift = *reinterpret_cast<const float2*>(norm + n * 8);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          float w = exp2_fast(weight[n * 4 + j] * factor - (j & 1 ? shift.y : shift.x) * LOG2E);
+          if (masked && n * 8 + (j & 1) - (j >> 1) * 8 < hidden) w = 0.f;
+          weight[n * 4 + j] = w;
+        }
+      }
+      to_left<STEP>(weights, weight);
+      pin(weights), pin(value_sum);
+      wgmma_begin();
+      multiply<STEP>(value_sum, weights, gradients);
+      wgmma_commit();
+      wgmma_wait<1>();
+      pin(change);
+#pragma unroll
+      for (int n = 0; n < STEP / 8; n++) {
+        float2 mean = *reinterpret_cast<const float2*>(norm + STEP + n * 8);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          // The rounded weight, as it is in registers anyway.
+          u32 pair = weights[n / 2][n % 2 * 2 + j / 2];
+          change[n * 4 + j] = (j & 1 ? high_float(pair) : low_float(pair)) * (change[n * 4 + j] - (j & 1 ? mean.y : mean.x));
+        }
+      }
+      to_left<STEP>(changes, change);
+      pin(changes), pin(key_sum);
+      wgmma_begin();
+      multiply<STEP>(key_sum, changes, q_tile);
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin(key_sum), pin(value_sum), pin(changes), pin(weights);
+      barriers.release_stage(used);
+    }
+    wgmma_wait<0>();
+    pin(key_sum), pin(value_sum);
+
+    // The group's keys and values make room for their gradients.
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
+    int kv_head = turn(round) % kv_heads, count = length - first - group * 64;
+    i64 token = (i64)k_offsets[segment] + first + group * 64;
+    elem *to_k = dk + token * dk_stride + kv_head * HEAD_DIM, *to_v = dv + token * dv_stride + kv_head * HEAD_DIM;
+    store_rows<TILE>(memory + group * 64 * 128, key_sum, scale, scale, count, [&](int r) { return to_k + (i64)r * dk_stride; });
+    store_rows<TILE>(memory + TILE_BYTES + group * 64 * 128, value_sum, 1.f, 1.f, count,
+                     [&](int r) { return to_v + (i64)r * dv_stride; });
+    barriers.release(barriers.tile_free);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    backward_query_hopper(elem* __restrict__ dq, int dq_stride, const elem* __restrict__ dout, const float* __restrict__ lse,
+                          const float* __restrict__ delta, const elem* __restrict__ q, int q_stride,
+                          const u32* __restrict__ q_offsets, int segments, int tokens, KEY_OPERANDS, int heads, int kv_heads,
+                          float scale) {
+  extern __shared__ __align__(1024) u8 memory[];
+  __shared__ __align__(8) u64 barrier_memory[2 + 2 * STAGES];
+  __shared__ int tile[2];
+  u32 q_tile = shared_address(memory), gradients = q_tile + TILE_BYTES, stages = gradients + TILE_BYTES;
+  Barriers barriers(barrier_memory);
+  int lane = threadIdx.x & 31;
+  auto end_of = [&](int first, int keys, int queries) { return CAUSAL ? min(keys, first + TILE + keys - queries) : keys; };
+
+  if (threadIdx.x >= CONSUMERS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    Loads loads;
+    int loaded = 0;
+    for (int round = 0;; round++) {
+      int rank = turn(round), head = rank % heads, segment = 0, level;
+      __syncwarp();
+      bool is = find_tile(rank / heads, q_offsets, segments, TILE, (tokens + TILE - 1) / TILE, segment, level);
+      loads.room(barriers.tile_free, (round & 1) ^ 1);
+      if (threadIdx.x == CONSUMERS) tile[0] = is ? segment : -1, tile[1] = level * TILE;
+      if (!is) {
+        loads.flush();
+        barrier_arrive(barriers.tile_full);
+        break;
+      }
+      int begin = q_offsets[segment], queries = q_offsets[segment + 1] - begin, first = level * TILE;
+      Keys keys = KEYS_OF(segment, head / (heads / kv_heads), kv_heads);
+      const elem* query = q + (i64)begin * q_stride + head * HEAD_DIM;
+      const elem* gradient = dout + ((i64)begin * heads + head) * HEAD_DIM;
+      i64 norms = (i64)head * tokens + begin;
+      load_rows<TILE>(q_tile, q, first, queries, [&](int row) { return query + (i64)row * q_stride; });
+      load_rows<TILE>(gradients, dout, first, queries, [&](int row) { return gradient + (i64)row * heads * HEAD_DIM; });
+      load_norms<TILE>(q_tile + NORMS_AT, lse + norms, delta + norms, first, queries);
+      loads.begun(barriers.tile_full);
+      int end = end_of(first, keys.length, queries);
+      for (int key = 0; key < end; key += STEP, loaded++) {
+        int stage = loaded % STAGES;
+        u32 to = stages + stage * 2 * STEP_BYTES;
+        loads.room(barriers.free + 8 * stage, (loaded / STAGES & 1) ^ 1);
+        load_rows<STEP>(to, k, key, keys.length, [&](int row) { return keys.key(row); });
+        load_rows<STEP>(to + STEP_BYTES, v, key, keys.length, [&](int row) { return keys.value(row); });
+        loads.begun(barriers.full + 8 * stage);
+      }
+    }
+    return;
+  }
+
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  int group = threadIdx.x / 128, row = group * 64 + (threadIdx.x / 32 % 4) * 16 + lane / 4;
+  float factor = scale * LOG2E;
+  int used = 0;
+  for (int round = 0;; round++) {
+    barrier_wait(barriers.tile_full, round & 1);
+    int segment = tile[0], first = tile[1];
+    if (segment < 0) break;
+    int begin = q_offsets[segment], queries = q_offsets[segment + 1] - begin;
+    int length = k_offsets[segment + 1] - k_offsets[segment], ahead = length - queries;
+    int end = end_of(first, length, queries);
+    u32 our_queries = q_tile + group * 64 * 128, our_gradients = gradients + group * 64 * 128;
+    const float* norms = reinterpret_cast<const float*>(memory + NORMS_AT) + row;
+    float norm[2] = {norms[0] * LOG2E, norms[8] * LOG2E}, mean[2] = {norms[TILE], norms[TILE + 8]};
+
+    float weight[STEP / 2], change[STEP / 2], sum[DIM / 2];
+    u32 changes[STEP / 16][4];
+#pragma unroll
+    for (int i = 0; i < DIM / 2; i++) sum[i] = 0.f;
+    for (int key = 0; key < end; key += STEP, used++) {
+      u32 k_tile = stages + used % STAGES * 2 * STEP_BYTES, v_tile = k_tile + STEP_BYTES;
+      barriers.wait_full(used);
+      wgmma_begin();
+      multiply_across<TILE, STEP>(weight, our_queries, k_tile);
+      wgmma_commit();
+      multiply_across<TILE, STEP>(change, our_gradients, v_tile);
+      wgmma_commit();
+      // The last step's product is done.
+      wgmma_wait<2>();
+      pin(changes);
+      if (key > 0) barriers.release_stage(used - 1);
+      wgmma_wait<1>();
+      pin(weight);
+      bool masked = key + STEP > length || (CAUSAL && key + STEP - 1 > first + group * 64 + ahead);
+      float total = 0.f;
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        int limit = length - 1;
+        if (CAUSAL) limit = min(limit, first + row + half * 8 + ahead);
+        limit -= key + (lane & 3) * 2;
+#pragma unroll
+        for (int n = 0; n < STEP / 8; n++)
+#pragma unroll
+          for (int j = 0; j < 2; j++) {
+            float w = exp2_fast(weight[n * 4 + half * 2 + j] * factor - norm[half]);
+            if (masked && n * 8 + j > limit) w = 0.f;
+            weight[n * 4 + half * 2 + j] = w;
+            total += w;
+          }
+      }
+      after(total);
+      wgmma_wait<0>();
+      pin(change);
+#pragma unroll
+      for (int i = 0; i < STEP / 2; i++) change[i] = weight[i] * (change[i] - mean[i / 2 % 2]);
+      to_left<STEP>(changes, change);
+      pin(changes), pin(sum);
+      wgmma_begin();
+      multiply<STEP>(sum, changes, k_tile);
+      wgmma_commit();
+    }
+    wgmma_wait<0>();
+    pin(sum);
+    if (end > 0) barriers.release_stage(used - 1);
+
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
+    int head = turn(round) % heads;
+    elem* to = dq + (i64)(begin + first + group * 64) * dq_stride + head * HEAD_DIM;
+    store_rows<TILE>(memory + group * 64 * 128, sum, scale, scale, queries - first - group * 64,
+                     [&](int r) { return to + (i64)r * dq_stride; });
+    barriers.release(barriers.tile_free);
   }
 }
 #endif

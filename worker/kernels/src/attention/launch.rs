@@ -247,7 +247,6 @@ pub(super) fn backward_on<T: Float>(
     if !(vectors && written.map(aligned) == [true; 3]) {
         call.cores = Cores::Plain;
     }
-    let tensor = call.cores > Cores::Plain;
 
     let sums = call.kernel::<T>(&SIMPLE, "sums_of_products", false);
     let args = [
@@ -282,22 +281,30 @@ pub(super) fn backward_on<T: Float>(
         attention.scale.into(),
     ];
 
-    let (source, names) = if tensor {
-        (&TENSOR, ["backward_key_tensor", "backward_query_tensor"])
-    } else {
-        (&SIMPLE, ["backward_key_simple", "backward_query_simple"])
+    let (source, names) = match call.cores {
+        Cores::Hopper => (&HOPPER, ["backward_key_hopper", "backward_query_hopper"]),
+        Cores::Tensor => (&TENSOR, ["backward_key_tensor", "backward_query_tensor"]),
+        Cores::Plain => (&SIMPLE, ["backward_key_simple", "backward_query_simple"]),
     };
-    let grid = |heads: usize, tokens: usize| {
-        if tensor {
+    let grid = |heads: usize, tokens: usize| match call.cores {
+        Cores::Hopper => {
+            let tiles = call.tiles(tokens, HOPPER_ROWS) * heads;
+            // Two tiles, three stages of two steps of half as many rows, and numbers of the queries of each.
+            let shared = 5 * attention.head_dim.div_ceil(64) * HOPPER_ROWS * 128 + 3 * HOPPER_ROWS * 4;
+            Grid::new(tiles.min(gpu.processors()), 384).shared(shared)
+        }
+        Cores::Tensor => {
             let tiles = call.tiles(tokens, BACKWARD_ROWS);
             Grid::of((heads, tiles, 1), 256).shared(call.shared_bytes(2 * BACKWARD_ROWS + 4 * BACKWARD_STEP) + 1024)
-        } else {
-            Grid::of((heads, tokens.div_ceil(4), 1), 128)
         }
+        Cores::Plain => Grid::of((heads, tokens.div_ceil(4), 1), 128),
     };
     let kernel = |name| {
         let kernel = call.kernel::<T>(source, name, false);
-        if tensor { kernel.define("BACKWARD", 1) } else { kernel }
+        match call.cores {
+            Cores::Plain => kernel,
+            _ => kernel.define("BACKWARD", 1),
+        }
     };
 
     let outputs: [Arg; 4] = [

@@ -76,6 +76,7 @@ pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
         (&HOPPER, "ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=0 FORWARD"),
         (&HOPPER, "ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=1 FORWARD"),
         (&HOPPER, "ELEM=bf16 HEAD_DIM=80 CAUSAL=0 PAGED=0 FORWARD"),
+        (&HOPPER, "ELEM=bf16 HEAD_DIM=128 CAUSAL=1 PAGED=0 BACKWARD"),
     ]
     .map(|(source, defines)| (source, defines.split(' ').map(str::to_owned).collect()))
     .into()

@@ -15,21 +15,27 @@ static constexpr float LN2 = 0.6931471805599453f;
       const u32 *__restrict__ k_offsets
 #endif
 
-// Tiles of `rows` rows whose level in their segment is `level` or more. The first tile of a segment has level 0.
+// Tiles of `rows` rows that a segment has.
+__device__ __forceinline__ int tiles_of(int segment, const u32* offsets, int segments, int rows) {
+  return segment < segments ? (int)(offsets[segment + 1] - offsets[segment] + rows - 1) / rows : 0;
+}
+
+// The tile of this rank: its segment, and its level, which is its number in the segment. False after the last tile. Each warp
+// finds it on its own; all its threads must call.
+#if CAUSAL
+// Tiles whose level is this or more.
 __device__ __forceinline__ int tiles_from(int level, const u32* offsets, int segments, int rows) {
   int sum = 0;
-  for (int s = threadIdx.x & 31; s < segments; s += 32)
-    sum += max(0, (int)(offsets[s + 1] - offsets[s] + rows - 1) / rows - level);
+  for (int s = threadIdx.x & 31; s < segments; s += 32) sum += max(0, tiles_of(s, offsets, segments, rows) - level);
   return __reduce_add_sync(FULL, sum);
 }
 
-// The tile of this rank in an order that goes through the levels of all segments from `levels - 1` down to 0: where work grows
-// with the level, the longest tiles are begun first, and the last blocks of a grid are short. False after the last tile. Each
-// warp finds it on its own; all threads must call.
+// The order goes through the levels of all segments from the highest down to 0: work grows with the level, so that the longest
+// tiles are begun first, and the last blocks are short. `levels` is more than the highest.
 __device__ __forceinline__ bool find_tile(int rank, const u32* offsets, int segments, int rows, int levels, int& segment,
                                           int& level) {
   if (segments == 1) {
-    segment = 0, level = (int)(offsets[1] - offsets[0] + rows - 1) / rows - 1 - rank;
+    segment = 0, level = tiles_of(0, offsets, 1, rows) - 1 - rank;
     return level >= 0;
   }
   if (rank >= tiles_from(0, offsets, segments, rows)) return false;
@@ -43,18 +49,39 @@ __device__ __forceinline__ bool find_tile(int rank, const u32* offsets, int segm
   level = low;
   int lane = threadIdx.x & 31;
   for (int first = 0; first < segments; first += 32) {
-    int s = first + lane;
-    bool has = s < segments && (int)(offsets[s + 1] - offsets[s] + rows - 1) / rows > level;
+    bool has = tiles_of(first + lane, offsets, segments, rows) > level;
     u32 those = __ballot_sync(FULL, has);
     if (rank < __popc(those)) {
-      u32 mine = __ballot_sync(FULL, has && __popc(those & ((1u << lane) - 1)) == rank);
-      segment = first + __ffs(mine) - 1;
+      u32 it = __ballot_sync(FULL, has && __popc(those & ((1u << lane) - 1)) == rank);
+      segment = first + __ffs(it) - 1;
       return true;
     }
     rank -= __popc(those);
   }
   return false;
 }
+#else
+// All tiles of a segment are equal work: the order is that of the segments.
+__device__ __forceinline__ bool find_tile(int rank, const u32* offsets, int segments, int rows, int, int& segment, int& level) {
+  int lane = threadIdx.x & 31;
+  for (int first = 0; first < segments; first += 32) {
+    int tiles = tiles_of(first + lane, offsets, segments, rows), through = tiles;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      int before = __shfl_up_sync(FULL, through, offset);
+      if (lane >= offset) through += before;
+    }
+    u32 after = __ballot_sync(FULL, rank < through);
+    if (after) {
+      int it = __ffs(after) - 1;
+      segment = first + it, level = rank - __shfl_sync(FULL, through - tiles, it);
+      return true;
+    }
+    rank -= __shfl_sync(FULL, through, 31);
+  }
+  return false;
+}
+#endif
 
 // The keys of one segment and head.
 struct Keys {

@@ -61,23 +61,28 @@ pub struct Card {
 pub fn count() -> Result<usize, GpuError> {
     // SAFETY: loading the driver's library runs its initialisers and nothing else.
     let library = unsafe { libloading::Library::new("libcuda.so.1") };
-    library.map_err(|error| GpuError::NoDriver(error.to_string()))?;
+    library.map_err(|error| GpuError::NoDriver(cause(&error)))?;
     result::init().map_err(GpuError::driver("start the driver"))?;
     let count = result::device::get_count().map_err(GpuError::driver("count the GPUs"))?;
     Ok(usize::try_from(count).unwrap_or_default())
 }
 
+/// What the loader said.
+fn cause(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 /// Whether a library that is loaded at its first use is there: without it, cudarc would panic then.
 fn require(library: &'static str, names: &[&str]) -> Result<(), GpuError> {
-    let mut cause = String::new();
+    let mut said = String::new();
     for name in names {
         // SAFETY: as above.
         match unsafe { libloading::Library::new(*name) } {
             Ok(_) => return Ok(()),
-            Err(error) => cause = error.to_string(),
+            Err(error) => said = cause(&error),
         }
     }
-    Err(GpuError::NoLibrary { library, cause })
+    Err(GpuError::NoLibrary { library, cause: said })
 }
 
 impl Gpu {

@@ -1,5 +1,5 @@
-// Norms of rows. A block of THREADS threads has one row, of which each thread holds VECTORS packs in registers: a row is read
-// once, whatever is computed from it. With THREADS = 32 there is no barrier; with more a row has less latency.
+// Norms of rows. A block of THREADS threads has one row, of which each thread holds VECTORS packs in registers: a row
+// is read once, whatever is computed from it. With THREADS = 32 there is no barrier; with more a row has less latency.
 #ifndef THREADS
 #define THREADS 128
 #endif
@@ -49,7 +49,8 @@ __device__ __forceinline__ void load_sum(const elem* x, elem* residual, int widt
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    rms_norm(const elem* x, elem* residual, const elem* __restrict__ weight, elem* out, float* inverse_rms, int width, float eps) {
+    rms_norm(const elem* x, elem* residual, const elem* __restrict__ weight, elem* out, float* inverse_rms, int width,
+             float eps) {
   __shared__ float parts[(THREADS + 31) / 32];
   const size_t start = (size_t)blockIdx.x * width;
   raw row[VECTORS];
@@ -78,8 +79,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    layer_norm(const elem* x, elem* residual, const elem* __restrict__ weight, const elem* __restrict__ bias, elem* out, int width,
-               float eps) {
+    layer_norm(const elem* x, elem* residual, const elem* __restrict__ weight, const elem* __restrict__ bias, elem* out,
+               int width, float eps) {
   __shared__ float sum_parts[(THREADS + 31) / 32], square_parts[(THREADS + 31) / 32];
   const size_t start = (size_t)blockIdx.x * width;
   raw row[VECTORS];
@@ -117,11 +118,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// Blocks take rows in turn, so that each sums its part of the weight's gradient in registers; the loads of the next row are
-// in flight while a row is summed. WEIGHT_GRADIENT = 0 leaves `partials` out.
+// Blocks take rows in turn, so that each sums its part of the weight's gradient in registers; the loads of the next row
+// are in flight while a row is summed. WEIGHT_GRADIENT = 0 leaves `partials` out.
 extern "C" __global__ void __launch_bounds__(THREADS)
     rms_norm_backward(const elem* dy, const elem* __restrict__ x, const elem* __restrict__ weight,
-                      const float* __restrict__ inverse_rms, elem* dx, int accumulate, float* partials, int rows, int width) {
+                      const float* __restrict__ inverse_rms, elem* dx, int accumulate, float* partials, int rows,
+                      int width) {
 #ifndef WEIGHT_GRADIENT
 #define WEIGHT_GRADIENT 1
 #endif

@@ -186,10 +186,10 @@ fn backward_blocks(gpu: &Gpu, rows: usize) -> usize {
     rows.min(2 * gpu.processors())
 }
 
-/// A kernel with one block per row. Few rows want many threads each, so that each is done soon; many rows want several loads
-/// in flight per thread and small blocks.
+/// A kernel with one block per row. Few rows want many threads each, so that each is done soon; where there are many, two packs
+/// per thread halve the warps that a barrier waits for.
 fn by_rows<T: Float>(gpu: &Gpu, name: &'static str, norm: Norm, pack: usize) -> Result<(Kernel, Grid), GpuError> {
-    let vectors = if norm.rows <= 2 * gpu.processors() { 1 } else { 4 };
+    let vectors = if norm.rows <= 8 * gpu.processors() { 1 } else { 2 };
     let (threads, vectors) = spread(name, norm.width, pack, vectors)?;
     let kernel = Kernel::new(&SOURCE, name, Some(T::DTYPE))
         .define("PACK", pack)

@@ -20,12 +20,12 @@ typedef u8 v_elem;
 #endif
 
 static constexpr int SPAN = 256;
-static constexpr float M_STEPS = 127.f * 127.f;
-static constexpr float V_STEPS = 255.f * 255.f;
+[[maybe_unused]] static constexpr float M_STEPS = 127.f * 127.f;
+[[maybe_unused]] static constexpr float V_STEPS = 255.f * 255.f;
 // A unit below this is 0: its inverse would overflow.
-static constexpr float LEAST_UNIT = 1e-30f;
-// Roots of less are roots of this, 2^-100: the sequence below is exact from here on.
-static constexpr float LEAST_V = 7.88860905e-31f;
+[[maybe_unused]] static constexpr float LEAST_UNIT = 1e-30f;
+// Roots of less are roots of this, 2^-100, where they are exact: the sequence below is, from here on.
+[[maybe_unused]] static constexpr float LEAST_V = 7.88860905e-31f;
 // Keeps the largest of a block just below its code, so that nothing is rounded past it.
 static constexpr float BELOW_ONE = 1.f - 9.5367431640625e-7f;
 
@@ -97,101 +97,114 @@ template <bool WHOLE> __device__ __forceinline__ void store(u8* to, int left, co
 __device__ __forceinline__ float number(const u32 (&words)[4], int i) { return __uint_as_float(words[i]); }
 __device__ __forceinline__ float number(const u32 (&words)[2], int i) { return i % 2 ? high_float(words[i / 2]) : low_float(words[i / 2]); }
 
-// Three numbers of 16 bits out of one, each of them as evenly distributed as that one, and any two or three of them spread evenly
-// over the square or cube (odd factors, chosen for the distance of the planes that the triples lie in). `word` holds it in its
-// lower half; what stands above the 16 bits of a result is of no meaning.
-enum Draw { OF_P, OF_M, OF_V };
-template <Draw OF> __device__ __forceinline__ u32 drawn(u32 word) { return OF == OF_P ? word : word * (OF == OF_M ? 0x870bu : 0x40c9u); }
-
-// Random bits of the `j`th of a lane's eight numbers, in the lower half.
-__device__ __forceinline__ u32 bits_of(const uint4& words, int j) {
+// Random bits for the `j`th of a lane's eight numbers: an even one has the lower half of its word, an odd one the upper. From
+// those 16 bits, odd factors make three numbers, for p, m and v: each as evenly distributed as the bits, and any two or three of
+// them spread evenly over the square or the cube (the factors are chosen for the distance of the planes that the triples lie in).
+// In the upper half; what an odd one has below it is as random.
+enum Factor : u32 { OF_P = 1u, OF_M = 0x870bu, OF_V = 0x40c9u };
+template <Factor FACTOR> __device__ __forceinline__ u32 draw(const uint4& words, int j) {
   u32 word = j / 2 == 0 ? words.x : j / 2 == 1 ? words.y : j / 2 == 2 ? words.z : words.w;
-  return j % 2 ? word >> 16 : word;
+  return word * (j % 2 ? FACTOR : FACTOR << 16);
 }
 
-// The bits of a float whose upper half is the stochastically rounded bf16: a carry happens with the probability of the part cut off.
+// The bits of a float whose upper half is the stochastically rounded bf16: a carry happens with the probability of the part cut
+// off. Infinities stay by themselves.
 __device__ __forceinline__ u32 round_up(float x, u32 chance) {
-  u32 bits = __float_as_uint(x);
-  // Infinities and NaNs stay what they are.
-  return (bits & 0x7f800000u) == 0x7f800000u ? bits | (bits & 0xffffu ? 0x400000u : 0u) : bits + (chance & 0xffffu);
+  u32 bits = __float_as_uint(x) + (chance >> 16);
+  return x != x ? 0x7fff0000u : bits;
 }
 __device__ __forceinline__ u32 pack(u32 low, u32 high) { return __byte_perm(low, high, 0x7632); }
 
 // Four numbers, the `quad`th of a lane's two, as they are stored. Only bf16 is rounded, at random or to the nearest.
-template <bool RANDOM, Draw OF> __device__ __forceinline__ void encode(const float* x, const uint4&, int, u32 (&words)[4]) {
+template <bool RANDOM, Factor OF> __device__ __forceinline__ void encode(const float* x, const uint4&, int, u32 (&words)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; i++) words[i] = __float_as_uint(x[i]);
 }
-template <bool RANDOM, Draw OF> __device__ __forceinline__ void encode(const float* x, const uint4& random, int quad, u32 (&words)[2]) {
+template <bool RANDOM, Factor OF> __device__ __forceinline__ void encode(const float* x, const uint4& random, int quad, u32 (&words)[2]) {
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
     int j = quad * 4 + i;
-    words[i / 2] = RANDOM ? pack(round_up(x[i], drawn<OF>(bits_of(random, j))), round_up(x[i + 1], drawn<OF>(bits_of(random, j + 1))))
+    words[i / 2] = RANDOM ? pack(round_up(x[i], draw<OF>(random, j)), round_up(x[i + 1], draw<OF>(random, j + 1)))
                           : to_bf16x2(x[i], x[i + 1]);
   }
 }
 
-// Root and quotient rounded to nearest, as the compiler's own but without its branches for operands that do not occur here:
-// x is at least LEAST_V, and divisors are neither tiny nor huge.
-__device__ __forceinline__ float exact_root(float x) {
-  float y;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  float s = __fmul_rn(x, y), half = __fmul_rn(0.5f, y);
-  return __fmaf_rn(__fmaf_rn(-s, s, x), half, s);
-}
-__device__ __forceinline__ float exact_quotient(float a, float b) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
-  r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.f), r);
-  float q = __fmul_rn(a, r);
-  q = __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
-  return __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
-}
-__device__ __forceinline__ float root(float x) {
+__device__ __forceinline__ float approximate_root(float x) {
   float y;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-__device__ __forceinline__ float inverse(float unit) { return unit > 0.f ? __fmul_rn(exact_quotient(1.f, unit), BELOW_ONE) : 0.f; }
+__device__ __forceinline__ float approximate_inverse(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// Root and quotient rounded to nearest, as the compiler's own but without its branches for operands that do not occur here:
+// divisors are neither tiny nor huge. Where moments are codes of 8 bits, time is short and the last bit is of no use.
+__device__ __forceinline__ float root(float x) {
+#if STATE == 2
+  return approximate_root(x);
+#else
+  x = fmaxf(x, LEAST_V);
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  float s = __fmul_rn(x, y), half = __fmul_rn(0.5f, y);
+  return __fmaf_rn(__fmaf_rn(-s, s, x), half, s);
+#endif
+}
+__device__ __forceinline__ float quotient(float a, float b) {
+  float r = approximate_inverse(b);
+#if STATE == 2
+  return __fmul_rn(a, r);
+#else
+  r = __fmaf_rn(r, __fmaf_rn(-b, r, 1.f), r);
+  float q = __fmul_rn(a, r);
+  q = __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
+  return __fmaf_rn(r, __fmaf_rn(-b, q, a), q);
+#endif
+}
+__device__ __forceinline__ float inverse(float unit) { return unit > 0.f ? __fmul_rn(approximate_inverse(unit), BELOW_ONE) : 0.f; }
 // The largest of a warp, of numbers that are not negative: their order is that of their bits.
 __device__ __forceinline__ float largest(float x) { return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x))); }
 
-// A code q stands for q^2 steps; x lies between those of q and q + 1. Written with `low` = q^2 and `step` = 2 q + 1; the lowest
-// byte of `bits` is q.
+// The adder rounds what is added to this to an integer, which is then in the lowest bits, in two's complement.
+static constexpr float MAGIC = 12582912.f;
+
+// A code q stands for q^2 steps; x lies between those of q and q + 1. With `low` = q^2 and `step` = 2 q + 1.
 struct Code {
-  u32 bits;
-  float low, step;
+  float q, low, step;
 };
 __device__ __forceinline__ Code code_below(float x) {
-  // The adder rounds root - 1/2 to the nearest integer. Where x is a square, that may be one too low: it then goes up for sure.
-  // An approximate root does, for the same reason.
-  constexpr float MAGIC = 12582912.f;
-  float sum = __fadd_rn(__fsub_rn(root(x), 0.5f), MAGIC);
-  float q = __fsub_rn(sum, MAGIC);
-  return Code{__float_as_uint(sum), __fmul_rn(q, q), __fmaf_rn(2.f, q, 1.f)};
+  // Where x is a square, q may be one too low, by the rounding to even or by that of the root: it then goes up for sure.
+  float q = __fsub_rn(__fadd_rn(__fsub_rn(approximate_root(x), 0.5f), MAGIC), MAGIC);
+  return Code{q, __fmul_rn(q, q), __fmaf_rn(2.f, q, 1.f)};
 }
-// Whether chance / 65536 of `step` is less than `above`.
-template <Draw OF> __device__ __forceinline__ bool goes_up(float above, float step, u32 word) {
-  // 1 + chance / 65536: the factor is shifted to where the bits are wanted.
-  float one_and = __uint_as_float((word * ((OF == OF_M ? 0x870bu : 0x40c9u) << 7) & 0x7fff80u) | 0x3f800000u);
+// Whether chance / 2^32 of `step` is less than `above`.
+__device__ __forceinline__ bool goes_up(float above, float step, u32 chance) {
+  // A number from 1 to 2: the exponent of 1 is shifted in.
+  float one_and = __uint_as_float(__funnelshift_r(chance, 0x7fu, 9));
   return __fmaf_rn(one_and, step, -step) < above;
 }
 // m = unit q |q|; at random between the two codes around it, so that the mean is m. In the lowest byte.
-__device__ __forceinline__ u32 encode_m(float m, float per_unit, u32 word) {
+__device__ __forceinline__ u32 encode_m(float m, float per_unit, u32 chance) {
   float x = __fmul_rn(fabsf(m), per_unit);
   Code code = code_below(x);
-  u32 q = code.bits + (goes_up<OF_M>(__fsub_rn(x, code.low), code.step, word) ? 1u : 0u);
-  return m < 0.f ? 0u - q : q;
+  float q = code.q;
+  if (goes_up(__fsub_rn(x, code.low), code.step, chance)) q = __fadd_rn(q, 1.f);
+  return __float_as_uint(__fadd_rn(MAGIC, copysignf(q, m)));
 }
 // v = (unit q^2)^2; likewise so that the mean is v, but never 0. In the lowest byte.
-__device__ __forceinline__ u32 encode_v(float u, float per_unit, u32 word) {
+__device__ __forceinline__ u32 encode_v(float u, float per_unit, u32 chance) {
   float x = __fmul_rn(u, per_unit);
   Code code = code_below(x);
   float above = __fmul_rn(__fsub_rn(x, code.low), __fadd_rn(x, code.low));
   float step = __fmul_rn(code.step, __fmaf_rn(2.f, code.low, code.step));
-  u32 q = code.bits + (goes_up<OF_V>(above, step, word) ? 1u : 0u);
-  return max(q, 0x4b400001u);
+  float q = code.q;
+  if (goes_up(above, step, chance)) q = __fadd_rn(q, 1.f);
+  return __float_as_uint(__fadd_rn(MAGIC, fmaxf(q, 1.f)));
 }
+// The `i`th byte of a word as a float of 2^23 and more: no conversion, which few lanes do at a time.
+__device__ __forceinline__ float byte_above(u32 word, int i) { return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u | i)); }
 __device__ __forceinline__ u32 pack_bytes(u32 a, u32 b, u32 c, u32 d) {
   return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
@@ -235,19 +248,24 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
     o.step_size = o.factors[0], o.decay = o.factors[1], o.correction = o.factors[2];
     o.step = o.updates[0];
   }
-  if (o.zero_gradients) {
+  // At the end: a store to a line that is still being loaded would wait for it and hold up what comes after.
+  auto zero = [&] {
     u32 zeros[sizeof(gradient_elem)] = {};
 #pragma unroll
     for (int k = 0; k < 2; k++) store<WHOLE>(o.gradients + at[k], left[k], zeros);
+  };
+  if (scale == 0.f) {
+    if (o.zero_gradients) zero();
+    return;
   }
-  if (scale == 0.f) return;
 
   float p[8], m[8], v[8], u[8];
 #pragma unroll
   for (int j = 0; j < 8; j++) {
     float g = __fmul_rn(number(g_words[j / 4], j % 4), scale);
 #if STATE == 2
-    float m_code = (float)(i8)(m_words[j / 4][0] >> (j % 4 * 8)), v_code = (float)(u8)(v_words[j / 4][0] >> (j % 4 * 8));
+    float m_code = __fsub_rn(byte_above(m_words[j / 4][0] ^ 0x80808080u, j % 4), 8388608.f + 128.f);
+    float v_code = __fsub_rn(byte_above(v_words[j / 4][0], j % 4), 8388608.f);
     m[j] = __fmul_rn(unit.x, __fmul_rn(m_code, fabsf(m_code)));
     u[j] = __fmul_rn(unit.y, __fmul_rn(v_code, v_code));
     v[j] = __fmul_rn(u[j], u[j]);
@@ -257,8 +275,8 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
 #endif
     m[j] = __fmaf_rn(o.rest1, __fsub_rn(g, m[j]), m[j]);
     v[j] = __fmaf_rn(__fmul_rn(o.rest2, g), g, __fmul_rn(o.beta2, v[j]));
-    u[j] = exact_root(fmaxf(v[j], LEAST_V));
-    float change = exact_quotient(m[j], __fmaf_rn(u[j], o.correction, o.epsilon));
+    u[j] = root(v[j]);
+    float change = quotient(m[j], __fmaf_rn(u[j], o.correction, o.epsilon));
     p[j] = __fmaf_rn(-o.step_size, change, __fmul_rn(number(p_words[j / 4], j % 4), o.decay));
   }
 
@@ -290,8 +308,8 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       int j = 4 * k + i;
-      m_codes[i] = encode_m(m[j], per_m, bits_of(random, j));
-      v_codes[i] = encode_v(u[j], per_u, bits_of(random, j));
+      m_codes[i] = encode_m(m[j], per_m, draw<OF_M>(random, j));
+      v_codes[i] = encode_v(u[j], per_u, draw<OF_V>(random, j));
     }
     m_out[0] = pack_bytes(m_codes[0], m_codes[1], m_codes[2], m_codes[3]);
     v_out[0] = pack_bytes(v_codes[0], v_codes[1], v_codes[2], v_codes[3]);
@@ -302,9 +320,13 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
     store<WHOLE>(o.m + at[k], left[k], m_out);
     store<WHOLE>(o.v + at[k], left[k], v_out);
   }
+  if (o.zero_gradients) zero();
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+// Arithmetic on codes is as long as the way to memory: more warps, each with fewer registers, hide more of both.
+static constexpr int RESIDENT = STATE == 2 ? 6 : 4;
+
+extern "C" __global__ void __launch_bounds__(256, RESIDENT)
     adamw(elem* parameters, gradient_elem* gradients, m_elem* m, v_elem* v, float2* units, u64 length, const float* clip,
           const float* factors, const u32* updates, float step_size, float decay, float correction, float beta2, float rest1,
           float rest2, float epsilon, u64 seed, u32 step, u32 tensor, u32 zero_gradients) {

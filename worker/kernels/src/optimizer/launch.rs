@@ -251,14 +251,17 @@ pub struct Update<'a, T, G> {
 }
 
 /// One update of one parameter, in one pass: parameters, gradients and moments are read once and written once. Computed in f32
-/// with each operation rounded as `reference::adamw` rounds it, so that the two agree bit by bit (codes of 8 bits but for the
-/// rare one that is one step apart). The root of `v` is taken to be at least 2⁻⁵⁰.
+/// with each operation rounded as `reference::adamw` rounds it, so that the two agree bit by bit. With moments of 8
+/// bits, roots and quotients are approximate to the last bit, and a rare code is a step apart.
 pub fn adamw<T: Float, G: Float>(gpu: &Gpu, optimizer: &AdamW, update: &Update<'_, T, G>) -> Result<(), GpuError> {
     let kernel = "adamw";
     let length = update.parameters.len();
     ShapeError::length(kernel, "gradients", update.gradients.len(), length)?;
     ShapeError::unless(kernel, G::DTYPE == T::DTYPE || G::DTYPE == Dtype::F32, || {
         format!("gradients in {} of parameters in {}", G::DTYPE.name(), T::DTYPE.name())
+    })?;
+    ShapeError::unless(kernel, optimizer.epsilon > 0.0, || {
+        format!("epsilon {} must be above 0", optimizer.epsilon)
     })?;
     aligned(kernel, "parameters", update.parameters)?;
     aligned(kernel, "gradients", update.gradients)?;

@@ -2,13 +2,13 @@
 
 use half::bf16;
 
-use super::{AdamW, BLOCK, Factors, Rounding, StateKind};
+use super::{AdamW, BLOCK, Rounding, StateKind};
 use crate::{Dtype, Float};
 
 const M_STEPS: f32 = 127.0 * 127.0;
 const V_STEPS: f32 = 255.0 * 255.0;
 const LEAST_UNIT: f32 = 1e-30;
-/// Roots of less are roots of this, 2⁻¹⁰⁰.
+/// Roots of less are roots of this, 2⁻¹⁰⁰; not with moments of 8 bits.
 const LEAST_V: f32 = 7.888_609e-31;
 /// Keeps the largest of a block just below its code.
 const BELOW_ONE: f32 = 1.0 - 9.536_743_164_062_5e-7;
@@ -87,40 +87,38 @@ pub fn adamw<T: Float>(
         return;
     }
     let factors = optimizer.factors();
+    let least = if matches!(moments, Moments::Bit8 { .. }) {
+        0.0
+    } else {
+        LEAST_V
+    };
     for (block, (parameters, gradients)) in parameters.chunks_mut(BLOCK).zip(gradients.chunks(BLOCK)).enumerate() {
         let first = block * BLOCK;
         let mut updated = [(0f32, 0f32, 0f32); BLOCK];
         for (i, (parameter, gradient)) in parameters.iter_mut().zip(gradients).enumerate() {
+            let g = gradient * scale;
             let (m, v) = moments.of(first + i);
-            let (p, m, v) = update(&factors, parameter.to_f32(), gradient * scale, m, v);
+            let m = factors.rest1.mul_add(g - m, m);
+            let v = (factors.rest2 * g).mul_add(g, factors.beta2 * v);
+            let root = v.max(least).sqrt();
+            let change = m / root.mul_add(factors.correction, factors.epsilon);
+            let p = (-factors.step_size).mul_add(change, parameter.to_f32() * factors.decay);
             *parameter = match (T::DTYPE, optimizer.rounding) {
                 (Dtype::Bf16, Rounding::Stochastic) => {
-                    T::from_f32(round(p, chance(optimizer, tensor, first + i)).to_f32())
+                    T::from_f32(round(p, draw(optimizer, tensor, first + i, OF_P)).to_f32())
                 }
                 _ => T::from_f32(p),
             };
-            updated[i] = (m, v, root(v));
+            updated[i] = (m, v, root);
         }
-        store(moments, first, &updated[..parameters.len()], |at| {
-            chance(optimizer, tensor, at)
+        store(moments, first, &updated[..parameters.len()], |at, factor| {
+            draw(optimizer, tensor, at, factor)
         });
     }
 }
 
-/// `(parameter, m, v)` after an update, in f32.
-fn update(factors: &Factors, p: f32, g: f32, m: f32, v: f32) -> (f32, f32, f32) {
-    let m = factors.rest1.mul_add(g - m, m);
-    let v = (factors.rest2 * g).mul_add(g, factors.beta2 * v);
-    let change = m / root(v).mul_add(factors.correction, factors.epsilon);
-    ((-factors.step_size).mul_add(change, p * factors.decay), m, v)
-}
-
-fn root(v: f32) -> f32 {
-    v.max(LEAST_V).sqrt()
-}
-
 /// Stores `(m, v, root of v)` of a block that begins at `first`.
-fn store(moments: &mut Moments, first: usize, updated: &[(f32, f32, f32)], chance: impl Fn(usize) -> u32) {
+fn store(moments: &mut Moments, first: usize, updated: &[(f32, f32, f32)], chance: impl Fn(usize, u32) -> u32) {
     match moments {
         Moments::F32 { m, v } => {
             for (i, of) in updated.iter().enumerate() {
@@ -130,8 +128,8 @@ fn store(moments: &mut Moments, first: usize, updated: &[(f32, f32, f32)], chanc
         Moments::Bf16 { m, v } => {
             for (i, of) in updated.iter().enumerate() {
                 let at = first + i;
-                m[at] = round(of.0, of_m(chance(at)));
-                v[at] = round(of.1, of_v(chance(at)));
+                m[at] = round(of.0, chance(at, OF_M));
+                v[at] = round(of.1, chance(at, OF_V));
             }
         }
         Moments::Bit8 { m, v, units } => {
@@ -145,8 +143,8 @@ fn store(moments: &mut Moments, first: usize, updated: &[(f32, f32, f32)], chanc
             units[first / BLOCK * 2 + 1] = v_unit;
             for (i, of) in updated.iter().enumerate() {
                 let at = first + i;
-                m[at] = encode_m(of.0, inverse(m_unit), of_m(chance(at)));
-                v[at] = encode_v(of.2, inverse(v_unit), of_v(chance(at)));
+                m[at] = encode_m(of.0, inverse(m_unit), chance(at, OF_M));
+                v[at] = encode_v(of.2, inverse(v_unit), chance(at, OF_V));
             }
         }
     }
@@ -172,9 +170,9 @@ fn code_below(x: f32) -> (f32, f32, f32) {
     (code, code * code, 2.0f32.mul_add(code, 1.0))
 }
 
-/// Whether `chance / 65536` of `step` is less than `above`.
+/// Whether `chance / 2³²` of `step` is less than `above`.
 fn goes_up(above: f32, step: f32, chance: u32) -> bool {
-    f32::from_bits(0x3f80_0000 | chance << 7).mul_add(step, -step) < above
+    f32::from_bits(0x3f80_0000 | chance >> 9).mul_add(step, -step) < above
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "codes are at most 127")]
@@ -201,40 +199,32 @@ fn encode_v(root: f32, per_unit: f32, chance: u32) -> u8 {
     code.max(1.0) as u8
 }
 
-/// Rounded to bf16 up or down: up with the probability `chance < part cut off` of 65,536 equally likely chances.
+/// Rounded to bf16 up or down: up with the probability of the part cut off, where `chance` is one of 2³² equally likely numbers.
 #[allow(clippy::cast_possible_truncation, reason = "the upper half of 32 bits")]
 pub fn round(x: f32, chance: u32) -> bf16 {
-    let bits = x.to_bits();
-    let bits = if x.is_nan() {
-        bits | 0x0040_0000
-    } else if x.is_infinite() {
-        bits
-    } else {
-        bits + chance
-    };
-    bf16::from_bits((bits >> 16) as u16)
+    if x.is_nan() {
+        return bf16::from_bits(0x7fff);
+    }
+    bf16::from_bits(((x.to_bits() + (chance >> 16)) >> 16) as u16)
 }
 
-/// 16 random bits for the parameter at `at`. A lane of the kernel holds four neighbours and the four 128 further, and takes
-/// eight times 16 bits from one call of the generator.
-fn chance(optimizer: &AdamW, tensor: u32, at: usize) -> u32 {
+/// For the parameter itself.
+const OF_P: u32 = 1;
+/// For `m`.
+const OF_M: u32 = 0x870b;
+/// For `v`.
+const OF_V: u32 = 0x40c9;
+
+/// Random bits for the parameter at `at` or a moment of it. A lane of the kernel holds four neighbours and the four 128 further,
+/// and takes eight times 16 bits from one call of the generator; odd factors make three numbers of each.
+fn draw(optimizer: &AdamW, tensor: u32, at: usize, factor: u32) -> u32 {
     let (block, within) = (at / BLOCK, at % BLOCK);
     let (quad, lane, of_four) = (within / 128, within % 128 / 4, within % 4);
     let lanes = (block * BLOCK / 8 + lane) as u64;
     let stream = u64::from(tensor) << 32 | u64::from(optimizer.step);
     let of_eight = quad * 4 + of_four;
     let word = philox(lanes, stream, optimizer.seed)[of_eight / 2];
-    if of_eight % 2 == 0 { word & 0xffff } else { word >> 16 }
-}
-
-/// The same bits in another order, for `m`.
-fn of_m(chance: u32) -> u32 {
-    chance * 0x870b & 0xffff
-}
-
-/// The same bits in a third order, for `v`.
-fn of_v(chance: u32) -> u32 {
-    chance * 0x40c9 & 0xffff
+    word.wrapping_mul(if of_eight % 2 == 0 { factor << 16 } else { factor })
 }
 
 /// Philox 4x32-10 (Salmon et al. 2011), as `prelude.cu` has it.
@@ -333,15 +323,15 @@ mod tests {
     fn rounding_keeps_the_mean_and_what_needs_none() {
         for x in [1.003f32, -0.1234, 3.1e-3, 7.77e20] {
             let mean = (0..65536)
-                .map(|chance| f64::from(round(x, chance).to_f32()))
+                .map(|chance| f64::from(round(x, chance << 16).to_f32()))
                 .sum::<f64>()
                 / 65536.0;
             assert!((mean / f64::from(x) - 1.0).abs() < 1e-7, "{x}: {mean}");
         }
         for x in [0.0f32, 1.0, -2.5, f32::INFINITY, f32::NEG_INFINITY] {
-            assert_eq!(round(x, 0xffff).to_f32(), x);
+            assert_eq!(round(x, u32::MAX).to_f32(), x);
         }
-        assert!(round(f32::from_bits(0x7fff_ffff), 0xffff).is_nan());
+        assert!(round(f32::from_bits(0x7fff_ffff), u32::MAX).is_nan());
         assert!(round(f32::from_bits(0x7f80_0001), 0).is_nan());
     }
 
@@ -349,11 +339,11 @@ mod tests {
     fn codes_keep_the_mean_and_what_is_a_code() {
         for code in -127..=127i8 {
             let unit = 3.7e-5;
-            for chance in [0, 30_000, 65_535] {
+            for chance in [0, 1 << 31, u32::MAX] {
                 let again = encode_m(decode_m(code, unit), inverse(unit), chance);
                 let close = (i32::from(again) - i32::from(code)).abs();
                 assert!(
-                    close == 0 || close == 1 && chance != 30_000,
+                    close == 0 || close == 1 && chance != 1 << 31,
                     "{code} {again} by {chance}"
                 );
             }
@@ -364,8 +354,8 @@ mod tests {
             let (m_unit, v_unit) = (1.0 / M_STEPS, 1.0 / V_STEPS);
             let (mut m, mut v) = (0f64, 0f64);
             for chance in 0..65536 {
-                m += f64::from(decode_m(encode_m(-x, inverse(m_unit), chance), m_unit));
-                v += f64::from(decode_v(encode_v(x.sqrt(), inverse(v_unit), chance), v_unit));
+                m += f64::from(decode_m(encode_m(-x, inverse(m_unit), chance << 16), m_unit));
+                v += f64::from(decode_v(encode_v(x.sqrt(), inverse(v_unit), chance << 16), v_unit));
             }
             assert!((m / 65536.0 + f64::from(x)).abs() < 3e-6, "{m} {x}");
             assert!((v / 65536.0 - f64::from(x)).abs() < 3e-6, "{v} {x}");
@@ -373,9 +363,9 @@ mod tests {
         // The largest of a block is a code whatever the rounding of its unit.
         for _ in 0..1000 {
             let (m, root) = (normal(&mut random).abs(), normal(&mut random).abs());
-            for chance in [0, 30_000, 65_535] {
+            for chance in [0, 1 << 31, u32::MAX] {
                 let code = encode_m(m, inverse(m * (1.0 / M_STEPS)), chance);
-                assert!(code == 127 || code == 126 && chance == 65_535, "{code}");
+                assert!(code == 127 || code == 126 && chance == u32::MAX, "{code}");
                 assert!(encode_v(root, inverse(root * (1.0 / V_STEPS)), chance) >= 254);
             }
         }

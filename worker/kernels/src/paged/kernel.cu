@@ -1,22 +1,27 @@
 // Attention of one new token per sequence over paged keys and values.
 //
-// The work of a step is a line of units: 64 tokens of one KV head, for one row or for a tile of rows that share a prefix. The
-// line is cut into as many equal shares as there are blocks of threads, so that one long row and many short ones load the
-// card alike. A block walks through its share; a row whose units lie in several shares leaves one partial result in each,
-// which a second kernel merges in a fixed order.
+// The work of a step is a line, on which 16 tokens of one row and KV head cost 1. It is cut into equal shares for as many
+// blocks of threads as are resident at once, so that one long row and many short ones load the card alike. A block walks
+// through its share; a row that lies in several shares leaves a partial result in each, which a second kernel merges in a
+// fixed order.
 //
 // Scores and outputs are computed transposed: tokens (then dimensions) are the 16 rows of mma.m16n8k16, and the 7 or 8 query
 // heads of a KV head its 8 columns, so that no row of the tensor core is padding. Its operands come straight from global
 // memory: a thread reads 16 bytes of a key or value, and which dimension meets which index of the product is free as long as
 // both sides agree. Nothing is staged in shared memory, and a warp waits for no other until its share of a row is done.
 //
-// Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED.
+// Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, WIDE (tiles
+// of 8 columns of a warp over a prefix), RESIDENT (blocks of a multiprocessor).
 
 static constexpr int WARPS = 4;
-// Tokens that a warp takes at once, and tokens of a unit.
-static constexpr int STEP = 16, UNIT = 64;
-// A tile of 8 columns for a row, up to 4 warps with 4 such tiles each for rows that share a prefix.
-static constexpr int WIDE = 4, WIDE_TILES = WIDE * WARPS;
+// Tokens that a warp takes at once.
+static constexpr int STEP = 16;
+// A tile of 8 columns for a row, up to 4 warps with WIDE such tiles each for rows that share a prefix.
+static constexpr int WIDE_TILES = WIDE * WARPS, WIDE_COLUMNS = 8 * WIDE_TILES;
+// What a step of all warps of a block costs there.
+#ifndef WIDE_COST
+#define WIDE_COST 4
+#endif
 static constexpr int KEY_CHUNKS = (HEAD_DIM + 31) / 32, VALUE_CHUNKS = (HEAD_DIM + 63) / 64;
 // Pairs of dimensions that a thread sums for two heads.
 static constexpr int PAIRS = 4 * VALUE_CHUNKS;
@@ -24,32 +29,43 @@ static constexpr int PAIRS = 4 * VALUE_CHUNKS;
 static constexpr int SLOT = 8 * HEAD_DIM + 16;
 #define MINUS_INFINITY __int_as_float(0xff800000)
 
-// A run of units: one row, or a tile of columns (query heads of several rows) over a prefix; for each KV head in turn.
+// A stretch of the line: a row, or a tile of columns (query heads of several rows) over a prefix; for each KV head in turn.
 struct __align__(16) Section {
-  int start;    // first unit on the line
-  int units;    // per KV head
-  int row;      // whose table is read, and from which columns count
-  int column;   // first query head of the tile, counted through the rows: (row - first) * PER_KV + head
-  int columns;  // of the tile
+  int start;       // on the line
+  int units;       // of each KV head: 16 tokens of a row, or a step of all warps over a prefix
+  int row;         // whose table is read, and from which columns count
+  int column;      // first query head of the tile, counted through the rows: (row - first) * PER_KV + head
+  int columns;     // of the tile
   int begin, end;  // tokens
-  int kind;
+  int across;      // warps side by side over the columns of a prefix; 0: a row's own tokens
+  int alone;       // a row without a prefix
+  int unused[3];
+
+  __device__ __forceinline__ int cost() const { return across ? WIDE_COST : 1; }
 };
-static constexpr int PREFIX = 0, SUFFIX = 1, ALONE = 2;
+
+// A block's part of the line, with the section in which it begins.
+struct __align__(16) Share {
+  int begin, end, index, unused;
+  Section section;
+};
 
 // Where the parts of a row are.
 struct __align__(16) Row {
-  int tile;     // section of its group's first tile, or -1
-  int column;   // of its first head among the group's columns
-  int section;  // of its own tokens, or -1
-  int prefix;   // tokens that it shares
+  int section, start, units, alone;  // of its own tokens; -1: there are none
+  int tile, tile_start, tile_units;  // the first of its group's tiles, or -1
+  int width;                         // columns of each tile
+  int column;                        // its first head among the group's columns
+  int prefix;                        // tokens that it shares
+  int unused[2];
 };
 
-__device__ __forceinline__ int share_begin(int share, int shares, int units) {
-  return (int)((i64)share * units / shares);
+__device__ __forceinline__ int share_begin(int share, int shares, int length) {
+  return (int)((i64)share * length / shares);
 }
-// The share that holds a unit.
-__device__ __forceinline__ int share_of(int unit, int shares, int units) {
-  return (int)((((i64)unit + 1) * shares - 1) / units);
+// The share that holds a place on the line.
+__device__ __forceinline__ int share_of(int place, int shares, int length) {
+  return (int)((((i64)place + 1) * shares - 1) / length);
 }
 
 // Sums of all threads before this one, and of all; `parts` has 33 numbers.
@@ -75,62 +91,67 @@ __device__ __forceinline__ u64 scan(u64 value, u64& total, u64* parts) {
 
 // One block. Sections of prefix tiles come first, then those of rows with tokens of their own.
 extern "C" __global__ void __launch_bounds__(1024) paged_plan(const int* lengths, const int* groups, int rows, int kv_heads,
-                                                              int group_count, int most_tiles, int shares, int* header,
-                                                              Section* sections, Row* records, int* share_sections) {
+                                                              int group_count, int most_tiles, int most_shares, int* header,
+                                                              Section* sections, Row* records, Share* shares) {
   __shared__ u64 parts[33];
   int thread = threadIdx.x;
-  for (int row = thread; row < rows; row += blockDim.x) records[row] = Row{-1, 0, -1, 0};
+  for (int row = thread; row < rows; row += blockDim.x) records[row] = Row{-1, 0, 0, 1, -1};
   __syncthreads();
-  // Units in the upper half, sections in the lower.
+  // Length of the line in the upper half, sections in the lower.
   u64 carry = 0, total;
   for (int first = 0; first < group_count; first += blockDim.x) {
     int at = first + thread, row = 0, count = 0, prefix = 0;
     if (at < group_count) row = groups[3 * at], count = groups[3 * at + 1], prefix = groups[3 * at + 2];
     bool shared = row >= 0 && count > 1 && count <= rows - row && prefix > 0;
-    int tiles = shared ? (count * PER_KV + 8 * WIDE_TILES - 1) / (8 * WIDE_TILES) : 0;
-    int units = shared ? (prefix + UNIT - 1) / UNIT : 0;
-    u64 before = carry + scan(((u64)(tiles * units * kv_heads) << 32) | (u64)tiles, total, parts);
+    int columns = shared ? count * PER_KV : 0, tiles = (columns + WIDE_COLUMNS - 1) / WIDE_COLUMNS;
+    // Tiles of equal width, in whole columns of tensor core products.
+    int width = shared ? ((columns + tiles - 1) / tiles + 7) / 8 * 8 : 1;
+    int across = width <= 8 * WIDE ? 1 : width <= 16 * WIDE ? 2 : 4, tokens = STEP * WARPS / across;
+    int units = shared ? (prefix + tokens - 1) / tokens : 0, length = units * kv_heads * WIDE_COST;
+    u64 before = carry + scan(((u64)(tiles * length) << 32) | (u64)tiles, total, parts);
     carry += total;
     int section = (int)(u32)before, start = (int)(before >> 32);
-    for (int tile = 0; tile < tiles && section + tile < most_tiles; tile++) {
-      int column = tile * 8 * WIDE_TILES, left = count * PER_KV - column;
-      sections[section + tile] = Section{start + tile * units * kv_heads, units,  row,   column,
-                                         min(left, 8 * WIDE_TILES),       0,      prefix, PREFIX};
-    }
+    for (int tile = 0; tile < tiles && section + tile < most_tiles; tile++)
+      sections[section + tile] = Section{start + tile * length, units,  row,    tile * width, min(columns - tile * width, width),
+                                         0,                     prefix, across, 0};
     for (int member = 0; shared && member < count; member++)
-      records[row + member] = Row{section, member * PER_KV, -1, prefix};
+      records[row + member] = Row{-1, 0, 0, 0, section, start, units, width, member * PER_KV, prefix};
   }
   __syncthreads();
   for (int first = 0; first < rows; first += blockDim.x) {
     int row = first + thread, length = 0;
-    Row record = Row{-1, 0, -1, 0};
+    Row record = {-1};
     if (row < rows) length = lengths[row], record = records[row];
-    int units = max(length - record.prefix + UNIT - 1, 0) / UNIT;
+    int units = max(length - record.prefix + STEP - 1, 0) / STEP;
     if (length <= 0) units = 0, record.tile = -1;
     u64 before = carry + scan(((u64)(units * kv_heads) << 32) | (u64)(units > 0), total, parts);
     carry += total;
     if (units > 0) {
-      record.section = (int)(u32)before;
-      sections[record.section] = Section{(int)(before >> 32), units,  row,    0, PER_KV, record.prefix,
-                                         length,              record.tile < 0 ? ALONE : SUFFIX};
+      record.section = (int)(u32)before, record.start = (int)(before >> 32), record.units = units;
+      sections[record.section] = Section{record.start,  units,  row, 0, PER_KV,
+                                         record.prefix, length, 0,   record.alone};
     }
     if (row < rows) records[row] = record;
   }
   __syncthreads();
-  int units = (int)(carry >> 32), count = (int)(u32)carry;
-  // No share is empty: every one between two that hold parts of a row holds a part of it as well.
-  shares = min(shares, units);
-  if (thread == 0) header[0] = units, header[1] = shares;
-  for (int share = thread; share < shares; share += blockDim.x) {
-    int begin = share_begin(share, shares, units);
-    // The last section that starts at or before it. None is empty, so it holds the unit.
+  int length = (int)(carry >> 32), count = (int)(u32)carry;
+  // A share is at least a step of all warps. So none is empty: every one between two that hold parts of a row holds a part.
+  int used = min(most_shares, max(length / WARPS, min(length, 1)));
+  if (thread == 0) header[0] = length, header[1] = used;
+  for (int share = thread; share < most_shares; share += blockDim.x) {
+    if (share >= used) {
+      shares[share] = Share{0, 0};
+      continue;
+    }
+    int begin = share_begin(share, used, length);
+    // The last section that starts at or before it. None is empty, so it holds the place.
     int low = 0, high = count;
     while (high - low > 1) {
       int middle = (low + high) / 2;
       if (sections[middle].start <= begin) low = middle;
       else high = middle;
     }
-    share_sections[share] = low;
+    shares[share] = Share{begin, share_begin(share + 1, used, length), low, 0, sections[low]};
   }
 }
 
@@ -150,6 +171,15 @@ template <bool KEEP> __device__ __forceinline__ uint4 read16(const bf16* from) {
     asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(from));
+  return v;
+}
+
+// From shared memory, each time anew: kept in registers over the loop, queries would push sums out of them.
+__device__ __forceinline__ uint4 read_shared(const uint4* from) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"((u32)__cvta_generic_to_shared(from)));
   return v;
 }
 
@@ -207,15 +237,19 @@ template <int TILES> struct Tensor {
   __device__ __forceinline__ void score(float (&scores)[TILES][4], const uint4* queries) {
     int lane = threadIdx.x & 31;
 #pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
+    for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
       for (int i = 0; i < 4; i++) scores[tile][i] = 0.f;
+    // Neighbouring products go into different sums: none waits for the one before it.
 #pragma unroll
-      for (int j = 0; j < KEY_CHUNKS; j++) {
-        uint4 q = queries[(tile * KEY_CHUNKS + j) * 32 + lane], low = keys[j][0], high = keys[j][1];
-        mma(scores[tile], low.x, high.x, low.y, high.y, q.x, q.y);
-        mma(scores[tile], low.z, high.z, low.w, high.w, q.z, q.w);
-      }
+    for (int j = 0; j < KEY_CHUNKS; j++) {
+      uint4 low = keys[j][0], high = keys[j][1], q[TILES];
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) q[tile] = read_shared(queries + (tile * KEY_CHUNKS + j) * 32 + lane);
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) mma(scores[tile], low.x, high.x, low.y, high.y, q[tile].x, q[tile].y);
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) mma(scores[tile], low.z, high.z, low.w, high.w, q[tile].z, q[tile].w);
     }
   }
   __device__ __forceinline__ void add(float (&out)[TILES][PAIRS][4], const float (&weights)[TILES][4], int) {
@@ -322,10 +356,14 @@ template <int TILES>
 __device__ __forceinline__ void attend_units(const Context& context, const Section& section, int kv_head, int first, int last,
                                              float* slots, uint4* shared) {
   typedef typename Choose<elem, TILES>::Step Step;
-  __shared__ float maxima[WARPS][8 * TILES], sums[WARPS][8 * TILES];
+  // Behind the queries or the outputs, whichever are more.
+  static constexpr int QUERIES = (sizeof(elem) == 2 ? 32 * KEY_CHUNKS * 8 : 8 * HEAD_DIM) * sizeof(elem);
+  static constexpr int OUTPUTS = WARPS * PAIRS * 32 * sizeof(float4), ALL = (GROUPED ? WIDE_TILES : 1) * QUERIES;
+  float(*maxima)[8 * TILES] = reinterpret_cast<float(*)[8 * TILES]>(shared + (ALL > OUTPUTS ? ALL : OUTPUTS) / 16);
+  float(*sums)[8 * TILES] = maxima + WARPS;
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
   // Warps side by side over columns, the rest of them over tokens.
-  int across = TILES == 1 || section.columns <= 8 * TILES ? 1 : section.columns <= 16 * TILES ? 2 : 4;
+  int across = TILES == 1 ? 1 : section.across;
   int along = WARPS / across, strip = warp % across, part = warp / across;
 
   // Whoever still reads the results of the units before is waited for.
@@ -333,8 +371,7 @@ __device__ __forceinline__ void attend_units(const Context& context, const Secti
   const elem* q = context.q + ((i64)section.row * context.heads + kv_head * PER_KV) * HEAD_DIM;
   Step::stage(shared, q, across * TILES, section.column, section.columns, context.heads * HEAD_DIM);
   __syncthreads();
-  int tile_queries = sizeof(elem) == 2 ? KEY_CHUNKS * 32 : 8 * HEAD_DIM / 4;
-  const uint4* queries = shared + strip * TILES * tile_queries;
+  const uint4* queries = shared + strip * TILES * (QUERIES / 16);
 
   float out[TILES][PAIRS][4], best[TILES][2], sum[TILES][2];
 #pragma unroll
@@ -347,8 +384,8 @@ __device__ __forceinline__ void attend_units(const Context& context, const Secti
       for (int i = 0; i < 4; i++) out[tile][pair][i] = 0.f;
   }
 
-  int end = min(section.begin + last * UNIT, section.end), stride = along * STEP;
-  int token = section.begin + first * UNIT + part * STEP;
+  int stride = along * STEP, unit = TILES == 1 ? STEP : stride;
+  int end = min(section.begin + last * unit, section.end), token = section.begin + first * unit + part * STEP;
   const u32* table = context.tables + (i64)section.row * context.max_blocks;
   int last_block = (end - 1) / BLOCK_SIZE;
   // Eight tokens lie in one block, sixteen may lie in two. Past the end the last block stands in.
@@ -426,7 +463,9 @@ __device__ __forceinline__ void attend_units(const Context& context, const Secti
     for (int x = 0; x < 2; x++) {
       int column = 8 * tile + 2 * c + x;
       most[x] = MINUS_INFINITY, total[x] = 0.f;
+#pragma unroll 1
       for (int other = strip; other < WARPS; other += across) most[x] = fmaxf(most[x], maxima[other][column]);
+#pragma unroll 1
       for (int other = strip; other < WARPS; other += across)
         total[x] += sums[other][column] * rescale(maxima[other][column], most[x]);
       own[x] = rescale(best[tile][x], most[x]);
@@ -440,8 +479,10 @@ __device__ __forceinline__ void attend_units(const Context& context, const Secti
     int column = 8 * (strip * TILES + tile) + 2 * c;
     float* slot = slots ? slots + (i64)(strip * TILES + tile) * SLOT : nullptr;
     i64 head = (i64)section.row * context.heads + kv_head * PER_KV + column;
+#pragma unroll 1
     for (int pair = part * (PAIRS / along); pair < (part + 1) * (PAIRS / along); pair++) {
       float4 all = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 1
       for (int other = strip; other < WARPS; other += across) {
         float4 one = outputs[(other * PAIRS + pair) * 32 + lane];
         all.x += one.x, all.y += one.y, all.z += one.z, all.w += one.w;
@@ -468,59 +509,57 @@ __device__ __forceinline__ void attend_units(const Context& context, const Secti
 }
 
 // A block per share. `wide_partials` begins where the partial results of prefixes do.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, GROUPED ? 2 : 3)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
     paged_attend(const elem* q, const elem* keys, const elem* values, const u32* tables, elem* out, float* lse, float* partials,
-                 float* wide_partials, const int* header, const Section* sections, const int* share_sections, int heads,
-                 int kv_heads, int max_blocks, float scale) {
+                 float* wide_partials, const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks,
+                 float scale) {
   extern __shared__ uint4 shared[];
   Context context = {q, keys, values, tables, out, lse, partials, heads, kv_heads, max_blocks, scale * 1.44269504f};
-  int units = header[0], shares = header[1], share = blockIdx.x;
-  if (share >= shares) return;
-  int at = share_begin(share, shares, units), stop = share_begin(share + 1, shares, units);
-  int index = share_sections[share];
-  while (at < stop) {
-    Section section = sections[index];
-    int inside = at - section.start;
-    int kv_head = inside / section.units, first = inside % section.units;
-    int last = min(section.units, first + stop - at);
-    i64 place = share + index * kv_heads + kv_head;
-    if (GROUPED && section.kind == PREFIX) {
-      attend_units<WIDE>(context, section, kv_head, first, last, wide_partials + place * WIDE_TILES * SLOT, shared);
+  Share share = shares[blockIdx.x];
+  Section section = share.section;
+  for (int at = share.begin, index = share.index; at < share.end;) {
+    int cost = section.cost(), length = section.units * cost, inside = at - section.start;
+    int kv_head = inside / length, from = inside % length, to = min(length, from + share.end - at);
+    // A unit belongs to the share in which it begins.
+    int first = (from + cost - 1) / cost, last = (to + cost - 1) / cost;
+    i64 place = (int)blockIdx.x + index * kv_heads + kv_head;
+    if (GROUPED && section.across) {
+      if (first < last)
+        attend_units<WIDE>(context, section, kv_head, first, last, wide_partials + place * WIDE_TILES * SLOT, shared);
     } else {
-      bool whole = section.kind == ALONE && last - first == section.units;
+      bool whole = section.alone && last - first == section.units;
       attend_units<1>(context, section, kv_head, first, last, whole ? nullptr : partials + place * SLOT, shared);
     }
-    at += last - first;
-    if (at == section.start + section.units * kv_heads) index++;
+    at += to - from;
+    if (at == section.start + length * kv_heads && at < share.end) section = sections[++index];
   }
 }
 
 // A block per query head of a row: merges partial results, always in the order of the line.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     paged_merge(elem* out, float* lse, const float* partials, const float* wide_partials, const int* header,
-                const Section* sections, const Row* records, int heads, int kv_heads) {
+                const Row* records, int heads, int kv_heads) {
   static constexpr int PARTS = 4, VECTORS = (HEAD_DIM + 127) / 128;
   __shared__ float outputs[WARPS][HEAD_DIM], maxima[WARPS], sums[WARPS];
   int row = blockIdx.y, head = blockIdx.x, kv_head = head / PER_KV, column = head % PER_KV;
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   Row record = records[row];
-  int units = header[0], shares = header[1], own = 0, wide = 0;
+  int length = header[0], shares = header[1], own = 0, wide = 0, wide_column = 0;
   const float *own_slots = nullptr, *wide_slots = nullptr;
   if (record.section >= 0) {
-    Section section = sections[record.section];
-    int begin = section.start + kv_head * section.units;
-    int first = share_of(begin, shares, units);
-    own = share_of(begin + section.units - 1, shares, units) - first + 1;
+    int start = record.start + kv_head * record.units, first = share_of(start, shares, length);
+    own = share_of(start + record.units - 1, shares, length) - first + 1;
     own_slots = partials + (i64)(first + record.section * kv_heads + kv_head) * SLOT;
-    if (own == 1 && section.kind == ALONE) return;
+    if (own == 1 && record.alone) return;
   }
   if (GROUPED && record.tile >= 0) {
-    int line = record.column + column, index = record.tile + line / (8 * WIDE_TILES), tile = line / 8 % WIDE_TILES;
-    Section section = sections[index];
-    int begin = section.start + kv_head * section.units;
-    int first = share_of(begin, shares, units);
-    wide = share_of(begin + section.units - 1, shares, units) - first + 1;
-    wide_slots = wide_partials + ((i64)(first + index * kv_heads + kv_head) * WIDE_TILES + tile) * SLOT;
+    int line = record.column + column, tile = line / record.width;
+    int start = record.tile_start + (tile * kv_heads + kv_head) * record.tile_units * WIDE_COST;
+    int first = share_of(start, shares, length);
+    wide = share_of(start + (record.tile_units - 1) * WIDE_COST, shares, length) - first + 1;
+    i64 place = first + (record.tile + tile) * kv_heads + kv_head;
+    wide_column = line % record.width;
+    wide_slots = wide_partials + (place * WIDE_TILES + wide_column / 8) * SLOT;
   }
 
   float most = MINUS_INFINITY, sum = 0.f, total[VECTORS][4] = {};
@@ -535,7 +574,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
       for (int v = 0; v < VECTORS; v++) part_out[i][v] = make_float4(0.f, 0.f, 0.f, 0.f);
       if (at >= own + wide) continue;
       const float* slot = at < own ? own_slots + (i64)at * SLOT : wide_slots + (i64)(at - own) * WIDE_TILES * SLOT;
-      int slot_column = at < own ? column : (record.column + column) % 8;
+      int slot_column = at < own ? column : wide_column % 8;
       part_most[i] = slot[8 * HEAD_DIM + slot_column], part_sum[i] = slot[8 * HEAD_DIM + 8 + slot_column];
 #pragma unroll
       for (int v = 0; v < VECTORS; v++)

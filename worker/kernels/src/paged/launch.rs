@@ -7,11 +7,13 @@ use crate::{
 
 /// Warps of a block of threads.
 const WARPS: usize = 4;
-/// Tiles of 8 columns that the warps of a block hold together where rows share a prefix.
-const WIDE_TILES: usize = 16;
-/// Integers of a section, of a row's record, and of the header of a plan.
-const SECTION: usize = 8;
-const RECORD: usize = 4;
+/// Tiles of 8 columns that a warp holds where rows share a prefix, and that the warps of a block hold together.
+const WIDE: usize = 4;
+const WIDE_TILES: usize = WARPS * WIDE;
+/// Integers of a section, of a row's record, of a share, and of the header of a plan.
+const SECTION: usize = 12;
+const RECORD: usize = 12;
+const SHARE: usize = 16;
 const HEADER: usize = 4;
 
 /// What one layer reads and writes.
@@ -46,10 +48,12 @@ impl Scratch {
     /// Scratch memory for batches up to this one. It must be kept as long as a graph that uses it.
     pub fn new(gpu: &Gpu, largest: &Decode) -> Result<Self, GpuError> {
         largest.check()?;
-        let layout = Layout::new(gpu, largest);
+        // A step of the same batch without groups is divided among more blocks.
+        let layouts = [*largest, Decode { groups: 0, ..*largest }].map(|decode| Layout::new(gpu, &decode));
+        let most = |size: fn(&Layout) -> usize| layouts.iter().map(size).max().unwrap_or_default();
         Ok(Self {
-            plan: gpu.zeros(layout.plan())?,
-            partials: gpu.alloc(layout.partials())?,
+            plan: gpu.zeros(most(Layout::plan))?,
+            partials: gpu.alloc(most(Layout::partials))?,
         })
     }
 
@@ -78,11 +82,9 @@ struct Layout {
 
 impl Layout {
     fn new(gpu: &Gpu, decode: &Decode) -> Self {
-        // As many as are resident at once.
-        let resident = if decode.groups > 0 { 2 } else { 3 };
         let columns = decode.rows * decode.heads_per_kv();
         Self {
-            shares: resident * gpu.processors(),
+            shares: resident(decode) * gpu.processors(),
             tiles: if decode.groups > 0 {
                 decode.groups + columns / (8 * WIDE_TILES) + 1
             } else {
@@ -100,7 +102,7 @@ impl Layout {
 
     /// Integers of a plan: header, sections, rows, shares.
     fn plan(&self) -> usize {
-        HEADER + SECTION * self.sections() + RECORD * self.rows + self.shares
+        HEADER + SECTION * self.sections() + RECORD * self.rows + SHARE * self.shares
     }
 
     /// Floats of the partial results of rows: one for every meeting of a share and a section's KV head.
@@ -139,17 +141,60 @@ impl Plan {
             header: take(HEADER)?,
             sections: take(SECTION * layout.sections())?,
             records: take(RECORD * layout.rows)?,
-            shares: take(layout.shares)?,
+            shares: take(SHARE * layout.shares)?,
         })
     }
 }
 
+/// Blocks of threads that a multiprocessor holds at once: so many that their registers suffice.
+fn resident(decode: &Decode) -> usize {
+    if decode.groups > 0 { 2 } else { 3 }
+}
+
+/// The constants of a build.
+fn defines(decode: &Decode) -> [(&'static str, usize); 6] {
+    [
+        ("HEAD_DIM", decode.head_dim),
+        ("BLOCK_SIZE", decode.block_size),
+        ("PER_KV", decode.heads_per_kv()),
+        ("GROUPED", usize::from(decode.groups > 0)),
+        ("WIDE", WIDE),
+        ("RESIDENT", resident(decode)),
+    ]
+}
+
+/// What the source is compiled for: number format and constants of some models.
+pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 6])> {
+    let builds = [
+        ("bf16", 7, 128, 16, 0),
+        ("bf16", 7, 128, 16, 1),
+        ("bf16", 8, 128, 16, 1),
+        ("bf16", 7, 64, 16, 0),
+        ("bf16", 7, 64, 32, 1),
+        ("bf16", 1, 80, 8, 1),
+        ("float", 7, 128, 16, 1),
+        ("float", 1, 80, 8, 0),
+    ];
+    let build = |(elem, heads, head_dim, block_size, groups)| {
+        let decode = Decode {
+            rows: 1,
+            heads,
+            kv_heads: 1,
+            head_dim,
+            block_size,
+            max_blocks: 1,
+            groups,
+            scale: 1.0,
+        };
+        (elem, defines(&decode))
+    };
+    builds.map(build).to_vec()
+}
+
 fn kernel(name: &'static str, dtype: Dtype, decode: &Decode) -> Kernel {
-    Kernel::new(&SOURCE, name, Some(dtype))
-        .define("HEAD_DIM", decode.head_dim)
-        .define("BLOCK_SIZE", decode.block_size)
-        .define("PER_KV", decode.heads_per_kv())
-        .define("GROUPED", usize::from(decode.groups > 0))
+    let kernel = Kernel::new(&SOURCE, name, Some(dtype));
+    let defines = defines(decode).into_iter();
+    defines.fold(kernel, |kernel, (name, value)| kernel.define(name, value))
 }
 
 /// Divides the work of a step evenly over the card; once per step, before the first layer's [`attend`].
@@ -228,15 +273,19 @@ pub fn attend<T: Float>(
     if let Some(lse) = lse {
         ShapeError::length(name, "lse", lse.len(), heads)?;
     }
-    // Queries in shared memory make way for the outputs of warps that are added up.
+    // Queries in shared memory make way for the outputs of warps that are added up; maxima and sums lie behind them.
     let tiles = if decode.groups > 0 { WIDE_TILES } else { 1 };
-    let queries = tiles * 8 * decode.head_dim.next_multiple_of(32) * T::DTYPE.bytes();
+    let query = match T::DTYPE {
+        Dtype::F32 => 4 * decode.head_dim,
+        Dtype::Bf16 => 2 * decode.head_dim.next_multiple_of(32),
+    };
     let outputs = WARPS * 8 * decode.head_dim.next_multiple_of(64) * size_of::<f32>();
+    let sums = 2 * 8 * WIDE_TILES * size_of::<f32>();
     let narrow = layout.narrow();
     let wide = scratch.partials.slice(narrow..layout.partials())?;
     gpu.launch(
         &kernel(name, T::DTYPE, decode),
-        Grid::new(layout.shares, 32 * WARPS as u32).shared(queries.max(outputs)),
+        Grid::new(layout.shares, 32 * WARPS as u32).shared((8 * tiles * query).max(outputs) + sums),
         &[
             q.into(),
             keys.into(),
@@ -246,7 +295,6 @@ pub fn attend<T: Float>(
             lse.into(),
             (&scratch.partials).into(),
             (&wide).into(),
-            (&plan.header).into(),
             (&plan.sections).into(),
             (&plan.shares).into(),
             decode.heads.into(),
@@ -264,7 +312,6 @@ pub fn attend<T: Float>(
             (&scratch.partials).into(),
             (&wide).into(),
             (&plan.header).into(),
-            (&plan.sections).into(),
             (&plan.records).into(),
             decode.heads.into(),
             decode.kv_heads.into(),

@@ -73,7 +73,9 @@ impl Decode {
             format!("blocks of {} tokens: a power of two from 8", self.block_size)
         })?;
         let most = 1usize << 31;
-        let units = (self.rows + self.groups) * self.kv_heads * (self.max_blocks * self.block_size / UNIT + 1);
+        // Of the line on which the kernel divides its work; a prefix costs up to four times as much as a row.
+        let units =
+            (2 * self.rows + 4 * self.groups + 4) * self.kv_heads * (self.max_blocks * self.block_size / STEP + 1);
         ShapeError::unless(
             name,
             self.rows < 1 << 16 && self.groups < 1 << 16 && self.max_blocks * self.block_size < most && units < most,
@@ -91,7 +93,7 @@ impl Decode {
 }
 
 /// Tokens of the unit in which work is divided.
-const UNIT: usize = 64;
+const STEP: usize = 16;
 
 #[cfg(feature = "cuda")]
 static SOURCE: Source = Source {
@@ -114,20 +116,11 @@ pub fn cases() -> Vec<Case> {
 /// Sources with the constants of their builds.
 #[cfg(feature = "cuda")]
 pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
-    let builds = [
-        "bf16 128 16 7 0",
-        "bf16 128 16 7 1",
-        "bf16 128 16 8 1",
-        "bf16 64 16 7 0",
-        "bf16 64 32 7 1",
-        "bf16 80 8 1 1",
-        "float 128 16 7 1",
-        "float 80 8 1 0",
-    ];
-    let names = ["ELEM", "HEAD_DIM", "BLOCK_SIZE", "PER_KV", "GROUPED"];
-    let defines = |build: &str| {
-        let values = names.iter().zip(build.split(' '));
-        values.map(|(name, value)| format!("{name}={value}")).collect()
-    };
-    builds.iter().map(|build| (&SOURCE, defines(build))).collect()
+    launch::builds()
+        .into_iter()
+        .map(|(elem, defines)| {
+            let numbers = defines.iter().map(|(name, value)| format!("{name}={value}"));
+            (&SOURCE, numbers.chain([format!("ELEM={elem}")]).collect())
+        })
+        .collect()
 }

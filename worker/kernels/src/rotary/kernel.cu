@@ -1,19 +1,18 @@
-// A block has TOKENS tokens: their angles are computed once, into shared memory, for all heads. A thread has one pack of pairs of
-// one head in each of these tokens: the loads of all are in flight before the angles are there.
+// A block has TOKENS tokens: their angles are computed once, into shared memory, for all heads. A thread has one pack
+// of pairs of one head in each of these tokens: the loads of all are in flight before the angles are there.
 #ifndef TOKENS
 #define TOKENS 1
 #endif
 
-
-// cos and sin of TOKENS tokens times `pairs` pairs. The angle is the rounded f32 product, as in Hugging Face; `sincosf` reduces
-// it exactly whatever its size.
+// cos and sin of TOKENS tokens times `pairs` pairs. The angle is the rounded f32 product, as in Hugging Face; `sincosf`
+// reduces it exactly whatever its size.
 __device__ __forceinline__ void prepare_angles(float* cosines, float* sines, const int* __restrict__ positions,
                                                const float* __restrict__ frequencies, const u8* __restrict__ axis_of,
-                                               int first, int tokens, int pairs) {
+                                               int axes, int first, int tokens, int pairs) {
   for (int at = threadIdx.x; at < TOKENS * pairs; at += blockDim.x) {
     const int token = first + at / pairs, pair = at % pairs;
     if (token >= tokens) break;
-    const int position = positions[(size_t)axis_of[pair] * tokens + token];
+    const int axis = axis_of[pair], position = axis < axes ? positions[(size_t)axis * tokens + token] : 0;
     // Not contracted into the reduction.
     sincosf(__fmul_rn((float)position, frequencies[pair]), &sines[at], &cosines[at]);
   }
@@ -39,9 +38,9 @@ __device__ __forceinline__ void add_to(float (&x)[PACK], raw more) {
 
 extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem* __restrict__ bias,
                                         const int* __restrict__ positions, const float* __restrict__ frequencies,
-                                        const u8* __restrict__ axis_of, elem* q, elem* k, elem* v, elem* keys, elem* values,
-                                        const int* __restrict__ slots, int tokens, int heads, int kv_heads, int pairs,
-                                        int block_bits, int capacity) {
+                                        const u8* __restrict__ axis_of, int axes, elem* q, elem* k, elem* v, elem* keys,
+                                        elem* values, const int* __restrict__ slots, int tokens, int heads,
+                                        int kv_heads, int pairs, int block_bits, int capacity) {
   extern __shared__ __align__(16) float angles[];
   float *cosines = angles, *sines = angles + TOKENS * pairs;
   const int first = blockIdx.x * TOKENS, packs = pairs / PACK, head_dim = 2 * pairs;
@@ -53,10 +52,12 @@ extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem
     const int head = item / packs, pair = item % packs * PACK;
     const bool works = item < items;
     raw low[TOKENS], high[TOKENS], bias_low, bias_high;
+    int slot[TOKENS];
     if (works) {
 #pragma unroll
       for (int t = 0; t < TOKENS; t++) {
         if (first + t >= tokens) continue;
+        slot[t] = slots == nullptr || head < heads ? -1 : slots[first + t];
         const elem* from = qkv + ((size_t)(first + t) * all_heads + head) * head_dim + pair;
         low[t] = load_raw(from);
         high[t] = load_raw(from + pairs);
@@ -67,7 +68,7 @@ extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem
       }
     }
     if (!ready) {
-      prepare_angles(cosines, sines, positions, frequencies, axis_of, first, tokens, pairs);
+      prepare_angles(cosines, sines, positions, frequencies, axis_of, axes, first, tokens, pairs);
       __syncthreads();
       ready = true;
     }
@@ -80,7 +81,8 @@ extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem
       unpack(low[t], x);
       unpack(high[t], y);
       if (bias != nullptr) add_to(x, bias_low), add_to(y, bias_high);
-      if (frequencies != nullptr && head < heads + kv_heads) turn(x, y, cosines + t * pairs + pair, sines + t * pairs + pair, 1.f);
+      if (frequencies != nullptr && head < heads + kv_heads)
+        turn(x, y, cosines + t * pairs + pair, sines + t * pairs + pair, 1.f);
       raw first_half, second_half;
       pack(x, first_half);
       pack(y, second_half);
@@ -96,10 +98,9 @@ extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem
       const int kv_head = head - heads - (is_key ? 0 : kv_heads);
       elem *rows = is_key ? k : v, *pool = is_key ? keys : values;
       if (rows != nullptr) put(rows + ((size_t)token * kv_heads + kv_head) * head_dim);
-      if (pool != nullptr) {
-        const int slot = slots[token], offset = slot & ((1 << block_bits) - 1);
-        if (slot >= 0 && slot < capacity)
-          put(pool + (((((size_t)(slot >> block_bits) * kv_heads) + kv_head) << block_bits) + offset) * head_dim);
+      if (slot[t] >= 0 && slot[t] < capacity) {
+        const int block = slot[t] >> block_bits, offset = slot[t] & ((1 << block_bits) - 1);
+        put(pool + ((((size_t)block * kv_heads + kv_head) << block_bits) + offset) * head_dim);
       }
     }
   }
@@ -108,7 +109,8 @@ extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem
 extern "C" __global__ void rotary_backward(const elem* __restrict__ dq, const elem* __restrict__ dk,
                                            const elem* __restrict__ dv, const int* __restrict__ positions,
                                            const float* __restrict__ frequencies, const u8* __restrict__ axis_of,
-                                           elem* __restrict__ d_qkv, int tokens, int heads, int kv_heads, int pairs) {
+                                           int axes, elem* __restrict__ d_qkv, int tokens, int heads, int kv_heads,
+                                           int pairs) {
   extern __shared__ __align__(16) float angles[];
   float *cosines = angles, *sines = angles + TOKENS * pairs;
   const int first = blockIdx.x * TOKENS, packs = pairs / PACK, head_dim = 2 * pairs;
@@ -132,7 +134,7 @@ extern "C" __global__ void rotary_backward(const elem* __restrict__ dq, const el
       }
     }
     if (!ready) {
-      prepare_angles(cosines, sines, positions, frequencies, axis_of, first, tokens, pairs);
+      prepare_angles(cosines, sines, positions, frequencies, axis_of, axes, first, tokens, pairs);
       __syncthreads();
       ready = true;
     }

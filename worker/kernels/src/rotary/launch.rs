@@ -33,7 +33,7 @@ pub struct Turn<'a> {
     pub positions: &'a Buffer<i32>,
     /// `[head_dim / 2]`, radians per position.
     pub frequencies: &'a Buffer<f32>,
-    /// `[head_dim / 2]`, each below `axes`: the caller sees to it.
+    /// `[head_dim / 2]`, each below `axes`; a pair of any other is not turned.
     pub axis_of: &'a Buffer<u8>,
 }
 
@@ -116,6 +116,7 @@ pub fn split<T: Float>(
             turn.map(|turn| turn.positions).into(),
             turn.map(|turn| turn.frequencies).into(),
             turn.map(|turn| turn.axis_of).into(),
+            turn.map_or(0, |turn| turn.axes).into(),
             q.into(),
             k.into(),
             v.into(),
@@ -160,6 +161,7 @@ pub fn backward<T: Float>(
             turn.map(|turn| turn.positions).into(),
             turn.map(|turn| turn.frequencies).into(),
             turn.map(|turn| turn.axis_of).into(),
+            turn.map_or(0, |turn| turn.axes).into(),
             d_qkv.into(),
             shape.tokens.into(),
             shape.heads.into(),
@@ -189,12 +191,16 @@ impl Heads {
         Ok(dim / 2)
     }
 
-    /// A thread for each pack of pairs of a token, and several tokens for each thread where there are many.
+    /// A thread for each pack of pairs of a token; where there are many tokens, small blocks that have two of them each.
     fn kernel(self, gpu: &Gpu, name: &'static str, dtype: Dtype, pack: usize) -> (Kernel, Grid) {
         let pairs = self.head_dim / 2;
-        let tokens = if self.tokens <= 4 * gpu.processors() { 1 } else { 2 };
         let items = (self.heads + 2 * self.kv_heads) * pairs / pack;
-        let threads = items.next_multiple_of(32).min(512);
+        let (tokens, most) = if self.tokens <= 4 * gpu.processors() {
+            (1, 512)
+        } else {
+            (2, 256)
+        };
+        let threads = items.div_ceil(items.div_ceil(most)).next_multiple_of(32);
         let kernel = Kernel::new(&SOURCE, name, Some(dtype))
             .define("PACK", pack)
             .define("TOKENS", tokens);

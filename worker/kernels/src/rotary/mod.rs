@@ -1,4 +1,8 @@
 //! Splits packed queries, keys and values, turns them by their positions and stores keys and values.
+//!
+//! One kernel serves every tower: which position axis turns a pair is a table, so that plain RoPE, the sections of M-RoPE and
+//! the two axes of a vision tower differ in data alone. The bias, the rotation, the rows for attention and the write to the paged
+//! pool are one pass over the packed rows.
 
 #[cfg(feature = "cuda")]
 mod check;

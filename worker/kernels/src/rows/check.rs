@@ -17,12 +17,19 @@ fn rounded<T: Float>(values: &[f32]) -> Vec<f32> {
     values.iter().map(|value| T::from_f32(*value).to_f32()).collect()
 }
 
+/// Before the first distance of a check.
+pub(crate) const NONE: Distance = Distance {
+    relative: 0.0,
+    bound: 1.0,
+};
+
 /// Of the output of a kernel that computes in f32 and rounds once: apart from a few roundings the other way, it is the rounded
 /// reference. A second rounding, or a sum in bf16, is ten times as far.
 pub(crate) fn near<T: Float>(out: &[T], reference: &[f32]) -> Result<Distance, CheckError> {
     let bound = match T::DTYPE {
         Dtype::F32 => 3e-6,
-        Dtype::Bf16 => 3e-4,
+        // One rounding the other way among few numbers is more.
+        Dtype::Bf16 => 3e-4f64.max(8e-3 / (reference.len().max(1) as f64).sqrt()),
     };
     Distance::within(out, &rounded::<T>(reference), bound)
 }
@@ -147,10 +154,12 @@ fn check_moves<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckEr
 }
 
 fn check_embedding_gradient<T: Float, G: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
-    let mut worst = Distance::EQUAL;
+    let mut worst = NONE;
     for width in widths(draw) {
-        let (vocabulary, tokens) = (draw.between(5, 40), draw.between(1, 150));
-        let ids = (0..tokens).map(|_| draw.below(vocabulary) as u32).collect::<Vec<_>>();
+        let (vocabulary, tokens) = (draw.between(5, 40), draw.between(200, 500));
+        // Some ids have many tokens.
+        let ids = (0..tokens).map(|_| draw.below(vocabulary).min(draw.below(vocabulary)) as u32);
+        let ids = ids.collect::<Vec<_>>();
         // Placeholders of images give no gradient.
         let groups = Groups::of(&ids, |id| id != 3);
         let (dy, before) = (
@@ -167,7 +176,7 @@ fn check_embedding_gradient<T: Float, G: Float>(gpu: &Gpu, draw: &mut Draw) -> R
         };
         let out = once()?;
         worst = worst.worst(near(&out, &expected)?);
-        worst = worst.worst(Distance::equal(&once()?, &out)?);
+        Distance::equal(&once()?, &out)?;
     }
     Ok(worst)
 }
@@ -216,7 +225,7 @@ fn check_sums<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckErr
 }
 
 fn check_fill<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
-    let mut worst = Distance::EQUAL;
+    let mut worst = NONE;
     for length in lengths(draw) {
         let seed = draw.below(usize::MAX) as u64;
         for skip in 0..2 {

@@ -1,14 +1,17 @@
 //! Tokens sorted by their ids, on the host.
 
+/// From this many tokens on, the rows of an id are summed by several blocks.
+const MANY: usize = 32;
+
 /// The tokens of each id of a sequence: what [`embedding_gradient`](super::reference::embedding_gradient) sums over.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Groups {
-    /// The distinct ids, ascending.
-    pub ids: Vec<u32>,
+    /// The distinct ids, those with most tokens first: long sums are begun before short ones.
+    pub(super) ids: Vec<u32>,
     /// Where the tokens of each id start in `order`, and at the end its length.
-    pub starts: Vec<u32>,
+    pub(super) starts: Vec<u32>,
     /// Indices of tokens: those of the first id ascending, then those of the second, and so on.
-    pub order: Vec<u32>,
+    pub(super) order: Vec<u32>,
 }
 
 impl Groups {
@@ -20,18 +23,24 @@ impl Groups {
             .map(|(token, id)| (*id, token))
             .collect::<Vec<_>>();
         pairs.sort_unstable();
+        let mut of_ids = pairs.chunk_by(|a, b| a.0 == b.0).collect::<Vec<_>>();
+        of_ids.sort_by_key(|tokens| std::cmp::Reverse(tokens.len()));
         let mut groups = Self::default();
-        for (at, (id, token)) in (0u32..).zip(pairs) {
-            if groups.ids.last() != Some(&id) {
-                groups.ids.push(id);
-                groups.starts.push(at);
-            }
-            groups.order.push(token);
+        let mut start = 0;
+        for tokens in of_ids {
+            groups.ids.push(tokens[0].0);
+            groups.starts.push(start);
+            groups.order.extend(tokens.iter().map(|(_, token)| token));
+            start += u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         }
+        groups.starts.push(start);
         groups
-            .starts
-            .push(u32::try_from(groups.order.len()).unwrap_or(u32::MAX));
-        groups
+    }
+
+    /// How many of the ids, from the first on, have many tokens.
+    pub fn many(&self) -> usize {
+        let lengths = self.starts.windows(2).map(|span| (span[1] - span[0]) as usize);
+        lengths.take_while(|length| *length >= MANY).count()
     }
 }
 
@@ -41,10 +50,16 @@ mod tests {
 
     #[test]
     fn tokens_of_an_id_are_together_and_ascend() {
-        let groups = Groups::of(&[7, 3, 7, 9, 3, 7], |id| id != 9);
-        assert_eq!(groups.ids, [3, 7]);
-        assert_eq!(groups.starts, [0, 2, 5]);
-        assert_eq!(groups.order, [1, 4, 0, 2, 5]);
+        let groups = Groups::of(&[7, 3, 7, 9, 3, 7, 1], |id| id != 9);
+        assert_eq!(groups.ids, [7, 3, 1]);
+        assert_eq!(groups.starts, [0, 3, 5, 6]);
+        assert_eq!(groups.order, [0, 2, 5, 1, 4, 6]);
+    }
+
+    #[test]
+    fn many_are_the_long_groups() {
+        let ids = [vec![5; MANY - 1], vec![4; MANY], vec![3; 3 * MANY]].concat();
+        assert_eq!(Groups::of(&ids, |_| true).many(), 2);
     }
 
     #[test]
@@ -52,5 +67,6 @@ mod tests {
         let groups = Groups::of(&[], |_| true);
         assert!(groups.ids.is_empty() && groups.order.is_empty());
         assert_eq!(groups.starts, [0]);
+        assert_eq!(groups.many(), 0);
     }
 }

@@ -3,12 +3,12 @@ static constexpr int THREADS = 256;
 
 #ifdef ELEM
 
-// `to[target_at[i]] = from[source_at[i]]` for `total` packs of rows of `packs`; a null list is 0, 1, 2, … What is not in `from`
-// becomes zeros, what is not in `to` is left out.
+// `to[target_at[i]] = from[source_at[i]]` for `total` packs of rows of `packs`; a null list is 0, 1, 2, … What is not
+// in `from` becomes zeros, what is not in `to` is left out.
 static constexpr int MOVES = 4;
 extern "C" __global__ void __launch_bounds__(THREADS)
-    move_rows(const elem* __restrict__ from, int from_rows, const int* __restrict__ source_at, elem* __restrict__ to, int to_rows,
-              const int* __restrict__ target_at, u32 packs, u32 total) {
+    move_rows(const elem* __restrict__ from, int from_rows, const int* __restrict__ source_at, elem* __restrict__ to,
+              int to_rows, const int* __restrict__ target_at, u32 packs, u32 total) {
   const u32 first = blockIdx.x * (THREADS * MOVES) + threadIdx.x;
   raw held[MOVES];
   int target[MOVES];
@@ -37,43 +37,72 @@ typedef bf16 gradient;
 typedef float gradient;
 #endif
 
-// A block has one id, and sums the rows of its tokens in their order.
-extern "C" __global__ void __launch_bounds__(512)
-    embedding_gradient(const elem* __restrict__ dy, const u32* __restrict__ ids, const u32* __restrict__ starts,
-                       const u32* __restrict__ order, gradient* __restrict__ dtable, int packs, u32 vocabulary, u32 tokens) {
+// Sums a pack of the rows of some tokens in their order, `stride` apart.
+__device__ __forceinline__ void sum_tokens(const elem* __restrict__ dy, const u32* __restrict__ order, u32 begin,
+                                           u32 end, int stride, int packs, int at, u32 tokens, float (&sum)[PACK]) {
   static constexpr int AHEAD = 8;
-  const u32 id = ids[blockIdx.x], begin = starts[blockIdx.x], end = starts[blockIdx.x + 1];
-  if (id >= vocabulary) return;
-  for (int at = threadIdx.x; at < packs; at += blockDim.x) {
-    gradient* to = dtable + ((size_t)id * packs + at) * PACK;
-    float past[PACK], sum[PACK] = {};
-    load_numbers(to, past);
-    for (u32 next = begin; next < end; next += AHEAD) {
-      raw rows[AHEAD];
-      bool has[AHEAD];
+  for (u32 next = begin; next < end; next += AHEAD * stride) {
+    raw rows[AHEAD];
+    u32 token[AHEAD];
 #pragma unroll
-      for (int a = 0; a < AHEAD; a++) {
-        const u32 token = next + a < end ? order[next + a] : tokens;
-        has[a] = token < tokens;
-        if (has[a]) rows[a] = load_raw(dy + ((size_t)token * packs + at) * PACK);
-      }
+    for (int a = 0; a < AHEAD; a++) token[a] = next + a * stride < end ? order[next + a * stride] : tokens;
 #pragma unroll
-      for (int a = 0; a < AHEAD; a++) {
-        if (!has[a]) continue;
-        float x[PACK];
-        unpack(rows[a], x);
-#pragma unroll
-        for (int i = 0; i < PACK; i++) sum[i] += x[i];
-      }
+    for (int a = 0; a < AHEAD; a++) {
+      if (token[a] < tokens) rows[a] = load_raw(dy + ((size_t)token[a] * packs + at) * PACK);
     }
 #pragma unroll
-    for (int i = 0; i < PACK; i++) sum[i] += past[i];
-    store_numbers(to, sum);
+    for (int a = 0; a < AHEAD; a++) {
+      if (token[a] >= tokens) continue;
+      float x[PACK];
+      unpack(rows[a], x);
+#pragma unroll
+      for (int i = 0; i < PACK; i++) sum[i] += x[i];
+    }
   }
 }
 
-// Sums of columns, first pass: a block has 32 packs of columns and `part` rows, its 8 warps take rows in turn.
+// The first `many` ids have many tokens: a block has 32 packs of columns of one, and its warps take tokens in turn.
+// Each other block has THREADS packs of one with few tokens.
 static constexpr int WARPS = THREADS / 32;
+extern "C" __global__ void __launch_bounds__(THREADS)
+    embedding_gradient(const elem* __restrict__ dy, const u32* __restrict__ ids, const u32* __restrict__ starts,
+                       const u32* __restrict__ order, gradient* __restrict__ dtable, int packs, u32 vocabulary,
+                       u32 tokens, int many) {
+  __shared__ float parts[WARPS][PACK][32];
+  const int chunks = (packs + 31) / 32, of_many = many * chunks;
+  const bool has_many = (int)blockIdx.x < of_many;
+  const int few_chunks = (packs + THREADS - 1) / THREADS, few = blockIdx.x - of_many;
+  const int group = has_many ? blockIdx.x / chunks : many + few / few_chunks;
+  const u32 id = ids[group], begin = starts[group], end = starts[group + 1];
+  if (id >= vocabulary) return;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int at = has_many ? blockIdx.x % chunks * 32 + lane : few % few_chunks * THREADS + (int)threadIdx.x;
+  gradient* to = dtable + ((size_t)id * packs + at) * PACK;
+  float past[PACK], sum[PACK] = {};
+  if (at < packs) {
+    // In flight with the first rows.
+    if (!has_many || warp == 0) load_numbers(to, past);
+    sum_tokens(dy, order, begin + (has_many ? warp : 0), end, has_many ? WARPS : 1, packs, at, tokens, sum);
+  }
+  if (has_many) {
+#pragma unroll
+    for (int i = 0; i < PACK; i++) parts[warp][i][lane] = sum[i];
+    __syncthreads();
+    if (warp != 0) return;
+#pragma unroll
+    for (int i = 0; i < PACK; i++) {
+      sum[i] = 0.f;
+#pragma unroll
+      for (int w = 0; w < WARPS; w++) sum[i] += parts[w][i][lane];
+    }
+  }
+  if (at >= packs) return;
+#pragma unroll
+  for (int i = 0; i < PACK; i++) sum[i] += past[i];
+  store_numbers(to, sum);
+}
+
+// Sums of columns, first pass: a block has 32 packs of columns and `part` rows, its 8 warps take rows in turn.
 extern "C" __global__ void __launch_bounds__(THREADS)
     column_parts(const elem* __restrict__ x, float* __restrict__ partials, int rows, int width, int part) {
   static constexpr int AHEAD = 4;
@@ -263,10 +292,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 #else
 
-// Second pass: a block has 32 columns, its warps take parts in turn; the sum of a column is of theirs in order.
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Second pass: a block has 32 columns, its warps take parts in turn, few enough that all loads are in flight; the sum of
+// a column is of theirs in order.
+static constexpr int WARPS = 32;
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
     add_partials(const float* __restrict__ partials, float* __restrict__ sums, int parts, int width) {
-  static constexpr int WARPS = THREADS / 32;
   __shared__ float shared[WARPS][32];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = blockIdx.x * 32 + lane;
   float sum = 0.f;

@@ -78,12 +78,10 @@ pub fn place<T: Float>(
 /// [`Groups`] on the card.
 #[derive(Clone, Debug)]
 pub struct DeviceGroups {
-    /// As [`Groups::ids`].
-    pub ids: Buffer<u32>,
-    /// As [`Groups::starts`].
-    pub starts: Buffer<u32>,
-    /// As [`Groups::order`].
-    pub order: Buffer<u32>,
+    ids: Buffer<u32>,
+    starts: Buffer<u32>,
+    order: Buffer<u32>,
+    many: usize,
 }
 
 impl DeviceGroups {
@@ -93,12 +91,28 @@ impl DeviceGroups {
             ids: gpu.upload(&groups.ids)?,
             starts: gpu.upload(&groups.starts)?,
             order: gpu.upload(&groups.order)?,
+            many: groups.many(),
+        })
+    }
+
+    /// As [`Self::upload`], to the beginnings of buffers that are there: for distinct ids, one more, and all ids.
+    pub fn write(gpu: &Gpu, [ids, starts, order]: [&Buffer<u32>; 3], groups: &Groups) -> Result<Self, GpuError> {
+        let put = |buffer: &Buffer<u32>, values: &[u32]| {
+            gpu.write(buffer, values)?;
+            buffer.slice(0..values.len())
+        };
+        Ok(Self {
+            ids: put(ids, &groups.ids)?,
+            starts: put(starts, &groups.starts)?,
+            order: put(order, &groups.order)?,
+            many: groups.many(),
         })
     }
 }
 
 /// Gradient of [`embed`]: `dtable[id] += Σ dy[i]` over the tokens `i` of each id, in the order of the group, summed in f32.
-/// `dtable` is `[vocabulary, width]`, in f32 or as the weights are. Equal inputs give equal bits.
+/// `dy` is `[tokens, width]`, `dtable` `[vocabulary, width]`, in f32 or as the weights are; ids and tokens beyond them are left
+/// out. Equal inputs give equal bits.
 pub fn embedding_gradient<T: Float, G: Float>(
     gpu: &Gpu,
     width: usize,
@@ -109,9 +123,13 @@ pub fn embedding_gradient<T: Float, G: Float>(
     const NAME: &str = "embedding_gradient";
     let vocabulary = whole_rows(NAME, "dtable", dtable, width)?;
     let tokens = whole_rows(NAME, "dy", dy, width)?;
-    let DeviceGroups { ids, starts, order } = groups;
-    ShapeError::length(NAME, "starts", starts.len(), ids.len() + 1)?;
-    let mut pack = pack::<T>(width, &[dy.pointer()]);
+    let DeviceGroups {
+        ids,
+        starts,
+        order,
+        many,
+    } = groups;
+    let mut pack = pack::<T>(width, &[dy.pointer()]).min(16 / size_of::<G>());
     if !dtable.pointer().is_multiple_of(16) {
         pack = pack.min(self::pack::<G>(width, &[dtable.pointer()]));
     }
@@ -119,10 +137,10 @@ pub fn embedding_gradient<T: Float, G: Float>(
         .define("PACK", pack)
         .define("GRADIENT", format_number(G::DTYPE));
     let packs = width / pack;
-    let threads = u32::try_from(packs.next_multiple_of(32).min(512)).unwrap_or(512);
+    let blocks = many * packs.div_ceil(32) + (ids.len() - many) * packs.div_ceil(THREADS as usize);
     gpu.launch(
         &kernel,
-        Grid::new(ids.len(), threads),
+        Grid::new(blocks, THREADS),
         &[
             dy.into(),
             ids.into(),
@@ -132,6 +150,7 @@ pub fn embedding_gradient<T: Float, G: Float>(
             packs.into(),
             vocabulary.into(),
             tokens.into(),
+            (*many).into(),
         ],
     )
 }
@@ -179,7 +198,7 @@ pub(crate) fn add_partials(
     sums: &Buffer<f32>,
 ) -> Result<(), GpuError> {
     let kernel = Kernel::new(&SOURCE, "add_partials", None);
-    let grid = Grid::new(width.div_ceil(32), THREADS);
+    let grid = Grid::new(width.div_ceil(32), 1024);
     gpu.launch(
         &kernel,
         grid,
@@ -191,7 +210,8 @@ pub(crate) fn add_partials(
 pub fn cast<A: Float, B: Float>(gpu: &Gpu, from: &Buffer<A>, to: &Buffer<B>) -> Result<(), GpuError> {
     const NAME: &str = "cast";
     ShapeError::at_least(NAME, "to", to.len(), from.len())?;
-    let mut pack = pack::<A>(0, &[from.pointer()]);
+    // Stores of 16 bytes side by side: wider loads would leave gaps between them.
+    let mut pack = pack::<A>(0, &[from.pointer()]).min(16 / size_of::<B>());
     if !to.pointer().is_multiple_of(16) {
         pack = pack.min(self::pack::<B>(0, &[to.pointer()]));
     }
@@ -262,9 +282,9 @@ pub fn copy_blocks<T: Float>(
     )
 }
 
-/// Rows of partial sums: about 32 rows each, up to 64.
+/// Rows of partial sums: of at least 32 rows each, up to 128.
 fn column_parts(rows: usize) -> usize {
-    rows.div_ceil(32).min(64)
+    rows.div_ceil(32).min(128)
 }
 
 /// Threads of a block, as in the source.

@@ -1,4 +1,7 @@
 //! Rows moved: embeddings, features into their places, conversions, random weights.
+//!
+//! Indices are read on the card and checked there: one beyond its table reads zeros or writes nothing. Sums over rows have a
+//! fixed order, so that equal inputs give equal bits.
 
 #[cfg(feature = "cuda")]
 mod check;
@@ -10,7 +13,7 @@ mod pack;
 pub mod reference;
 
 #[cfg(feature = "cuda")]
-pub(crate) use check::{in_a_graph, near, random_bf16};
+pub(crate) use check::{NONE, in_a_graph, near, random_bf16};
 pub use groups::Groups;
 #[cfg(feature = "cuda")]
 pub(crate) use launch::add_partials;

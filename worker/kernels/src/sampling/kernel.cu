@@ -1,6 +1,7 @@
-// A cluster of eight blocks takes a row: each loads an eighth of the logits once, keeps it in shared memory as f32, and does
-// everything else from there. Blocks tell each other sums by writing into each other's shared memory. Cards before Hopper have
-// no clusters: there one block takes a row and reads logits again from global memory.
+// A cluster of eight blocks takes a row: each loads an eighth of the logits once, by a bulk copy into shared memory, and does
+// everything else from there, while another block of the multiprocessor loads. Blocks tell each other sums by writing into each
+// other's shared memory. Cards before Hopper have no clusters: there one block takes a row and reads logits again from global
+// memory.
 //
 // A weight is e^((x - peak)/T), at most 1. A thread adds those of its tokens, which are consecutive, in f32; sums over threads
 // are fixed-point numbers of 44 fractional bits, so that they and the cumulated sums agree bit for bit in every order.
@@ -9,15 +10,23 @@ static constexpr int THREADS = 512;
 static constexpr int WARPS = THREADS / 32;
 static constexpr int GRID_BLOCKS = 8;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-static constexpr int BLOCKS = GRID_BLOCKS;
+#define HOPPER 1
 #define CLUSTER __cluster_dims__(GRID_BLOCKS, 1, 1)
+static constexpr int BLOCKS = GRID_BLOCKS;
 #else
-static constexpr int BLOCKS = 1;
+#define HOPPER 0
 #define CLUSTER
+static constexpr int BLOCKS = 1;
 #endif
-static constexpr bool IN_SHARED = BLOCKS > 1;
 // Tokens that are sorted.
 static constexpr int CANDIDATES = 1024;
+// Those that a block may send to the first without being asked.
+static constexpr int SENT = CANDIDATES / BLOCKS;
+// Groups of threads whose highest logits are compared, in a block and in all.
+static constexpr int GROUPS = 16;
+static constexpr int ALL_GROUPS = GROUPS * BLOCKS;
+// Of that many of the highest of groups the lowest is a bound that some 250 of 152,064 tokens reach.
+static constexpr int HIGHEST = ALL_GROUPS * 110 / 128;
 // Pivots that a pass measures.
 static constexpr int PIVOTS = 8;
 static constexpr int SLOTS = 2 * PIVOTS;
@@ -58,6 +67,11 @@ __device__ __forceinline__ int warp_highest(int x) {
 __device__ __forceinline__ u64 warp_total(u64 x) {
   return ((u64)warp_add((u32)(x >> 27)) << 27) + warp_add((u32)x & 0x7ffffffu);
 }
+// Of any whose sum is below 2^64.
+__device__ __forceinline__ u64 warp_total_wide(u64 x) {
+  u64 high = warp_add((u32)(x >> 44)), middle = warp_add((u32)(x >> 22) & 0x3fffffu), low = warp_add((u32)x & 0x3fffffu);
+  return (high << 44) + (middle << 22) + low;
+}
 // Of this lane and those before it.
 __device__ __forceinline__ u64 warp_cumulated(u64 x) {
 #pragma unroll
@@ -68,45 +82,60 @@ __device__ __forceinline__ u64 warp_cumulated(u64 x) {
   return x;
 }
 
-// Everything that blocks tell each other waits here; a barrier makes it visible.
+// What blocks have told each other, and what they have loaded, is there after it.
 __device__ __forceinline__ void cluster_barrier() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#if HOPPER
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 #else
   __syncthreads();
+#endif
+}
+// Its halves: what lies between them need not wait.
+__device__ __forceinline__ void cluster_arrive() {
+#if HOPPER
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if HOPPER
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // The address in the shared memory of another block.
 __device__ __forceinline__ u32 in_block(const void* p, u32 block) {
   u32 address = shared_address(p);
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if HOPPER
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(address), "r"(block));
 #endif
   return address;
 }
-__device__ __forceinline__ void put(u32 address, u64 value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
+#if HOPPER
+#define SPACE "shared::cluster"
 #else
-  asm volatile("st.shared.u64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
+#define SPACE "shared"
 #endif
+__device__ __forceinline__ void put(u32 address, u64 value) {
+  asm volatile("st." SPACE ".u64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
+}
+__device__ __forceinline__ void put(u32 address, int value) {
+  asm volatile("st." SPACE ".u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
 __device__ __forceinline__ u64 get(u32 address) {
   u64 value;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(value) : "r"(address) : "memory");
-#else
-  asm volatile("ld.shared.u64 %0, [%1];" : "=l"(value) : "r"(address) : "memory");
-#endif
+  asm volatile("ld." SPACE ".u64 %0, [%1];" : "=l"(value) : "r"(address) : "memory");
   return value;
 }
 
 struct Shared {
   // What the blocks have told this one. Twice: a block may tell the next numbers while another reads the last.
   u64 told[2][BLOCKS][SLOTS];
+  __align__(16) int maxima[2][BLOCKS][GROUPS];
   u64 warps[WARPS][SLOTS];
   u64 found_count;
+  int bound;
+  // The bulk copy.
+  u64 loaded;
   // Tokens between two pivots: this block's, all of them sorted, and their cumulated weight.
   u64 found[CANDIDATES];
   u64 sorted[CANDIDATES];
@@ -125,20 +154,18 @@ struct Bracket {
   Totals from_low, from_high;
 };
 
-// Tokens above a key are kept, and of those with the key itself the first `ties`.
+// Tokens above a key are kept, and of those with the key itself the first `ties` of `equal`: `count` together.
 struct Cut {
   int key;
-  u32 ties;
-  // How many have it.
-  u32 equal;
-  // Weight of what is kept.
-  u64 mass;
+  u32 ties, equal, count;
+  // Whether they are the first of the sorted tokens.
+  bool sorted;
 };
 
 struct Row {
   Shared& shared;
   const elem* logits;  // of this block
-  const float* kept;   // the same in shared memory
+  const elem* kept;    // the same in shared memory
   int first, tokens;   // of this block
   int begin, end;      // of this thread, in those of the block
   int vocabulary;
@@ -148,81 +175,115 @@ struct Row {
   float peak;
   float scale;  // log2(e) / T
 
-  __device__ __forceinline__ Row(Shared& shared, float* kept, const elem* all, int row, int vocabulary, int part,
+  __device__ __forceinline__ Row(Shared& shared, const elem* all, elem* buffer, int row, int vocabulary, int part,
                                  u32 rank)
-      : shared(shared), kept(kept), vocabulary(vocabulary), rank(rank), phase(0), gathers(0), peak(0.f), scale(0.f) {
+      : shared(shared), kept(buffer), vocabulary(vocabulary), rank(rank), phase(0), gathers(0),
+        peak(0.f), scale(0.f) {
     if (BLOCKS == 1) part = vocabulary;
     first = min((int)rank * part, vocabulary);
     tokens = min(part, vocabulary - first);
     logits = all + (i64)row * vocabulary + first;
-    // An odd number of floats for each thread: no two threads of a warp use the same bank.
+    // An odd number for each thread: no two threads of a warp use the same bank.
     int each = ((part + THREADS - 1) / THREADS) | 1;
     begin = min((int)threadIdx.x * each, tokens);
     end = min(begin + each, tokens);
   }
 
-  __device__ __forceinline__ float at(int i) const {
-    if (IN_SHARED) return kept[i];
-    return to_float(logits[i]);
-  }
+  __device__ __forceinline__ float at(int i) const { return to_float(BLOCKS > 1 ? kept[i] : logits[i]); }
   __device__ __forceinline__ float weight(float x) const { return exp2_fast((x - peak) * scale); }
 
-  // Loads this block's logits. Gives the key of the highest that this thread has seen, or NAN_KEY.
-  __device__ __forceinline__ int load(float* to) const {
+  // Loads this block's part of the row. Gives the key of the highest logit that this thread has seen, or NAN_KEY.
+  __device__ __forceinline__ int load(elem* to) {
     float highest = -__int_as_float(0x7f800000);
     bool nan = false;
     auto see = [&](float x) {
       highest = fmaxf(highest, x);
       nan |= x != x;
     };
-    int vectors = ((u64)logits & 15) == 0 ? tokens / VEC : 0;
-    constexpr int BATCH = 5;
-    for (int base = threadIdx.x; base < vectors; base += BATCH * THREADS) {
-      uint4 raw[BATCH];
-#pragma unroll
-      for (int i = 0; i < BATCH; i++)
-        if (base + i * THREADS < vectors) raw[i] = reinterpret_cast<const uint4*>(logits)[base + i * THREADS];
-#pragma unroll
-      for (int i = 0; i < BATCH; i++) {
-        if (base + i * THREADS >= vectors) break;
+    // Other blocks must run before anything is written into their memory.
+    cluster_arrive();
+#if HOPPER
+    // A bulk copy begins and ends at a multiple of 16 bytes.
+    if (((u64)logits & 15) == 0 && tokens % VEC == 0 && tokens > 0) {
+      u32 bytes = tokens * sizeof(elem), loaded = shared_address(&shared.loaded);
+      if (threadIdx.x == 0) {
+        asm volatile(
+            "mbarrier.init.shared::cta.b64 [%0], 1;\n"
+            "fence.mbarrier_init.release.cluster;\n"
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %3;\n"
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%1], [%2], %3, [%0];" ::"r"(loaded),
+            "r"(shared_address(to)), "l"(logits), "r"(bytes)
+            : "memory");
+      }
+      __syncthreads();
+      asm volatile(
+          "{\n.reg .pred done;\nAGAIN:\n"
+          "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], 0;\n@!done bra AGAIN;\n}" ::"r"(loaded)
+          : "memory");
+#pragma unroll 5
+      for (int i = threadIdx.x; i < tokens / VEC; i += THREADS) {
         float values[VEC];
-        load_vec(reinterpret_cast<const elem*>(&raw[i]), values);
+        load_vec(kept + i * VEC, values);
 #pragma unroll
         for (int j = 0; j < VEC; j++) see(values[j]);
-        if (IN_SHARED) {
-#pragma unroll
-          for (int j = 0; j < VEC; j += 4)
-            *reinterpret_cast<float4*>(to + (base + i * THREADS) * VEC + j) =
-                make_float4(values[j], values[j + 1], values[j + 2], values[j + 3]);
-        }
       }
+      cluster_wait();
+      return nan ? NAN_KEY : to_key(highest);
     }
-    for (int i = vectors * VEC + threadIdx.x; i < tokens; i += THREADS) {
-      float x = to_float(logits[i]);
-      see(x);
-      if (IN_SHARED) to[i] = x;
+#endif
+    for (int i = threadIdx.x; i < tokens; i += THREADS) {
+      elem x = logits[i];
+      see(to_float(x));
+      if (BLOCKS > 1) to[i] = x;
     }
+    cluster_wait();
     return nan ? NAN_KEY : to_key(highest);
   }
 
-  // The highest of all threads of all blocks.
-  __device__ __forceinline__ int highest(int key) {
+  // The highest of all threads of all blocks. The highest of groups stay in `maxima` of the phase that is given back.
+  __device__ __forceinline__ int highest(int key, int& in_phase) {
     key = warp_highest(key);
     if ((threadIdx.x & 31) == 0) shared.warps[threadIdx.x >> 5][0] = (u64)(u32)key;
     __syncthreads();
-    if (threadIdx.x < 32) {
-      key = warp_highest((int)(u32)shared.warps[threadIdx.x % WARPS][0]);
-      if (threadIdx.x < BLOCKS) put(in_block(&shared.told[phase][rank][0], threadIdx.x), (u64)(u32)key);
+    if (threadIdx.x < ALL_GROUPS) {
+      int group = threadIdx.x % GROUPS;
+      key = (int)(u32)shared.warps[group][0];
+#pragma unroll
+      for (int warp = group + GROUPS; warp < WARPS; warp += GROUPS) key = max(key, (int)(u32)shared.warps[warp][0]);
+      put(in_block(&shared.maxima[phase][rank][group], threadIdx.x / GROUPS), key);
     }
     cluster_barrier();
-    key = (int)(u32)shared.told[phase][0][0];
+    const int* maxima = shared.maxima[phase][0];
+    int lane = threadIdx.x & 31;
+    key = maxima[lane % ALL_GROUPS];
 #pragma unroll
-    for (int block = 1; block < BLOCKS; block++) key = max(key, (int)(u32)shared.told[phase][block][0]);
+    for (int i = 32; i < ALL_GROUPS; i += 32) key = max(key, maxima[i + lane]);
+    in_phase = phase;
     phase ^= 1;
-    return key;
+    return warp_highest(key);
   }
 
-  // Sums over all threads of all blocks, read by `total` and the like until the next.
+  // The `wanted`-th highest of the groups' highest: at least so many tokens have its key or a higher one. They can be sent now.
+  __device__ __forceinline__ int bound(int wanted, int in_phase) {
+    const int* maxima = shared.maxima[in_phase][0];
+    if (threadIdx.x == 0) shared.found_count = 0;
+    if (threadIdx.x < ALL_GROUPS) {
+      int mine = maxima[threadIdx.x], higher = 0;
+#pragma unroll 4
+      for (int i = 0; i < ALL_GROUPS; i += 4) {
+        int4 other = *reinterpret_cast<const int4*>(maxima + i);
+        higher += other.x > mine || (other.x == mine && i < (int)threadIdx.x);
+        higher += other.y > mine || (other.y == mine && i + 1 < (int)threadIdx.x);
+        higher += other.z > mine || (other.z == mine && i + 2 < (int)threadIdx.x);
+        higher += other.w > mine || (other.w == mine && i + 3 < (int)threadIdx.x);
+      }
+      if (higher == wanted - 1) shared.bound = mine;
+    }
+    __syncthreads();
+    return shared.bound;
+  }
+
+  // Sums over all threads of all blocks, read by `totals` and the like until the next.
   template <int N> __device__ __forceinline__ void add_up(const u64 (&values)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) {
@@ -240,41 +301,45 @@ struct Row {
     phase ^= 1;
   }
   __device__ __forceinline__ u64 told(u32 block, int slot) const { return shared.told[phase ^ 1][block][slot]; }
+  // Of a slot; lanes may ask for different ones.
   __device__ __forceinline__ u64 total(int slot) const {
     u64 sum = 0;
 #pragma unroll
     for (int block = 0; block < BLOCKS; block++) sum += told(block, slot);
     return sum;
   }
-  // Of the warps before this one, in this block and those before it.
-  __device__ __forceinline__ u64 before_warp(int slot) const {
-    u64 sum = 0;
+  // Of the first slots.
+  template <int N> __device__ __forceinline__ void totals(u64 (&sums)[N]) const {
+    u64 mine = total(threadIdx.x % N);
 #pragma unroll
-    for (int block = 0; block < BLOCKS; block++) sum += block < rank ? told(block, slot) : 0;
-#pragma unroll
-    for (int warp = 0; warp < WARPS; warp++) sum += warp < (threadIdx.x >> 5) ? shared.warps[warp][slot] : 0;
-    return sum;
+    for (int i = 0; i < N; i++) sums[i] = __shfl_sync(FULL, mine, i);
+  }
+  // Of the first slot: of the warps before this one, in this block and those before it.
+  __device__ __forceinline__ u64 before_warp() const {
+    u32 lane = threadIdx.x & 31;
+    u64 sum = lane < (threadIdx.x >> 5) ? shared.warps[lane][0] : 0;
+    if (lane < BLOCKS && lane < rank) sum += told(lane, 0);
+    return warp_total_wide(sum);
   }
 
-  // Pivots between the ends of a bracket, rising. Guesses first, then equal parts of the bracket as logits, then as keys, which
-  // ends after eleven rounds whatever the logits are.
-  __device__ __forceinline__ void choose(int (&pivots)[PIVOTS], const Bracket& bracket, int round, float unit) const {
-    const float guesses[PIVOTS] = {17.f, 12.5f, 9.5f, 7.f, 5.f, 3.f, 1.5f, 0.7f};
-    u32 width = (u32)bracket.high - (u32)bracket.low;
-    float low = from_key(bracket.low), high = from_key(bracket.high);
-#pragma unroll
-    for (int j = 0; j < PIVOTS; j++) {
-      int key;
-      if (round == 0)
-        key = to_key(peak - guesses[j] * unit);
-      else if (round == 1 && bracket.low == LOWEST_KEY)
-        key = to_key(peak - 17.f * (float)(1 << (PIVOTS - j)) * unit);
-      else if (round < 3 && bracket.low != LOWEST_KEY)
-        key = to_key(low + (high - low) * ((j + 1) * (1.f / (PIVOTS + 1))));
-      else
-        key = (int)((u32)bracket.low + (u32)(((u64)width * (j + 1)) / (PIVOTS + 1)));
-      pivots[j] = min(max(key, bracket.low + 1), bracket.high - 1);
+  // A pivot between the ends of a bracket; they rise. Guesses first, then equal parts of the bracket as logits, then as keys,
+  // which ends after eleven rounds whatever the logits are.
+  __device__ __forceinline__ int pivot(int j, const Bracket& bracket, int round, float unit) const {
+    int key;
+    if (round == 0 && bracket.low == LOWEST_KEY) {
+      // 1 to 15 below, closer at first.
+      float below = (PIVOTS - j) * (1.f + 0.125f * (PIVOTS - 1 - j));
+      key = to_key(from_key(bracket.high) - below * unit);
+    } else if (round == 1 && bracket.low == LOWEST_KEY) {
+      key = to_key(from_key(bracket.high) - 15.f * (float)(1 << (PIVOTS - j)) * unit);
+    } else if (round < 3 && bracket.low != LOWEST_KEY) {
+      float low = from_key(bracket.low), high = from_key(bracket.high);
+      key = to_key(low + (high - low) * ((j + 1) * (1.f / (PIVOTS + 1))));
+    } else {
+      u32 width = (u32)bracket.high - (u32)bracket.low;
+      key = (int)((u32)bracket.low + (u32)(((u64)width * (j + 1)) / (PIVOTS + 1)));
     }
+    return min(max(key, bracket.low + 1), bracket.high - 1);
   }
 
   // Narrows a bracket to at most CANDIDATES tokens, or to one key. `reached` says whether totals include the last kept token.
@@ -290,8 +355,11 @@ struct Row {
       if (bracket.from_low.count - bracket.from_high.count <= CANDIDATES) return;
       if ((u32)bracket.high - (u32)bracket.low == 1) return;
       if (!massless_too && bracket.from_low.mass <= bracket.from_high.mass) return;
+      int lane = threadIdx.x & 31;
+      int mine = pivot(lane % PIVOTS, bracket, round, unit);
       int pivots[PIVOTS];
-      choose(pivots, bracket, round, unit);
+#pragma unroll
+      for (int j = 0; j < PIVOTS; j++) pivots[j] = __shfl_sync(FULL, mine, j);
       float mass[PIVOTS] = {};
       u32 count[PIVOTS] = {};
       for (int i = begin; i < end; i++) {
@@ -311,56 +379,85 @@ struct Row {
 #pragma unroll
       for (int j = 0; j < PIVOTS; j++) values[j] = fixed(mass[j]), values[PIVOTS + j] = count[j];
       add_up(values);
-      Totals above = bracket.from_high;
-      bool done = false;
-#pragma unroll
-      for (int j = 0; j < PIVOTS; j++) {
-        Totals here = {above.mass + total(j), above.count + (u32)total(PIVOTS + j)};
-        if (done) continue;
-        if (reached(here)) {
-          bracket.low = pivots[j], bracket.from_low = here;
-        } else {
-          bracket.high = pivots[j], bracket.from_high = here;
-          done = true;
-        }
-      }
+      // Lanes look at one pivot each.
+      Totals here = {bracket.from_high.mass + total(lane % PIVOTS),
+                     bracket.from_high.count + (u32)total(PIVOTS + lane % PIVOTS)};
+      int most = __popc(__ballot_sync(FULL, lane < PIVOTS && reached(here)));
+      Totals below = {__shfl_sync(FULL, here.mass, most - 1), __shfl_sync(FULL, here.count, most - 1)};
+      Totals above = {__shfl_sync(FULL, here.mass, most), __shfl_sync(FULL, here.count, most)};
+      int low = __shfl_sync(FULL, mine, most - 1), high = __shfl_sync(FULL, mine, most);
+      if (most > 0) bracket.low = low, bracket.from_low = below;
+      if (most < PIVOTS) bracket.high = high, bracket.from_high = above;
     }
   }
 
-  // Brings the tokens for which `wanted` holds, `count` of all blocks together and at most CANDIDATES, into `sorted`: in falling
-  // order of keys, of equals the lower id first.
-  template <typename Wanted> __device__ __forceinline__ void gather(int count, Wanted wanted) {
+  __device__ __forceinline__ u64 entry(int i, int key) const {
+    return (u64)(~((u32)key ^ 0x80000000u)) << 32 | (u32)(first + i);
+  }
+
+  // Sends a token to the first block.
+  __device__ __forceinline__ void send(int i, int key) {
+    u32 slot = atomicAdd(reinterpret_cast<u32*>(&shared.found_count), 1u);
+    if (slot < SENT) put(in_block(&shared.found[rank * SENT + slot], 0), entry(i, key));
+  }
+
+  // In the first block: sorts what has been sent, as many by each block as slot 3 tells.
+  __device__ __forceinline__ void sort_sent(int count) {
+    int padded = padded_length(count);
+    for (int i = threadIdx.x; i < padded; i += THREADS) {
+      int start = 0, from = -1;
+#pragma unroll
+      for (int block = 0; block < BLOCKS; block++) {
+        int sent = (int)told(block, 3);
+        if (i >= start && i < start + sent) from = block * SENT + i - start;
+        start += sent;
+      }
+      shared.sorted[i] = from < 0 ? ~0ull : shared.found[from];
+    }
+    sort(padded);
+  }
+
+  // Brings the tokens for which `wanted` holds, at most CANDIDATES of all blocks, into `sorted` of every block: in falling order
+  // of keys, of equals the lower id first. Gives their number. A block must not end before others have read what it found.
+  template <typename Wanted> __device__ __forceinline__ int gather(Wanted wanted) {
     // Others may still read what was found before.
     if (gathers++ > 0) cluster_barrier();
+    __syncthreads();
     if (threadIdx.x == 0) shared.found_count = 0;
     __syncthreads();
     for (int i = begin; i < end; i++) {
       int key = to_key(at(i));
       if (!wanted(key)) continue;
       u32 slot = atomicAdd(reinterpret_cast<u32*>(&shared.found_count), 1u);
-      if (slot < CANDIDATES) shared.found[slot] = (u64)(~((u32)key ^ 0x80000000u)) << 32 | (u32)(first + i);
+      if (slot < CANDIDATES) shared.found[slot] = entry(i, key);
     }
     cluster_barrier();
-    int starts[BLOCKS];
-    int start = 0;
+    int there = (int)get(in_block(&shared.found_count, threadIdx.x % BLOCKS));
+    int counts[BLOCKS], count = 0;
 #pragma unroll
-    for (int block = 0; block < BLOCKS; block++) {
-      starts[block] = start;
-      start += (int)get(in_block(&shared.found_count, block));
+    for (int b = 0; b < BLOCKS; b++) count += counts[b] = __shfl_sync(FULL, there, b);
+    int padded = padded_length(count);
+    for (int i = threadIdx.x; i < padded; i += THREADS) {
+      int start = 0, block = -1, offset = 0;
+#pragma unroll
+      for (int b = 0; b < BLOCKS; b++) {
+        if (i >= start && i < start + counts[b]) block = b, offset = i - start;
+        start += counts[b];
+      }
+      shared.sorted[i] = block < 0 ? ~0ull : get(in_block(&shared.found[offset], block));
     }
+    sort(padded);
+    return count;
+  }
+
+  __device__ __forceinline__ int padded_length(int count) const {
     int padded = 32;
     while (padded < count) padded *= 2;
-    for (int i = threadIdx.x; i < padded; i += THREADS) {
-      u64 entry = ~0ull;
-      if (i < start) {
-        int block = 0, offset = i;
-#pragma unroll
-        for (int b = 1; b < BLOCKS; b++)
-          if (i >= starts[b]) block = b, offset = i - starts[b];
-        entry = get(in_block(&shared.found[offset], block));
-      }
-      shared.sorted[i] = entry;
-    }
+    return padded;
+  }
+
+  // Bitonic.
+  __device__ __forceinline__ void sort(int padded) {
     __syncthreads();
     for (int size = 2; size <= padded; size *= 2) {
       for (int stride = size / 2; stride > 0; stride /= 2) {
@@ -370,9 +467,15 @@ struct Row {
           u64 a = shared.sorted[i], b = shared.sorted[i + stride];
           if ((a > b) == ((i & size) == 0)) shared.sorted[i] = b, shared.sorted[i + stride] = a;
         }
-        __syncthreads();
+        // Each warp's numbers are its own until pairs are 64 apart.
+        int next = stride > 1 ? stride / 2 : size;
+        if (stride > 32 || next > 32)
+          __syncthreads();
+        else
+          __syncwarp();
       }
     }
+    __syncthreads();
   }
 
   __device__ __forceinline__ int sorted_key(int i) const {
@@ -381,104 +484,110 @@ struct Row {
 
   // Cumulated weights of the sorted tokens, after `above`.
   __device__ __forceinline__ void cumulate(int count, u64 above) {
+    static_assert(CANDIDATES == 2 * THREADS, "a thread takes two");
     int i = 2 * threadIdx.x;
-    u64 one = i < count ? fixed(weight(from_key(sorted_key(i)))) : 0;
-    u64 two = i + 1 < count ? fixed(weight(from_key(sorted_key(i + 1)))) : 0;
-    u64 cumulated = warp_cumulated(one + two);
-    if ((threadIdx.x & 31) == 31) shared.warps[threadIdx.x >> 5][0] = cumulated;
+    u64 first = i < count ? fixed(weight(from_key(sorted_key(i)))) : 0;
+    u64 second = i + 1 < count ? fixed(weight(from_key(sorted_key(i + 1)))) : 0;
+    u64 cumulated = warp_cumulated(first + second);
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    if (lane == 31) shared.warps[warp][0] = cumulated;
     __syncthreads();
-    for (int warp = 0; warp < (threadIdx.x >> 5); warp++) above += shared.warps[warp][0];
-    if (i < CANDIDATES) {
-      shared.cumulated[i] = above + cumulated - two;
-      shared.cumulated[i + 1] = above + cumulated;
-    }
+    above += warp_total_wide(lane < warp ? shared.warps[lane][0] : 0);
+    shared.cumulated[i] = above + cumulated - second;
+    shared.cumulated[i + 1] = above + cumulated;
     __syncthreads();
   }
 
-  // The cut after the sorted token `last`, of `count`.
-  __device__ __forceinline__ Cut cut_at(int last, int count) const {
-    int key = sorted_key(last);
-    // The first with this key, and the first after them.
-    int from = 0, to = last;
+  // The first of a rising sequence of `count` booleans that holds, or `count`.
+  template <typename Holds> __device__ __forceinline__ int first_that(int count, Holds holds) const {
+    int from = 0, to = count;
     while (from < to) {
       int middle = (from + to) / 2;
-      if (sorted_key(middle) > key)
-        from = middle + 1;
-      else
-        to = middle;
-    }
-    int begin_equal = from;
-    from = last + 1, to = count;
-    while (from < to) {
-      int middle = (from + to) / 2;
-      if (sorted_key(middle) >= key)
-        from = middle + 1;
-      else
-        to = middle;
-    }
-    return {key, (u32)(last - begin_equal + 1), (u32)(from - begin_equal), shared.cumulated[last]};
-  }
-
-  // The first of the sorted tokens, but at most `most`, whose cumulated weight reaches `mass`.
-  __device__ __forceinline__ int first_reaching(u64 mass, int most) const {
-    int from = 0, to = most;
-    while (from < to) {
-      int middle = (from + to) / 2;
-      if (shared.cumulated[middle] >= mass)
+      if (holds(middle))
         to = middle;
       else
         from = middle + 1;
     }
     return from;
   }
+  // Of the first `count` sorted tokens the first whose cumulated weight reaches `mass`, or the last.
+  __device__ __forceinline__ int reaching(u64 mass, int count) const {
+    return first_that(count - 1, [&](int i) { return shared.cumulated[i] >= mass; });
+  }
 
-  // What `top_k` (0: everything) and then `top_p` leave of tokens that weigh `mass`.
-  __device__ __forceinline__ Cut select(u32 top_k, float top_p, u64 mass, bool massless_too) {
+  // The cut after the sorted token `last`, of `count` that come after `above` others.
+  __device__ __forceinline__ Cut cut_at(int last, int count, u32 above) const {
+    int key = sorted_key(last);
+    int begin_equal = first_that(last, [&](int i) { return sorted_key(i) <= key; });
+    int end_equal = first_that(count, [&](int i) { return sorted_key(i) < key; });
+    return {key, (u32)(last - begin_equal + 1), (u32)(end_equal - begin_equal), above + last + 1, above == 0};
+  }
+
+  __device__ __forceinline__ u64 nucleus(float top_p, u64 mass) const {
+    return max((u64)((double)top_p * (double)mass), 1ull);
+  }
+
+  // What `top_k` (0: everything) and then `top_p` leave of tokens that weigh `mass`, of which those from `bound` on are known.
+  __device__ __forceinline__ Cut select(u32 top_k, float top_p, u64 mass, int bound, Totals from_bound,
+                                        bool massless_too) {
     Bracket bracket = {LOWEST_KEY, to_key(peak) + 1, {mass, (u32)vocabulary}, {0, 0}};
-    Cut cut = {LOWEST_KEY, (u32)vocabulary, 0, mass};
+    auto begin_at = [&](bool reached) {
+      if (reached)
+        bracket.low = bound, bracket.from_low = from_bound;
+      else
+        bracket.high = bound, bracket.from_high = from_bound;
+    };
+    Cut cut = {LOWEST_KEY, (u32)vocabulary, 0, (u32)vocabulary, false};
     if (top_k > 0 && top_k < (u32)vocabulary) {
+      begin_at(from_bound.count >= top_k);
       narrow(bracket, 1.f, massless_too, [&](const Totals& totals) { return totals.count >= top_k; });
-      u32 count = bracket.from_low.count - bracket.from_high.count;
-      u32 wanted = top_k - bracket.from_high.count;
+      Totals above = bracket.from_high;
+      u32 count = bracket.from_low.count - above.count;
+      u32 wanted = top_k - above.count;
       bool listed = count <= CANDIDATES;
       bool one_key = !listed && (u32)bracket.high - (u32)bracket.low == 1;
       u64 each = fixed(weight(from_key(bracket.low)));
       if (listed) {
-        gather(count, [&](int key) { return key >= bracket.low && key < bracket.high; });
-        cumulate(count, bracket.from_high.mass);
-        cut = cut_at(wanted - 1, count);
+        gather([&](int key) { return key >= bracket.low && key < bracket.high; });
+        cumulate(count, above.mass);
+        cut = cut_at(wanted - 1, count, above.count);
+        mass = shared.cumulated[wanted - 1];
       } else if (one_key) {
-        cut = {bracket.low, wanted, count, bracket.from_high.mass + wanted * each};
+        cut = {bracket.low, wanted, count, top_k, false};
+        mass = above.mass + wanted * each;
       } else {
         // The rest weighs nothing.
-        cut = {bracket.high - 1, 0, 0, bracket.from_high.mass};
+        cut = {bracket.high - 1, 0, 1, top_k, false};
+        mass = above.mass;
       }
       if (top_p >= 1.f) return cut;
-      u64 nucleus = max((u64)((double)top_p * (double)cut.mass), 1ull);
-      if (nucleus > bracket.from_high.mass) {
-        if (listed) return cut_at(first_reaching(nucleus, wanted - 1), count);
+      u64 goal = nucleus(top_p, mass);
+      if (goal > above.mass) {
+        if (listed) return cut_at(reaching(goal, wanted), count, above.count);
         if (one_key && each > 0) {
-          u64 needed = (nucleus - bracket.from_high.mass + each - 1) / each;
-          cut.ties = (u32)min((u64)wanted, needed);
+          cut.ties = (u32)min((u64)wanted, (goal - above.mass + each - 1) / each);
+          cut.count = above.count + cut.ties;
         }
         return cut;
       }
-      bracket = {bracket.high, to_key(peak) + 1, bracket.from_high, {0, 0}};
+      bracket = {bracket.high, to_key(peak) + 1, above, {0, 0}};
+    } else {
+      begin_at(from_bound.mass >= nucleus(top_p, mass));
     }
     if (top_p >= 1.f) return cut;
-    u64 nucleus = max((u64)((double)top_p * (double)cut.mass), 1ull);
-    narrow(bracket, LOG2_E / scale, true,
-           [&](const Totals& totals) { return totals.mass >= nucleus; });
-    u32 count = bracket.from_low.count - bracket.from_high.count;
+    u64 goal = nucleus(top_p, mass);
+    narrow(bracket, LOG2_E / scale, true, [&](const Totals& totals) { return totals.mass >= goal; });
+    Totals above = bracket.from_high;
+    u32 count = bracket.from_low.count - above.count;
     if (count <= CANDIDATES) {
-      gather(count, [&](int key) { return key >= bracket.low && key < bracket.high; });
-      cumulate(count, bracket.from_high.mass);
-      return cut_at(first_reaching(nucleus, count - 1), count);
+      gather([&](int key) { return key >= bracket.low && key < bracket.high; });
+      cumulate(count, above.mass);
+      return cut_at(reaching(goal, count), count, above.count);
     }
     u64 each = max(fixed(weight(from_key(bracket.low))), 1ull);
-    u64 short_of = nucleus > bracket.from_high.mass ? nucleus - bracket.from_high.mass : 1;
-    u64 needed = (short_of + each - 1) / each;
-    return {bracket.low, (u32)min((u64)count, needed), count, 0};
+    u64 short_of = goal > above.mass ? goal - above.mass : 1;
+    u32 ties = (u32)min((u64)count, (short_of + each - 1) / each);
+    return {bracket.low, ties, count, above.count + ties, false};
   }
 
   // How many of this thread's tokens with the key of the cut are kept.
@@ -487,7 +596,7 @@ struct Row {
     u64 mine[1] = {0};
     for (int i = begin; i < end; i++) mine[0] += to_key(at(i)) == cut.key;
     add_up(mine);
-    u64 before = before_warp(0) + warp_cumulated(mine[0]) - mine[0];
+    u64 before = before_warp() + warp_cumulated(mine[0]) - mine[0];
     // The next sums overwrite those of the warps.
     __syncthreads();
     return before < cut.ties ? (u32)(cut.ties - before) : 0;
@@ -495,28 +604,31 @@ struct Row {
 };
 
 extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
-    sampling_draw(const elem* __restrict__ logits, int vocabulary, int part, const float* __restrict__ temperatures,
-                  const u32* __restrict__ top_ks, const float* __restrict__ top_ps, const float* __restrict__ min_ps,
+    sampling_draw(const elem* __restrict__ logits, int vocabulary, int part,
+                  const float* __restrict__ temperatures, const u32* __restrict__ top_ks,
+                  const float* __restrict__ top_ps, const float* __restrict__ min_ps,
                   const float* __restrict__ uniforms, u32* __restrict__ tokens, float* __restrict__ log_probs,
                   float* __restrict__ model_log_probs) {
   __shared__ Shared shared;
-  extern __shared__ float4 memory[];
-  float* kept = reinterpret_cast<float*>(memory);
+  extern __shared__ uint4 memory[];
+  elem* buffer = reinterpret_cast<elem*>(memory);
   int index = blockIdx.x / GRID_BLOCKS;
   u32 rank = blockIdx.x % GRID_BLOCKS;
   if (rank >= BLOCKS) return;
-  Row row(shared, kept, logits, index, vocabulary, part, rank);
+  Row row(shared, logits, buffer, index, vocabulary, part, rank);
   float temperature = temperatures[index];
-  u32 top_k = top_ks[index];
+  u32 top_k = min(top_ks[index], (u32)vocabulary);
   float top_p = top_ps[index];
   float min_p = fminf(min_ps[index], 1.f);
   float uniform = uniforms[index];
   bool greedy = temperature == 0.f;
   // Not infinite: the peak's difference is 0.
   float inverse = greedy ? 1.f : fminf(1.f / temperature, 1e30f);
+  bool by_count = top_k > 0;
+  bool cuts = !greedy && (top_p < 1.f || by_count);
 
-  row.peak = from_key(row.highest(row.load(kept)));
-  float peak = row.peak;
+  int in_phase;
+  float peak = row.peak = from_key(row.highest(row.load(buffer), in_phase));
   if (!(fabsf(peak) < __int_as_float(0x7f800000))) {
     if (rank == 0 && threadIdx.x == 0) {
       tokens[index] = BROKEN;
@@ -526,9 +638,24 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
   }
   row.scale = inverse * LOG2_E;
 
-  // Weights of all tokens, at this temperature and at 1.
-  float mass = 0.f, model_mass = 0.f;
-  if (inverse == 1.f) {
+  // Weights of all tokens, at this temperature and at 1; and where a few are kept, tokens that may be of them.
+  float mass = 0.f, model_mass = 0.f, mass_from_bound = 0.f;
+  int bound = NAN_KEY, lowest = vocabulary;
+  u32 count_from_bound = 0;
+  if (cuts) {
+    bound = row.bound(by_count ? min(top_k, (u32)HIGHEST) : HIGHEST, in_phase);
+#pragma unroll 4
+    for (int i = row.begin; i < row.end; i++) {
+      float x = row.at(i), w = row.weight(x);
+      mass += w;
+      model_mass += exp2_fast((x - peak) * LOG2_E);
+      if (to_key(x) >= bound) {
+        mass_from_bound += w;
+        count_from_bound++;
+        row.send(i, to_key(x));
+      }
+    }
+  } else if (inverse == 1.f) {
 #pragma unroll 4
     for (int i = row.begin; i < row.end; i++) mass += row.weight(row.at(i));
     model_mass = mass;
@@ -540,109 +667,170 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
       model_mass += exp2_fast(below * LOG2_E);
     }
   }
-  u64 masses[2] = {fixed(mass), fixed(model_mass)};
-  row.add_up(masses);
-  u64 whole = row.total(0);
-  float log_mass = log_fixed(whole), log_model_mass = log_fixed(row.total(1));
+  u64 masses[2] = {fixed(mass), fixed(model_mass)}, sums[4];
+  if (cuts) {
+    u64 with_bound[4] = {masses[0], masses[1], fixed(mass_from_bound), count_from_bound};
+    row.add_up(with_bound);
+  } else {
+    row.add_up(masses);
+  }
+  row.totals(sums);
+  u64 whole = sums[0];
+  float log_mass = log_fixed(whole), log_model_mass = log_fixed(sums[1]);
+  auto write = [&](u32 id, float x) {
+    tokens[index] = id;
+    log_probs[index] = (x - peak) * inverse - log_mass;
+    model_log_probs[index] = (x - peak) - log_model_mass;
+  };
 
   if (greedy) {
-    int lowest = vocabulary;
     for (int i = row.end - 1; i >= row.begin; i--)
       if (row.at(i) == peak) lowest = row.first + i;
-    lowest = -row.highest(-lowest);
-    if (rank == 0 && threadIdx.x == 0) {
-      tokens[index] = lowest;
-      log_probs[index] = model_log_probs[index] = -log_model_mass;
-    }
+    lowest = -row.highest(-lowest, in_phase);
+    if (rank == 0 && threadIdx.x == 0) write(lowest, peak);
     return;
   }
 
-  Cut cut = {LOWEST_KEY, (u32)vocabulary, 0, whole};
-  u32 quota = FULL;
-  bool cuts = top_p < 1.f || (top_k > 0 && top_k < (u32)vocabulary);
-  if (cuts) {
-    cut = row.select(top_k, top_p, whole, false);
-    quota = row.quota(cut);
-  }
-  auto weight_of_kept = [&](float x, u32& left) {
-    float w = row.weight(x);
-    int key = to_key(x);
-    if (key > cut.key) return w >= min_p ? w : 0.f;
-    if (key < cut.key || left == 0) return 0.f;
-    left--;
-    return w >= min_p ? w : 0.f;
+  // From the `count` sorted tokens in falling probability, as the host does.
+  auto from_sorted = [&](int count) {
+    int kept = row.first_that(count, [&](int i) { return row.weight(from_key(row.sorted_key(i))) < min_p; });
+    u64 weighs = shared.cumulated[kept - 1];
+    u64 target = min((u64)((double)uniform * (double)weighs), weighs - 1);
+    int drawn = row.first_that(kept - 1, [&](int i) { return shared.cumulated[i] > target; });
+    if (rank == 0 && threadIdx.x == 0) write((u32)shared.sorted[drawn], from_key(row.sorted_key(drawn)));
   };
+
+  Cut cut = {LOWEST_KEY, (u32)vocabulary, 0, (u32)vocabulary, false};
+  u32 quota = FULL;
+  if (cuts) {
+    Totals from_bound = {sums[2], (u32)sums[3]};
+    bool enough = by_count ? from_bound.count >= top_k : from_bound.mass >= row.nucleus(top_p, whole);
+    bool sent = !__any_sync(FULL, row.told(threadIdx.x % BLOCKS, 3) > SENT);
+    if (enough && sent) {
+      // The first block does the rest.
+      if (rank != 0) return;
+      int count = from_bound.count;
+      row.sort_sent(count);
+      row.cumulate(count, 0);
+      u64 left = whole;
+      if (by_count) count = top_k, left = shared.cumulated[count - 1];
+      if (top_p < 1.f) count = row.reaching(row.nucleus(top_p, left), count) + 1;
+      from_sorted(count);
+      return;
+    }
+    cut = row.select(top_k, top_p, whole, bound, from_bound, false);
+    if (!cut.sorted) quota = row.quota(cut);
+    if (cut.count <= CANDIDATES) {
+      int count = cut.count;
+      if (!cut.sorted) {
+        u32 left = quota;
+        count = row.gather([&](int key) { return key > cut.key || (key == cut.key && left > 0 && left-- > 0); });
+        row.cumulate(count, 0);
+      }
+      from_sorted(count);
+      cluster_barrier();
+      return;
+    }
+  }
   if (cuts || min_p > 0.f) {
     u32 left = quota;
     mass = 0.f;
-    for (int i = row.begin; i < row.end; i++) mass += weight_of_kept(row.at(i), left);
+    for (int i = row.begin; i < row.end; i++) {
+      float x = row.at(i);
+      float w = row.weight(x);
+      int key = to_key(x);
+      bool kept = key > cut.key || (key == cut.key && left > 0 && left-- > 0);
+      mass += kept && w >= min_p ? w : 0.f;
+    }
     masses[0] = fixed(mass);
     u64 values[1] = {masses[0]};
     row.add_up(values);
-    whole = row.total(0);
+    row.totals(values);
+    whole = values[0];
   }
 
-  // The one thread in whose cumulated weight the target lies finds the token.
+  // The thread in whose cumulated weight the target lies has the token; its warp looks for it together.
   u64 target = min((u64)((double)uniform * (double)whole), whole - 1);
-  u64 before = row.before_warp(0);
-  u64 of_warp = shared.warps[threadIdx.x >> 5][0];
-  if (target < before || target - before >= of_warp) return;
-  before += warp_cumulated(masses[0]) - masses[0];
-  if (target < before || target - before >= masses[0]) return;
-  float wanted = (float)(target - before) * (1.f / ONE);
-  float cumulated = 0.f;
-  u32 left = quota;
-  int last = row.begin;
-  for (int i = row.begin; i < row.end; i++) {
-    float w = weight_of_kept(row.at(i), left);
-    if (w == 0.f) continue;
-    cumulated += w;
-    last = i;
-    if (cumulated > wanted) break;
+  u64 before = row.before_warp() + warp_cumulated(masses[0]) - masses[0];
+  u32 owner = __ballot_sync(FULL, target >= before && target - before < masses[0]);
+  if (owner == 0) return;
+  int source = __ffs(owner) - 1, lane = threadIdx.x & 31;
+  int begin = __shfl_sync(FULL, row.begin, source), end = __shfl_sync(FULL, row.end, source);
+  u32 left = __shfl_sync(FULL, quota, source);
+  before = __shfl_sync(FULL, before, source);
+  int drawn = begin;
+  for (int i = begin; i < end; i += 32) {
+    float x = i + lane < end ? row.at(i + lane) : -__int_as_float(0x7f800000);
+    int key = to_key(x);
+    float w = row.weight(x);
+    u32 ties = __ballot_sync(FULL, key == cut.key);
+    bool kept = key > cut.key || (key == cut.key && __popc(ties & ((1u << lane) - 1)) < left);
+    left -= min(left, (u32)__popc(ties));
+    u64 mine = kept && w >= min_p ? fixed(w) : 0;
+    u64 cumulated = before + warp_cumulated(mine);
+    u32 possible = __ballot_sync(FULL, mine > 0), beyond = __ballot_sync(FULL, mine > 0 && cumulated > target);
+    if (beyond != 0) {
+      drawn = i + __ffs(beyond) - 1;
+      break;
+    }
+    if (possible != 0) drawn = i + 31 - __clz(possible);
+    before = __shfl_sync(FULL, cumulated, 31);
   }
-  float below = row.at(last) - peak;
-  tokens[index] = row.first + last;
-  log_probs[index] = below * inverse - log_mass;
-  model_log_probs[index] = below - log_model_mass;
+  if (lane == 0) write(row.first + drawn, row.at(drawn));
 }
 
-// The `count` most likely tokens of each row at temperature 1.
+// The `wanted` most likely tokens of each row at temperature 1.
 extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
-    sampling_top(const elem* __restrict__ logits, int vocabulary, int part, int count, u32* __restrict__ ids,
-                 float* __restrict__ log_probs) {
+    sampling_top(const elem* __restrict__ logits, int vocabulary, int part, int wanted,
+                 u32* __restrict__ ids, float* __restrict__ log_probs) {
   __shared__ Shared shared;
-  extern __shared__ float4 memory[];
-  float* kept = reinterpret_cast<float*>(memory);
+  extern __shared__ uint4 memory[];
+  elem* buffer = reinterpret_cast<elem*>(memory);
   int index = blockIdx.x / GRID_BLOCKS;
   u32 rank = blockIdx.x % GRID_BLOCKS;
   if (rank >= BLOCKS) return;
-  Row row(shared, kept, logits, index, vocabulary, part, rank);
-  ids += (i64)index * count;
-  log_probs += (i64)index * count;
-  bool writes = rank == 0 && (int)threadIdx.x < count;
-
-  row.peak = from_key(row.highest(row.load(kept)));
+  Row row(shared, logits, buffer, index, vocabulary, part, rank);
   row.scale = LOG2_E;
-  if (!(fabsf(row.peak) < __int_as_float(0x7f800000))) {
-    if (writes) ids[threadIdx.x] = BROKEN, log_probs[threadIdx.x] = __int_as_float(0x7fffffff);
+  i64 slot = (i64)index * wanted + threadIdx.x;
+  bool writes = rank == 0 && (int)threadIdx.x < wanted;
+  int in_phase;
+  float peak = row.peak = from_key(row.highest(row.load(buffer), in_phase));
+  if (!(fabsf(peak) < __int_as_float(0x7f800000))) {
+    if (writes) ids[slot] = BROKEN, log_probs[slot] = __int_as_float(0x7fffffff);
     return;
   }
+  int count = min(wanted, vocabulary);
+  int bound = row.bound(min(count, HIGHEST), in_phase);
   float mass = 0.f;
+  u32 from_bound = 0;
 #pragma unroll 4
-  for (int i = row.begin; i < row.end; i++) mass += row.weight(row.at(i));
-  u64 masses[1] = {fixed(mass)};
-  row.add_up(masses);
-  u64 whole = row.total(0);
-  int found = min(count, vocabulary);
-  Cut cut = row.select(found, 1.f, whole, true);
-  u32 left = row.quota(cut);
-  row.gather(found, [&](int key) { return key > cut.key || (key == cut.key && left > 0 && left-- > 0); });
-  if (writes) {
-    bool exists = (int)threadIdx.x < found;
-    float x = from_key(row.sorted_key(threadIdx.x));
-    ids[threadIdx.x] = exists ? (u32)shared.sorted[threadIdx.x] : BROKEN;
-    log_probs[threadIdx.x] = exists ? (x - row.peak) - log_fixed(whole) : __int_as_float(0x7fffffff);
+  for (int i = row.begin; i < row.end; i++) {
+    float x = row.at(i);
+    mass += row.weight(x);
+    if (to_key(x) >= bound) {
+      from_bound++;
+      row.send(i, to_key(x));
+    }
   }
-  // Others may still read what this block found.
-  cluster_barrier();
+  u64 sums[4] = {fixed(mass), 0, 0, from_bound};
+  row.add_up(sums);
+  row.totals(sums);
+  bool sent = !__any_sync(FULL, row.told(threadIdx.x % BLOCKS, 3) > SENT);
+  bool listed = sums[3] >= count && sent;
+  if (listed) {
+    if (rank != 0) return;
+    row.sort_sent((int)sums[3]);
+  } else {
+    // Without their weights `select` only counts.
+    Cut cut = row.select(count, 1.f, sums[0], bound, {0, (u32)sums[3]}, true);
+    u32 left = row.quota(cut);
+    row.gather([&](int key) { return key > cut.key || (key == cut.key && left > 0 && left-- > 0); });
+  }
+  if (writes) {
+    bool exists = (int)threadIdx.x < count;
+    float x = from_key(row.sorted_key(threadIdx.x));
+    ids[slot] = exists ? (u32)shared.sorted[threadIdx.x] : BROKEN;
+    log_probs[slot] = exists ? (x - peak) - log_fixed(sums[0]) : __int_as_float(0x7fffffff);
+  }
+  if (!listed) cluster_barrier();
 }

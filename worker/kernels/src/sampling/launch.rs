@@ -66,7 +66,7 @@ impl Draws {
     }
 
     fn kernel<T: Float>(&self, name: &'static str) -> (Kernel, Grid) {
-        let grid = Grid::new(self.rows * BLOCKS, THREADS).shared(self.part() * size_of::<f32>());
+        let grid = Grid::new(self.rows * BLOCKS, THREADS).shared(self.part() * T::DTYPE.bytes());
         (Kernel::new(&KERNELS, name, Some(T::DTYPE)), grid)
     }
 }

@@ -2,15 +2,19 @@
 //!
 //! A row is one sequence's logits over the vocabulary. The rules are those of the engine's sampler on the CPU: logits are
 //! divided by the temperature; `top_k`, then `top_p` of what is left, then `min_p` cut tokens off; of the rest the one is taken
-//! at which the cumulated probability exceeds `uniform`. Two things differ. The CPU cumulates in falling probability when
-//! `top_k` or `top_p` cuts anything off and in the order of the ids otherwise; here it is always the order of the ids, so a
-//! truncated draw has the same distribution, but not the same token for the same number. And `uniform` is an f32.
+//! at which the cumulated probability exceeds `uniform`. It is cumulated in falling probability where `top_k` or `top_p` cut,
+//! otherwise in the order of the ids, so that the same number gives the token that it gives on the CPU, but for the rounding of
+//! sums. One thing differs: where more than [`reference::MOST_SORTED`] tokens are left, which the CPU would sort, the order is
+//! that of the ids too: the same distribution, but other tokens for the same numbers.
 //!
-//! Nothing is sorted but a few candidates. A cluster of eight blocks keeps a row in its shared memory, so that logits are read
-//! from memory once, and narrows a bracket around the last token that is kept: each pass measures how many tokens, and how much
-//! probability, lie above eight pivots. When at most 1,024 tokens are between, they are sorted, which settles ties by ids.
-//! Cumulated probabilities are fixed-point numbers: their sums do not depend on an order, and a row gives the same token
-//! bit for bit wherever in a batch it is.
+//! A cluster of eight blocks keeps a row in its shared memory, so that logits are read from memory once. The highest logits of
+//! 128 groups of threads give a bound that the `top_k` most likely tokens reach, and few others: those are sent to one block
+//! while the weights are summed, and sorted there. Where they are not enough, passes over the shared memory narrow a bracket
+//! around the last token that is kept: each measures how many tokens, and how much probability, lie above eight pivots, until at
+//! most 1,024 tokens are between, whose order settles everything, ties by ids included.
+//!
+//! Sums over threads are fixed-point numbers and do not depend on an order: a row gives the same token, bit for bit, wherever in
+//! a batch it is.
 
 #[cfg(feature = "cuda")]
 mod check;

@@ -1,6 +1,9 @@
-//! What the kernels compute, with a full sort: the rules of the engine's sampler, walked in the order of the ids.
+//! What the kernels compute, with a full sort: the rules of the engine's sampler.
 
 use std::cmp::Ordering;
+
+/// Up to so many tokens that `top_k` and `top_p` have left are walked in falling probability, more in the order of their ids.
+pub const MOST_SORTED: usize = 1024;
 
 /// How a token is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,7 +81,7 @@ impl<'a> Row<'a> {
         (below - mass.ln()) as f32
     }
 
-    /// What `top_k`, `top_p` and `min_p` leave, in the order of the ids.
+    /// What `top_k`, `top_p` and `min_p` leave, in the order in which their probability is cumulated.
     pub fn kept(&self, how: &How) -> Vec<u32> {
         let weight = |id: &u32| self.weight(*id, how.temperature);
         let mut kept = self.order.clone();
@@ -95,8 +98,11 @@ impl<'a> Row<'a> {
             }
             kept.truncate(count);
         }
+        let falling = (how.top_k > 0 || how.top_p < 1.0) && kept.len() <= MOST_SORTED;
         kept.retain(|id| weight(id) >= f64::from(how.min_p));
-        kept.sort_unstable();
+        if !falling {
+            kept.sort_unstable();
+        }
         kept
     }
 
@@ -176,18 +182,33 @@ mod tests {
     }
 
     #[test]
-    fn the_walk_is_in_the_order_of_the_ids() {
+    fn the_walk_is_in_the_order_of_the_ids_or_in_falling_probability() {
         let logits = [1f32.ln(), 5f32.ln(), 2f32.ln()];
         let row = Row::new(&logits).expect("a distribution");
         for (uniform, id) in [(0.0, 0), (0.124, 0), (0.126, 1), (0.749, 1), (0.751, 2), (0.999, 2)] {
             assert_eq!(row.draw(&How::plain(uniform)).id, id);
         }
-        // Of [5, 2] tokens the one with the lower id comes first.
-        let two = How {
-            top_k: 2,
-            ..How::plain(0.72)
+        for (uniform, id) in [(0.0, 1), (0.624, 1), (0.626, 2), (0.874, 2), (0.876, 0)] {
+            let all = How {
+                top_k: 3,
+                ..How::plain(uniform)
+            };
+            assert_eq!(row.draw(&all).id, id);
+        }
+    }
+
+    #[test]
+    fn many_tokens_are_walked_in_the_order_of_the_ids() {
+        let logits = (0..3000).map(|id| id as f32 * 1e-3).collect::<Vec<_>>();
+        let row = Row::new(&logits).expect("a distribution");
+        let kept = |top_k| {
+            row.kept(&How {
+                top_k,
+                ..How::plain(0.0)
+            })
         };
-        assert_eq!(row.draw(&two).id, 2);
+        assert_eq!(kept(1024)[0], 2999);
+        assert_eq!(kept(1025)[0], 3000 - 1025);
     }
 
     #[test]
@@ -197,7 +218,7 @@ mod tests {
             top_k: 3,
             ..How::plain(0.5)
         };
-        assert_eq!(row.kept(&how), [0, 1, 3]);
+        assert_eq!(row.kept(&how), [1, 3, 0]);
         assert_eq!(
             row.draw(&How {
                 temperature: 0.0,
@@ -232,7 +253,8 @@ mod tests {
         #[test]
         fn cutting_keeps_the_most_likely(logits in logits(), how in how()) {
             let row = Row::new(&logits).expect("a distribution");
-            let kept = row.kept(&how);
+            let mut kept = row.kept(&how);
+            kept.sort_unstable();
             prop_assert!(!kept.is_empty());
             let mut first = row.order[..kept.len()].to_vec();
             first.sort_unstable();
@@ -252,10 +274,12 @@ mod tests {
         }
 
         #[test]
-        fn a_larger_number_never_draws_a_lower_id(logits in logits(), how in how(), more in 0f32..1.0) {
+        fn a_larger_number_never_draws_an_earlier_token(logits in logits(), how in how(), more in 0f32..1.0) {
             let row = Row::new(&logits).expect("a distribution");
             let higher = How { uniform: how.uniform.max(more), ..how };
-            prop_assert!(row.draw(&how).id <= row.draw(&higher).id);
+            let kept = row.kept(&how);
+            let at = |how: &How| kept.iter().position(|id| *id == row.draw(how).id);
+            prop_assert!(at(&how) <= at(&higher));
         }
     }
 }

@@ -1,0 +1,76 @@
+//! The model on a GPU alone: `device check CONFIG.json…` compares it with the host's, `device bench [SHAPE]` measures it.
+
+use std::{error::Error, path::Path, process::ExitCode};
+
+use flotilla_device::{TextShape, VisionShape, check, measure};
+use flotilla_kernels::{Gpu, bench::ceilings};
+use flotilla_model::Config;
+use half::bf16;
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest = arguments.collect::<Vec<_>>();
+    match command.as_str() {
+        "check" => compare(&rest),
+        "bench" => bench(rest.first().map_or("qwen2.5-vl-7b", String::as_str)),
+        _ => Err("device check DIR… | device bench [SHAPE]".into()),
+    }
+}
+
+fn compare(models: &[String]) -> Result<ExitCode, Box<dyn Error>> {
+    let gpu = Gpu::new(0)?;
+    let mut failed = 0;
+    for dir in models {
+        let config = Config::load(Path::new(dir))?;
+        let exact = check::text::<f32>(&gpu, &config, 1)?;
+        let rounded = check::text::<bf16>(&gpu, &config, 1)?;
+        let holds = exact.equal == exact.samples && exact.most < 1e-3 && rounded.mean < 0.02;
+        failed += usize::from(!holds);
+        println!(
+            "{} {dir}\n  f32  {exact:?}\n  bf16 {rounded:?}",
+            if holds { "ok     " } else { "FAILED " }
+        );
+    }
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn bench(name: &str) -> Result<ExitCode, Box<dyn Error>> {
+    let gpu = Gpu::new(0)?;
+    let shape = TextShape::named(name).ok_or_else(|| format!("no shape {name}"))?;
+    let ceilings = ceilings(&gpu)?;
+    println!("{} {ceilings:?}", gpu.card()?.name);
+    let print = |line: Result<measure::Line, flotilla_device::DeviceError>| match line {
+        Ok(line) => println!(
+            "{:<50} {:>9.1} {}/s {:>9.2} ms, floor {:>8.2} ms ({}), {:>3.0} %",
+            line.what,
+            line.rate,
+            line.unit,
+            line.milliseconds,
+            line.floor,
+            line.bound,
+            100.0 * line.share()
+        ),
+        Err(error) => println!("FAILED {error}"),
+    };
+    let bench = measure::Bench::new(&gpu, &shape, ceilings)?;
+    for rows in [1, 8, 32, 128, 256] {
+        print(bench.decode(rows, 1024));
+    }
+    for n in [8, 128] {
+        print(bench.group(n, 1536, true));
+        print(bench.group(n, 1536, false));
+    }
+    print(bench.prefill(1, 4096));
+    print(bench.prefill(8, 2048));
+    drop(bench);
+    if let Some(VisionShape::Qwen(shape)) = VisionShape::named(name) {
+        print(measure::vision(&gpu, &ceilings, &shape, 1, 74));
+        print(measure::vision(&gpu, &ceilings, &shape, 4, 74));
+    }
+    Ok(ExitCode::SUCCESS)
+}

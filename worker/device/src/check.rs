@@ -1,0 +1,97 @@
+//! The model on the card beside the model of the host, through the engine: the same requests, the same tokens.
+
+use flotilla_engine::{Group, Limits, Prompt, Request, Sampling, VlmRunner, generate};
+use flotilla_kernels::{Float, Gpu};
+use flotilla_model::{Config, LoadOptions, Row, Vlm};
+
+use crate::{error::DeviceError, runner::DeviceRunner};
+
+/// How the card's answers differ from the host's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Difference {
+    /// Tokens that were compared: up to the first that differs in each sample.
+    pub tokens: usize,
+    /// Samples, and those that are equal to their end.
+    pub samples: usize,
+    /// Equal samples.
+    pub equal: usize,
+    /// Mean of `|d|` of log-probabilities of equal tokens.
+    pub mean: f64,
+    /// The largest.
+    pub most: f64,
+}
+
+/// Requests of every kind over a model's vocabulary: groups and single samples, long and short prompts, greedy and drawn.
+pub fn requests(vocabulary: usize) -> Vec<Request<Prompt>> {
+    let kinds = [
+        (5, 1, 0.0, 1.0, 0),
+        (200, 6, 1.0, 1.0, 0),
+        (33, 2, 0.7, 1.0, 0),
+        (1, 3, 1.0, 1.0, 0),
+        (150, 9, 1.3, 1.0, 0),
+        (64, 1, 0.0, 1.0, 0),
+    ];
+    let request = |(index, (tokens, n, temperature, top_p, top_k)): (usize, (usize, usize, f32, f32, usize))| {
+        let id = |at: usize| ((at * 7919 + index * 104_729 + 13) % vocabulary) as u32;
+        let sampling = Sampling {
+            temperature,
+            top_p,
+            top_k,
+            max_tokens: 40,
+            seed: index as u64,
+            ..Sampling::default()
+        };
+        let row = Row::text((0..tokens).map(id).collect());
+        Request::new(Prompt::new(row, Vec::new()), n, sampling)
+    };
+    kinds.into_iter().enumerate().map(request).collect()
+}
+
+/// Compares groups of the card with those of the host.
+pub fn compare(card: &[Group], host: &[Group]) -> Difference {
+    let mut difference = Difference::default();
+    let mut sum = 0.0;
+    for (card, host) in card
+        .iter()
+        .zip(host)
+        .flat_map(|(a, b)| a.completions.iter().zip(&b.completions))
+    {
+        difference.samples += 1;
+        let mut equal = card.tokens.len() == host.tokens.len();
+        for (a, b) in card.tokens.iter().zip(&host.tokens) {
+            if a.id != b.id {
+                equal = false;
+                break;
+            }
+            let apart = f64::from((a.log_probability - b.log_probability).abs());
+            difference.tokens += 1;
+            sum += apart;
+            // A NaN is the largest.
+            if !(apart <= difference.most) {
+                difference.most = apart;
+            }
+        }
+        difference.equal += usize::from(equal);
+    }
+    difference.mean = sum / difference.tokens.max(1) as f64;
+    difference
+}
+
+/// Random weights of a configuration, in `T` on the card and in f32 on the host, over [`requests`]. Small blocks and steps, so
+/// that prompts come in chunks and prefixes are shared.
+pub fn text<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Difference, DeviceError> {
+    let model = Vlm::random(config.clone(), seed, &LoadOptions::default())?;
+    let limits = Limits {
+        max_rows: 12,
+        max_step_tokens: 64,
+        kv_blocks: 512,
+        block_size: 16,
+        ..Limits::default()
+    };
+    let requests = requests(config.text.vocab_size);
+    let failed = |error: flotilla_engine::EngineError| DeviceError::Engine(Box::new(error));
+    let host = generate(VlmRunner::new(&model, &limits), &requests, limits, &|| false).map_err(failed)?;
+    let runner = DeviceRunner::<T>::load(gpu, model.deep_copy()?, &limits, 512)?;
+    let card = generate(runner, &requests, limits, &|| false).map_err(failed)?;
+    Ok(compare(&card, &host))
+}
