@@ -5,9 +5,11 @@
 //! tensor_parallel cpu SIZE                      SIZE processes of a small model on the CPU, compared with one process
 //! tensor_parallel gpu SIZE                      SIZE processes with a GPU each: sums by NCCL and a small model, checked;
 //!                                               sums and a large model, measured
+//! tensor_parallel engine SIZE DIR               the engine over SIZE GPUs beside the host: random weights of a
+//!                                               configuration
 //! ```
 //!
-//! `cpu` and `gpu` start the other ranks themselves, from this executable. `gpu` needs `--features nccl`.
+//! All but `plan` start the other ranks themselves, from this executable. GPUs need `--features nccl`.
 
 #[cfg(feature = "nccl")]
 mod gpu;
@@ -34,13 +36,14 @@ fn main() -> Outcome {
             print!("{}", Serving::default().table(&NAMES, &cards, &[1, 2, 4, 8]));
             Ok(())
         }
-        [what @ ("cpu" | "gpu"), size] => start(what, size.parse()?),
+        [what @ ("cpu" | "gpu"), size] => start(what, size.parse()?, ""),
+        ["engine", size, dir] => start("engine", size.parse()?, dir),
         // What `start` calls.
-        [what @ ("cpu" | "gpu"), size, rank, address] => {
+        ["rank", what, size, rank, address, dir] => {
             let membership = membership(rank.parse()?, size.parse()?)?;
-            work(what, Tcp::join(address, &membership)?)
+            work(what, Tcp::join(address, &membership)?, dir)
         }
-        _ => Err("tensor_parallel plan | cpu SIZE | gpu SIZE".into()),
+        _ => Err("tensor_parallel plan | cpu SIZE | gpu SIZE | engine SIZE DIR".into()),
     }
 }
 
@@ -57,12 +60,12 @@ fn membership(rank: usize, size: usize) -> Result<Membership, Box<dyn Error>> {
 }
 
 /// Rank 0, which starts the others.
-fn start(what: &str, size: usize) -> Outcome {
+fn start(what: &str, size: usize, dir: &str) -> Outcome {
     let token = format!("{:032x}", rand::random::<u128>());
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?.to_string();
     let others = (1..size).map(|rank| {
-        let arguments = [what, &size.to_string(), &rank.to_string(), &address];
+        let arguments = ["rank", what, &size.to_string(), &rank.to_string(), &address, dir];
         let mut command = Command::new(std::env::current_exe()?);
         command.args(arguments).env(TOKEN, &token).spawn()
     });
@@ -78,7 +81,7 @@ fn start(what: &str, size: usize) -> Outcome {
     } else {
         Tcp::host(&listener, &membership)?
     };
-    let worked = work(what, group);
+    let worked = work(what, group, dir);
     for mut other in others {
         let status = other.wait()?;
         if !status.success() {
@@ -88,13 +91,18 @@ fn start(what: &str, size: usize) -> Outcome {
     worked
 }
 
-fn work(what: &str, group: Tcp) -> Outcome {
+fn work(what: &str, group: Tcp, dir: &str) -> Outcome {
     match what {
         "cpu" => cpu(group),
         #[cfg(feature = "nccl")]
+        "engine" => model::engine(group, dir),
+        #[cfg(feature = "nccl")]
         _ => gpu::run(group),
         #[cfg(not(feature = "nccl"))]
-        _ => Err("this executable was built without the feature nccl".into()),
+        _ => {
+            let _ = dir;
+            Err("this executable was built without the feature nccl".into())
+        }
     }
 }
 

@@ -1,14 +1,16 @@
 //! A model of several GPUs.
 
-use std::error::Error;
+use std::{error::Error, path::Path};
 
 use flotilla_device::{
     Capacity, DevicePool, TextModel, TextShape, TextWeights, VisionShape,
-    parallel::{Collective, Nccl, Shard, reference::HostModel},
+    check::text_in_group,
+    parallel::{Collective, Nccl, Shard, Tcp, reference::HostModel},
     plan::Serving,
     step::{Mail, Piece, Step},
 };
 use flotilla_kernels::{Buffer, Float, Gpu, bench};
+use flotilla_model::Config;
 use half::bf16;
 
 use super::gpu::same_everywhere;
@@ -318,4 +320,25 @@ pub fn measure(gpu: &Gpu, group: Nccl) -> Result<Nccl, Box<dyn Error>> {
         );
     }
     model.into_group().ok_or_else(|| "the model is in no group".into())
+}
+
+/// The engine over a group of GPUs beside the host, in f32: the same tokens. Prefixes are shared, prompts come in chunks, and
+/// rank 0 alone schedules.
+pub fn engine(control: Tcp, dir: &str) -> Result<(), Box<dyn Error>> {
+    let config = Config::load(Path::new(dir))?;
+    let (gpu, size) = (Gpu::new(control.rank())?, control.size());
+    let group = Nccl::new(&gpu, control)?;
+    let Some(found) = text_in_group::<f32>(&gpu, &config, 1, group)? else {
+        return Ok(());
+    };
+    let holds = found.equal == found.samples && found.most < 1e-3;
+    println!(
+        "{} the engine over {size} GPUs, {dir}: {found:?}",
+        if holds { "ok     " } else { "FAILED " }
+    );
+    if holds {
+        Ok(())
+    } else {
+        Err("the answers differ from the host's".into())
+    }
 }
