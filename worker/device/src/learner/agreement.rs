@@ -57,12 +57,34 @@ pub(super) fn autograd(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckErro
     learner.backward(&slopes, None)?;
     let (expected, gradients) = by_autograd(&model, &rows, &slopes)?;
     let mut worst = check::named("log-probabilities", Distance::within(&log_probs, &expected, 1e-5)?)?;
+    back_to_the_host(gpu, &model, learner.weights())?;
     let gradients = TextWeights::<f32>::load(gpu, text, &gradients)?.named();
     for ((name, found), (_, expected)) in check::download(gpu, &learner)?.iter().zip(&gradients) {
         let distance = Distance::within(found, &gpu.download(expected)?, 1e-4)?;
         worst = worst.worst(check::named(name, distance)?);
     }
     Ok(worst)
+}
+
+/// Weights that were loaded come back as they were.
+fn back_to_the_host(gpu: &Gpu, model: &Vlm, weights: &TextWeights<f32>) -> Result<(), CheckError> {
+    let text = &model.config().text;
+    let other = model.weights().deep_copy().map_err(differs)?;
+    for (name, variable) in other.iter().filter(|(name, _)| !name.contains("visual")) {
+        let zeros = variable.zeros_like().and_then(|zeros| variable.set(&zeros));
+        zeros.map_err(|error| differs(format!("{name}: {error}")))?;
+    }
+    weights.store(gpu, text, &other)?;
+    for (name, variable) in model.weights().iter() {
+        let values = |variable: &Tensor| variable.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
+        let stored = other.get(name).ok_or_else(|| differs(name))?;
+        Distance::equal(
+            &values(stored.as_tensor()).map_err(host)?,
+            &values(variable.as_tensor()).map_err(host)?,
+        )
+        .map_err(|error| differs(format!("{name} came back otherwise: {error}")))?;
+    }
+    Ok(())
 }
 
 /// Log-probabilities of all tokens but the first of each row, and weights that are their gradients.

@@ -82,6 +82,10 @@ pub fn checks() -> Vec<Check> {
             name: "learner bf16 loss falls, moments of 8 bits",
             run: |gpu, draw| falls::<bf16>(gpu, draw, StateKind::Bit8),
         },
+        Check {
+            name: "learner bf16 goes on as if it had not ended",
+            run: goes_on,
+        },
     ]
 }
 
@@ -455,6 +459,98 @@ fn rounded_sums(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
     worst(pairs.map(|((name, narrow), (_, wide))| named(name, Distance::within(narrow, wide, 6e-3)?)))
 }
 
+/// Trains a share of four micro-batches per update, of as many as there are members, for five updates. Returns the weights, and
+/// how far they are from those of one GPU with all micro-batches.
+#[cfg(feature = "nccl")]
+pub fn share_of_a_group(
+    gpu: &Gpu,
+    group: &flotilla_kernels::gpu::nccl::Communicator,
+) -> Result<(Vec<Vec<f32>>, f64), CheckError> {
+    let mut draw = Draw::new(11);
+    let shape = small(false);
+    let tensors = draw_tensors(&mut draw, &shape);
+    let mut batches = Vec::new();
+    for index in 0..4 {
+        let batch = draw_batch(&mut draw, &shape, &[40 + index, 70])?;
+        let features = draw.normal::<f32>(batch.placeholders.len() * shape.hidden, 1.0);
+        batches.push((draw_slopes(&mut draw, &batch), gpu.upload(&features)?, batch));
+    }
+    let train = |(rank, size): (usize, usize), alone: bool| -> Result<Vec<Vec<f32>>, CheckError> {
+        let mut learner = Learner::<f32, f32>::new(gpu, upload(gpu, &shape, &tensors)?, settings::<f32>(256))?;
+        for _ in 0..5 {
+            for (slopes, features, batch) in batches.iter().skip(rank).step_by(size) {
+                learner.score(batch, Some(features), 1.0)?;
+                learner.backward(slopes, None)?;
+            }
+            if !alone {
+                learner.reduce(group)?;
+            }
+            learner.update(&ADAMW, 1.0)?;
+        }
+        let weights = learner.weights().named().into_iter();
+        weights.map(|(_, buffer)| Ok(gpu.download(&buffer)?)).collect()
+    };
+    let shared = train((group.rank(), group.size()), false)?;
+    let alone = train((0, 1), true)?;
+    let distance = Distance::within(&shared.concat(), &alone.concat(), 1e-3)?;
+    Ok((shared, distance.relative))
+}
+
+const ADAMW: AdamW = AdamW {
+    learning_rate: 3e-3,
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    weight_decay: 0.01,
+    step: 1,
+    seed: 7,
+    rounding: Rounding::Stochastic,
+};
+
+/// Six updates, and three with three more of another learner that was given what the first had saved.
+fn goes_on(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
+    let shape = small(false);
+    let tensors = draw_tensors(draw, &shape);
+    let batch = draw_batch(draw, &shape, &[40, 90, 25])?;
+    let features = gpu.upload(&draw.normal::<bf16>(batch.placeholders.len() * shape.hidden, 1.0))?;
+    let slopes = draw_slopes(draw, &batch);
+    for states in [StateKind::F32, StateKind::Bf16, StateKind::Bit8] {
+        let settings = Settings {
+            states,
+            ..settings::<bf16>(batch.tokens())
+        };
+        let start = |tensors: &[Vec<f32>]| -> Result<Learner<bf16, bf16>, CheckError> {
+            Ok(Learner::new(gpu, upload(gpu, &shape, tensors)?, settings)?)
+        };
+        let train = |learner: &mut Learner<bf16, bf16>, updates: usize| -> Result<Vec<Vec<f32>>, CheckError> {
+            for _ in 0..updates {
+                learner.score(&batch, Some(&features), 1.0)?;
+                learner.backward(&slopes, None)?;
+                learner.update(&ADAMW, 1.0)?;
+            }
+            let weights = learner.weights().named().into_iter();
+            weights.map(|(_, buffer)| Ok(widen(&gpu.download(&buffer)?))).collect()
+        };
+        let expected = train(&mut start(&tensors)?, 6)?;
+        let mut first = start(&tensors)?;
+        let half_way = train(&mut first, 3)?;
+        let mut saved = std::collections::HashMap::new();
+        let updates = first.save(|name, bytes| {
+            saved.insert(name.to_owned(), bytes);
+            Ok(())
+        })?;
+        let mut second = start(&half_way)?;
+        second.restore(updates, |name| {
+            let found = saved.get(name).cloned();
+            found.ok_or_else(|| DeviceError::Missing(name.to_owned()))
+        })?;
+        for (found, expected) in train(&mut second, 3)?.iter().zip(&expected) {
+            Distance::equal(found, expected)?;
+        }
+    }
+    Ok(Distance::EQUAL)
+}
+
 /// Thirty updates on one batch: the loss falls below two thirds, a second run gives the same bits, and nothing is allocated
 /// after the first update.
 fn falls<T: Float>(gpu: &Gpu, draw: &mut Draw, states: StateKind) -> Result<Distance, CheckError> {
@@ -464,16 +560,6 @@ fn falls<T: Float>(gpu: &Gpu, draw: &mut Draw, states: StateKind) -> Result<Dist
     let features = draw.normal::<f32>(batch.placeholders.len() * shape.hidden, 1.0);
     let features = features.iter().map(|value| T::from_f32(*value)).collect::<Vec<_>>();
     let features = gpu.upload(&features)?;
-    let adamw = AdamW {
-        learning_rate: 3e-3,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-        step: 1,
-        seed: 7,
-        rounding: Rounding::Stochastic,
-    };
     let weight = vec![(batch.scored.len() as f32).recip(); batch.scored.len()];
     let run = || -> Result<(Vec<f64>, Gradients), CheckError> {
         let settings = Settings {
@@ -486,7 +572,7 @@ fn falls<T: Float>(gpu: &Gpu, draw: &mut Draw, states: StateKind) -> Result<Dist
             let scored = learner.score(&batch, Some(&features), 1.0)?;
             losses.push(cross_entropy(&scored.log_probs, &weight, &mut slopes));
             learner.backward(&slopes, None)?;
-            learner.update(&adamw, 1.0)?;
+            learner.update(&ADAMW, 1.0)?;
             if update == 0 {
                 allocated = gpu.allocations();
             }

@@ -38,6 +38,8 @@ pub struct Measured {
     pub forward: f64,
     /// Seconds of backward passes.
     pub backward: f64,
+    /// Seconds of the exchange of gradients with other GPUs.
+    pub exchange: f64,
     /// Seconds of norm, clipping and update.
     pub update: f64,
     /// Seconds on the host's clock from the first forward pass until the update has been done.
@@ -61,8 +63,13 @@ pub fn operations(shape: &TextShape, batch: &Batch) -> f64 {
     3.0 * (shape.token_operations() * batch.tokens() as f64 + shape.attention_operations(1) * batch.pairs())
 }
 
-/// Measures training with weights and moments of bf16 and gradients summed in `G`.
-pub fn measure<G: Float>(gpu: &Gpu, workload: &Workload, card: usize) -> Result<Measured, DeviceError> {
+/// Measures training with weights of bf16 and gradients summed in `G`. `exchange` is called before every update.
+pub fn measure<G: Float>(
+    gpu: &Gpu,
+    workload: &Workload,
+    card: usize,
+    mut exchange: impl FnMut(&mut Learner<bf16, G>) -> Result<(), DeviceError>,
+) -> Result<Measured, DeviceError> {
     let Workload { shape, settings, .. } = workload;
     gpu.reset_peak();
     let weights = TextWeights::<bf16>::random(gpu, shape, 1)?;
@@ -80,15 +87,13 @@ pub fn measure<G: Float>(gpu: &Gpu, workload: &Workload, card: usize) -> Result<
         rounding: Rounding::Stochastic,
     };
     let clock = gpu.clock()?;
-    let (mut forward, mut backward, mut update, mut step, mut losses) = (vec![], vec![], vec![], vec![], vec![]);
+    let mut stages: [Vec<f64>; 5] = Default::default();
+    let mut losses = Vec::new();
     let mut allocations = 0;
     for index in 0..=workload.updates {
         if index == 1 {
             allocations = gpu.allocations();
-            forward.clear();
-            backward.clear();
-            update.clear();
-            step.clear();
+            stages.iter_mut().for_each(Vec::clear);
         }
         let begin = std::time::Instant::now();
         let (mut forwards, mut backwards, mut loss) = (0.0, 0.0, 0.0);
@@ -102,19 +107,23 @@ pub fn measure<G: Float>(gpu: &Gpu, workload: &Workload, card: usize) -> Result<
             })?;
             backwards += gpu.time(&clock, || learner.backward(&slopes, None))?;
         }
-        update.push(gpu.time(&clock, || learner.update(&adamw, 1.0))?);
-        step.push(begin.elapsed().as_secs_f64());
-        forward.push(forwards);
-        backward.push(backwards);
+        let exchanges = gpu.time(&clock, || exchange(&mut learner))?;
+        let update = gpu.time(&clock, || learner.update(&adamw, 1.0))?;
+        let step = begin.elapsed().as_secs_f64();
+        for (stage, seconds) in stages.iter_mut().zip([forwards, backwards, exchanges, update, step]) {
+            stage.push(seconds);
+        }
         losses.push(loss);
     }
+    let [forward, backward, exchange, update, step] = stages.map(median);
     Ok(Measured {
         tokens: workload.lengths.iter().sum(),
         micro_batches: batches.len(),
-        forward: median(forward),
-        backward: median(backward),
-        update: median(update),
-        step: median(step),
+        forward,
+        backward,
+        exchange,
+        update,
+        step,
         operations: batches.iter().map(|batch| operations(shape, batch)).sum(),
         plan: Plan::new(shape, bf16::DTYPE, settings, 0, card),
         peak_bytes: gpu.peak_bytes(),
@@ -170,6 +179,7 @@ impl fmt::Display for Measured {
         for (name, seconds) in [
             ("forward", self.forward),
             ("backward", self.backward),
+            ("exchange", self.exchange),
             ("update", self.update),
         ] {
             writeln!(f, "{name:<10} {seconds:>8.4} s {:>5.1} %", share(seconds))?;

@@ -8,6 +8,8 @@
 //! | `buffers.rs`, `gradients.rs` | memory, allocated once |
 //! | `layer.rs` | one layer, forward and backward |
 //! | `passes.rs` | the whole model: log-probabilities, gradients, the update |
+//! | `parallel.rs` | sums of gradients over several GPUs that hold the same weights |
+//! | `state.rs` | moments as bytes, weights back to the host |
 //! | `reference.rs` | the same model in f64 on the host |
 //! | `check.rs` | parity with it, determinism, a loss that falls |
 //! | `agreement.rs` | parity with the model of the host and its autograd, and with what the engine draws |
@@ -33,11 +35,15 @@ mod gradients;
 mod layer;
 #[cfg(feature = "cuda")]
 pub mod measure;
+#[cfg(feature = "nccl")]
+mod parallel;
 #[cfg(feature = "cuda")]
 pub mod parts;
 #[cfg(feature = "cuda")]
 mod passes;
 pub mod reference;
+#[cfg(feature = "cuda")]
+mod state;
 
 pub use batch::{Batch, BatchError, Sequence, micro_batches};
 #[cfg(feature = "cuda")]

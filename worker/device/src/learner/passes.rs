@@ -384,6 +384,22 @@ impl<T: Float, G: Float> Learner<T, G> {
         self.pending = None;
     }
 
+    /// Zeros in the place of gradients where no micro-batch has been summed, as if one with slopes of zero had been.
+    #[cfg(feature = "nccl")]
+    pub(super) fn clear_unless_summed(&mut self) -> Result<(), GpuError> {
+        if self.summed > 0 {
+            return Ok(());
+        }
+        for tensor in &self.tensors {
+            match &tensor.gradient {
+                Gradient::Matrix(gradient) => self.gpu.clear(gradient)?,
+                Gradient::Vector(gradient) => self.gpu.clear(gradient)?,
+            }
+        }
+        self.summed = 1;
+        Ok(())
+    }
+
     /// Every weight's gradient by name.
     pub fn gradients(&self) -> impl Iterator<Item = (&str, &Gradient<G>)> {
         self.tensors
@@ -397,10 +413,10 @@ impl<T: Float, G: Float> Learner<T, G> {
         Ok((states.collect(), self.pace.updates(&self.gpu)?))
     }
 
-    /// Goes on after so many updates, whose moments have been written into the buffers of [`Self::states`].
-    pub fn resume(&mut self, updates: u32) -> Result<(), DeviceError> {
-        self.pace = Pace::new(&self.gpu, updates)?;
-        Ok(())
+    /// Goes on counting updates from `pace`.
+    pub(super) fn resume(&mut self, pace: Pace) {
+        self.pace = pace;
+        self.discard();
     }
 }
 

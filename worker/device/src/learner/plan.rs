@@ -290,19 +290,7 @@ mod tests {
     use super::*;
 
     fn qwen_7b() -> TextShape {
-        TextShape {
-            hidden: 3584,
-            layers: 28,
-            heads: 28,
-            kv_heads: 4,
-            head_dim: 128,
-            intermediate: 18_944,
-            vocabulary: 152_064,
-            eps: 1e-6,
-            theta: 1e6,
-            sections: [16, 24, 24],
-            tied: false,
-        }
+        TextShape::named("qwen2.5-vl-7b").expect("a released shape")
     }
 
     /// Bytes of an H100 (80 GB) and an H200 (141 GB) as the driver counts them.

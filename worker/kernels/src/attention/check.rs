@@ -507,6 +507,11 @@ pub(super) fn checks() -> Vec<Check> {
             let lengths = Lengths::edges(draw);
             forward_check::<bf16>(cores, gpu, draw, shape(14, 2, 64, true), lengths, 1.0)
         }),
+        // More tiles than multiprocessors.
+        check!(both "forward bf16 d64 12/12 heads causal many segments", |cores, gpu, draw| {
+            let lengths = Lengths::many(draw);
+            forward_check::<bf16>(cores, gpu, draw, shape(12, 12, 64, true), lengths, 1.0)
+        }),
         check!(both "forward bf16 d128 causal one long segment", |cores, gpu, draw| {
             let length = draw.between(700, 1100);
             forward_check::<bf16>(cores, gpu, draw, shape(2, 1, 128, true), Lengths::one(length), 1.0)
@@ -580,6 +585,10 @@ pub(super) fn checks() -> Vec<Check> {
         check!(both "backward bf16 d64 14/2 heads edges", |cores, gpu, draw| {
             let lengths = Lengths::edges(draw);
             backward_check::<bf16>(cores, gpu, draw, shape(14, 2, 64, true), lengths, 1.0)
+        }),
+        check!(both "backward bf16 d128 12/6 heads many segments", |cores, gpu, draw| {
+            let lengths = Lengths::many(draw);
+            backward_check::<bf16>(cores, gpu, draw, shape(12, 6, 128, true), lengths, 1.0)
         }),
         check!(both "backward bf16 d128 one long segment", |cores, gpu, draw| {
             let length = draw.between(500, 800);

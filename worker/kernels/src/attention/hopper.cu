@@ -200,33 +200,15 @@ template <int ROWS, typename At> __device__ __forceinline__ void load_rows(u32 t
   }
 }
 
-// What the loading group has begun and not yet announced: one copy, whose barrier is told when it is there and wgmma may read it.
-struct Loads {
-  u32 pending = 0;
-  __device__ __forceinline__ void announce(u32 barrier) {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    barrier_arrive(barrier);
-  }
-  __device__ __forceinline__ void flush() {
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
-    if (pending) announce(pending);
-    pending = 0;
-  }
-  // Waits for room, and lets nobody wait for what is there meanwhile.
-  __device__ __forceinline__ void room(u32 barrier, u32 parity) {
-    if (barrier_done(barrier, parity)) return;
-    flush();
-    barrier_wait(barrier, parity);
-  }
-  __device__ __forceinline__ void begun(u32 barrier) {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-    if (pending) {
-      asm volatile("cp.async.wait_group 1;" ::: "memory");
-      announce(pending);
-    }
-    pending = barrier;
-  }
-};
+// Once for each loading thread: the barrier is told when all copies that it has begun are there.
+__device__ __forceinline__ void tell_when_loaded(u32 barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+// Waits for copies, and makes them visible to wgmma. The loading threads could do it, but would wait for their later copies too.
+__device__ __forceinline__ void wait_loaded(u32 barrier, u32 parity) {
+  barrier_wait(barrier, parity);
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 
 // Threads that share a row hold neighbouring columns.
 __device__ __forceinline__ float quad_max(float x) {
@@ -274,14 +256,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                    const u32* __restrict__ q_offsets, int segments, int tokens, KEY_OPERANDS, int heads, int kv_heads,
                    float scale) {
   extern __shared__ __align__(1024) u8 memory[];
-  __shared__ __align__(8) u64 barriers[2 + 4 * STAGES];
-  __shared__ int tile[2];
-  u32 q_tile = shared_address(memory), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + STAGES * STAGE_BYTES;
-  u32 q_full = shared_address(barriers), q_free = q_full + 8, k_full = q_free + 8, k_free = k_full + 8 * STAGES,
-      v_full = k_free + 8 * STAGES, v_free = v_full + 8 * STAGES;
+  __shared__ __align__(8) u64 barriers[6 * STAGES];
+  __shared__ int tile[STAGES][2];
+  u32 q_tiles = shared_address(memory), k_tiles = q_tiles + STAGES * Q_BYTES, v_tiles = k_tiles + STAGES * STAGE_BYTES;
+  u32 q_full = shared_address(barriers), q_free = q_full + 8 * STAGES, k_full = q_free + 8 * STAGES,
+      k_free = k_full + 8 * STAGES, v_full = k_free + 8 * STAGES, v_free = v_full + 8 * STAGES;
   if (threadIdx.x == 0) {
-    barrier_init(q_full, 128), barrier_init(q_free, CONSUMERS / 32);
     for (int stage = 0; stage < STAGES; stage++) {
+      // One arrival more: of the thread that says which tile it is.
+      barrier_init(q_full + 8 * stage, 129), barrier_init(q_free + 8 * stage, CONSUMERS / 32);
       barrier_init(k_full + 8 * stage, 128), barrier_init(k_free + 8 * stage, CONSUMERS / 32);
       barrier_init(v_full + 8 * stage, 128), barrier_init(v_free + 8 * stage, CONSUMERS / 32);
     }
@@ -291,45 +274,48 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
   if (threadIdx.x >= CONSUMERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    Loads loads;
     // Tiles of keys so far.
     int loaded = 0;
     for (int round = 0;; round++) {
       int rank = turn(round), head = rank % heads, segment = 0, level;
       __syncwarp();
       bool is = find_tile(rank / heads, q_offsets, segments, TILE, (tokens + TILE - 1) / TILE, segment, level);
-      loads.room(q_free, (round & 1) ^ 1);
-      if (threadIdx.x == CONSUMERS) tile[0] = is ? segment : -1, tile[1] = level;
+      int slot = round % STAGES;
+      barrier_wait(q_free + 8 * slot, (round / STAGES & 1) ^ 1);
+      if (threadIdx.x == CONSUMERS) {
+        tile[slot][0] = is ? segment : -1, tile[slot][1] = level * TILE;
+        barrier_arrive(q_full + 8 * slot);
+      }
       if (!is) {
-        loads.flush();
-        barrier_arrive(q_full);
+        barrier_arrive(q_full + 8 * slot);
         break;
       }
       int begin = q_offsets[segment], queries = q_offsets[segment + 1] - begin, first = level * TILE;
       Keys keys = KEYS_OF(segment, head / (heads / kv_heads), kv_heads);
       int end = CAUSAL ? min(keys.length, first + TILE + keys.length - queries) : keys.length;
       const elem* query = q + (i64)begin * q_stride + head * HEAD_DIM;
-      load_rows<TILE>(q_tile, q, first, queries, [&](int row) { return query + (i64)row * q_stride; });
-      loads.begun(q_full);
+      load_rows<TILE>(q_tiles + slot * Q_BYTES, q, first, queries, [&](int row) { return query + (i64)row * q_stride; });
+      tell_when_loaded(q_full + 8 * slot);
       int steps = (end + KEYS - 1) / KEYS;
       // In the order in which they are used: scores run ahead of their weights by one.
       for (int step = 0; step <= steps; step++) {
         if (step < steps) {
           int at = loaded + step, stage = at % STAGES;
-          loads.room(k_free + 8 * stage, (at / STAGES & 1) ^ 1);
+          barrier_wait(k_free + 8 * stage, (at / STAGES & 1) ^ 1);
           load_rows<KEYS>(k_tiles + stage * STAGE_BYTES, k, step * KEYS, keys.length, [&](int row) { return keys.key(row); });
-          loads.begun(k_full + 8 * stage);
+          tell_when_loaded(k_full + 8 * stage);
         }
         if (step > 0) {
           int at = loaded + step - 1, stage = at % STAGES;
-          loads.room(v_free + 8 * stage, (at / STAGES & 1) ^ 1);
+          barrier_wait(v_free + 8 * stage, (at / STAGES & 1) ^ 1);
           load_rows<KEYS>(v_tiles + stage * STAGE_BYTES, v, (step - 1) * KEYS, keys.length,
                           [&](int row) { return keys.value(row); });
-          loads.begun(v_full + 8 * stage);
+          tell_when_loaded(v_full + 8 * stage);
         }
       }
       loaded += max(steps, 0);
     }
+    asm volatile("cp.async.wait_all;" ::: "memory");
     return;
   }
 
@@ -339,8 +325,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   int used = 0;
   for (int round = 0;; round++) {
     int head = turn(round) % heads;
-    barrier_wait(q_full, round & 1);
-    int segment = tile[0], first = tile[1] * TILE;
+    int slot = round % STAGES;
+    wait_loaded(q_full + 8 * slot, round / STAGES & 1);
+    int segment = tile[slot][0], first = tile[slot][1];
     if (segment < 0) break;
     int begin = q_offsets[segment], queries = q_offsets[segment + 1] - begin;
     Keys keys = KEYS_OF(segment, head / (heads / kv_heads), kv_heads);
@@ -353,7 +340,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     u32 weights[KEYS / 16][4];
 #pragma unroll
     for (int i = 0; i < DIM / 2; i++) sum[i] = 0.f;
-    u32 ours = q_tile + group * 64 * 128;
+    u32 ours = q_tiles + slot * Q_BYTES + group * 64 * 128;
 
     auto softmax = [&](int key) {
       if (key + KEYS > keys.length || (CAUSAL && key + KEYS - 1 > first + group * 64 + ahead)) {
@@ -396,7 +383,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     };
 
     if (steps > 0) {
-      barrier_wait(k_full + 8 * (used % STAGES), used / STAGES & 1);
+      wait_loaded(k_full + 8 * (used % STAGES), used / STAGES & 1);
       wgmma_begin();
       multiply_across<TILE, KEYS>(score, ours, k_tiles + used % STAGES * STAGE_BYTES);
       wgmma_commit();
@@ -408,12 +395,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       for (int step = 1; step < steps; step++, used++) {
         int next = used + 1;
         barrier_wait(k_full + 8 * (next % STAGES), next / STAGES & 1);
+        wait_loaded(v_full + 8 * (used % STAGES), used / STAGES & 1);
         pin(score), pin(weights), pin(sum);
         wgmma_begin();
         multiply_across<TILE, KEYS>(score, ours, k_tiles + next % STAGES * STAGE_BYTES);
         wgmma_commit();
-        barrier_wait(v_full + 8 * (used % STAGES), used / STAGES & 1);
-        wgmma_begin();
         multiply<KEYS>(sum, weights, v_tiles + used % STAGES * STAGE_BYTES);
         wgmma_commit();
         wgmma_wait<1>();
@@ -428,7 +414,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int i = 0; i < DIM / 2; i++) sum[i] *= faded[i / 2 % 2];
         to_left<KEYS>(weights, score);
       }
-      barrier_wait(v_full + 8 * (used % STAGES), used / STAGES & 1);
+      wait_loaded(v_full + 8 * (used % STAGES), used / STAGES & 1);
       pin(weights), pin(sum);
       wgmma_begin();
       multiply<KEYS>(sum, weights, v_tiles + used % STAGES * STAGE_BYTES);
@@ -451,9 +437,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // The group's queries make room for its result.
     asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
     elem* to = out + ((i64)(begin + first + group * 64) * heads + head) * HEAD_DIM;
-    store_rows<TILE>(memory + group * 64 * 128, sum, inverse[0], inverse[1], queries - first - group * 64,
+    store_rows<TILE>(memory + slot * Q_BYTES + group * 64 * 128, sum, inverse[0], inverse[1], queries - first - group * 64,
                      [&](int r) { return to + (i64)r * heads * HEAD_DIM; });
-    release(q_free);
+    release(q_free + 8 * slot);
   }
 }
 #endif
@@ -478,23 +464,26 @@ __device__ __forceinline__ void load_norms(u32 to, const float* lse, const float
   }
 }
 
+static constexpr int QUERY_NORMS_AT = 2 * TILE_BYTES + 4 * TILE_BYTES;
+
 struct Barriers {
+  // Of a tile there is one arrival more: of the thread that says which it is.
   u32 tile_full, tile_free, full, free;
   __device__ __forceinline__ Barriers(u64* memory) {
     tile_full = shared_address(memory), tile_free = tile_full + 8, full = tile_free + 8, free = full + 8 * STAGES;
     if (threadIdx.x == 0) {
-      barrier_init(tile_full, 128), barrier_init(tile_free, CONSUMERS / 32);
+      barrier_init(tile_full, 129), barrier_init(tile_free, CONSUMERS / 32);
       for (int stage = 0; stage < STAGES; stage++)
         barrier_init(full + 8 * stage, 128), barrier_init(free + 8 * stage, CONSUMERS / 32);
     }
     __syncthreads();
   }
-  __device__ __forceinline__ void wait_full(int step) const { barrier_wait(full + 8 * (step % STAGES), step / STAGES & 1); }
+  template <int N = STAGES> __device__ __forceinline__ void wait_full(int step) const { wait_loaded(full + 8 * (step % N), step / N & 1); }
   __device__ __forceinline__ void release(u32 barrier) const {
     __syncwarp();
     if ((threadIdx.x & 31) == 0) barrier_arrive(barrier);
   }
-  __device__ __forceinline__ void release_stage(int step) const { release(free + 8 * (step % STAGES)); }
+  template <int N = STAGES> __device__ __forceinline__ void release_stage(int step) const { release(free + 8 * (step % N)); }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -516,16 +505,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
   if (threadIdx.x >= CONSUMERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    Loads loads;
     int loaded = 0;
     for (int round = 0;; round++) {
       int rank = turn(round), kv_head = rank % kv_heads, segment = 0, level;
       __syncwarp();
       bool is = find_tile(rank / kv_heads, k_offsets, segments, TILE, (key_tokens + TILE - 1) / TILE, segment, level);
-      loads.room(barriers.tile_free, (round & 1) ^ 1);
+      barrier_wait(barriers.tile_free, (round & 1) ^ 1);
       if (!is) {
-        if (threadIdx.x == CONSUMERS) tile[0] = -1;
-        loads.flush();
+        if (threadIdx.x == CONSUMERS) {
+          tile[0] = -1;
+          barrier_arrive(barriers.tile_full);
+        }
         barrier_arrive(barriers.tile_full);
         break;
       }
@@ -533,10 +523,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       Keys keys = KEYS_OF(segment, kv_head, kv_heads);
       // The first keys are seen by most queries: they come first.
       int first = (CAUSAL ? (keys.length + TILE - 1) / TILE - 1 - level : level) * TILE;
-      if (threadIdx.x == CONSUMERS) tile[0] = segment, tile[1] = first;
+      if (threadIdx.x == CONSUMERS) {
+        tile[0] = segment, tile[1] = first;
+        barrier_arrive(barriers.tile_full);
+      }
       load_rows<TILE>(k_tile, k, first, keys.length, [&](int row) { return keys.key(row); });
       load_rows<TILE>(v_tile, v, first, keys.length, [&](int row) { return keys.value(row); });
-      loads.begun(barriers.tile_full);
+      tell_when_loaded(barriers.tile_full);
       int start, steps = steps_of(first, keys.length, queries, start);
       for (int head = kv_head * group_heads; head < (kv_head + 1) * group_heads; head++) {
         const elem* query = q + (i64)begin * q_stride + head * HEAD_DIM;
@@ -545,15 +538,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (int step = 0; step < steps; step++, loaded++) {
           int stage = loaded % STAGES, at = (start + step) * STEP;
           u32 to = stages + stage * 2 * STEP_BYTES;
-          loads.room(barriers.free + 8 * stage, (loaded / STAGES & 1) ^ 1);
+          barrier_wait(barriers.free + 8 * stage, (loaded / STAGES & 1) ^ 1);
           load_rows<STEP>(to, q, at, queries, [&](int row) { return query + (i64)row * q_stride; });
           load_rows<STEP>(to + STEP_BYTES, dout, at, queries,
                           [&](int row) { return gradient + (i64)row * heads * HEAD_DIM; });
           load_norms<STEP>(k_tile + NORMS_AT + stage * 2 * STEP * 4, lse + norms, delta + norms, at, queries);
-          loads.begun(barriers.full + 8 * stage);
+          tell_when_loaded(barriers.full + 8 * stage);
         }
       }
     }
+    asm volatile("cp.async.wait_all;" ::: "memory");
     return;
   }
 
@@ -562,7 +556,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   float factor = scale * LOG2E;
   int used = 0;
   for (int round = 0;; round++) {
-    barrier_wait(barriers.tile_full, round & 1);
+    wait_loaded(barriers.tile_full, round & 1);
     int segment = tile[0], first = tile[1];
     if (segment < 0) break;
     int queries = q_offsets[segment + 1] - q_offsets[segment], length = k_offsets[segment + 1] - k_offsets[segment];
@@ -645,6 +639,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                           const float* __restrict__ delta, const elem* __restrict__ q, int q_stride,
                           const u32* __restrict__ q_offsets, int segments, int tokens, KEY_OPERANDS, int heads, int kv_heads,
                           float scale) {
+  constexpr int STEP = 128, STEP_BYTES = PANELS * STEP * 128;
   extern __shared__ __align__(1024) u8 memory[];
   __shared__ __align__(8) u64 barrier_memory[2 + 2 * STAGES];
   __shared__ int tile[2];
@@ -655,16 +650,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
   if (threadIdx.x >= CONSUMERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    Loads loads;
     int loaded = 0;
     for (int round = 0;; round++) {
       int rank = turn(round), head = rank % heads, segment = 0, level;
       __syncwarp();
       bool is = find_tile(rank / heads, q_offsets, segments, TILE, (tokens + TILE - 1) / TILE, segment, level);
-      loads.room(barriers.tile_free, (round & 1) ^ 1);
-      if (threadIdx.x == CONSUMERS) tile[0] = is ? segment : -1, tile[1] = level * TILE;
+      barrier_wait(barriers.tile_free, (round & 1) ^ 1);
+      if (threadIdx.x == CONSUMERS) {
+        tile[0] = is ? segment : -1, tile[1] = level * TILE;
+        barrier_arrive(barriers.tile_full);
+      }
       if (!is) {
-        loads.flush();
         barrier_arrive(barriers.tile_full);
         break;
       }
@@ -675,18 +671,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       i64 norms = (i64)head * tokens + begin;
       load_rows<TILE>(q_tile, q, first, queries, [&](int row) { return query + (i64)row * q_stride; });
       load_rows<TILE>(gradients, dout, first, queries, [&](int row) { return gradient + (i64)row * heads * HEAD_DIM; });
-      load_norms<TILE>(q_tile + NORMS_AT, lse + norms, delta + norms, first, queries);
-      loads.begun(barriers.tile_full);
+      load_norms<TILE>(q_tile + QUERY_NORMS_AT, lse + norms, delta + norms, first, queries);
+      tell_when_loaded(barriers.tile_full);
       int end = end_of(first, keys.length, queries);
       for (int key = 0; key < end; key += STEP, loaded++) {
-        int stage = loaded % STAGES;
+        int stage = loaded % 2;
         u32 to = stages + stage * 2 * STEP_BYTES;
-        loads.room(barriers.free + 8 * stage, (loaded / STAGES & 1) ^ 1);
+        barrier_wait(barriers.free + 8 * stage, (loaded / 2 & 1) ^ 1);
         load_rows<STEP>(to, k, key, keys.length, [&](int row) { return keys.key(row); });
         load_rows<STEP>(to + STEP_BYTES, v, key, keys.length, [&](int row) { return keys.value(row); });
-        loads.begun(barriers.full + 8 * stage);
+        tell_when_loaded(barriers.full + 8 * stage);
       }
     }
+    asm volatile("cp.async.wait_all;" ::: "memory");
     return;
   }
 
@@ -695,14 +692,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   float factor = scale * LOG2E;
   int used = 0;
   for (int round = 0;; round++) {
-    barrier_wait(barriers.tile_full, round & 1);
+    wait_loaded(barriers.tile_full, round & 1);
     int segment = tile[0], first = tile[1];
     if (segment < 0) break;
     int begin = q_offsets[segment], queries = q_offsets[segment + 1] - begin;
     int length = k_offsets[segment + 1] - k_offsets[segment], ahead = length - queries;
     int end = end_of(first, length, queries);
     u32 our_queries = q_tile + group * 64 * 128, our_gradients = gradients + group * 64 * 128;
-    const float* norms = reinterpret_cast<const float*>(memory + NORMS_AT) + row;
+    const float* norms = reinterpret_cast<const float*>(memory + QUERY_NORMS_AT) + row;
     float norm[2] = {norms[0] * LOG2E, norms[8] * LOG2E}, mean[2] = {norms[TILE], norms[TILE + 8]};
 
     float weight[STEP / 2], change[STEP / 2], sum[DIM / 2];
@@ -710,17 +707,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
     for (int i = 0; i < DIM / 2; i++) sum[i] = 0.f;
     for (int key = 0; key < end; key += STEP, used++) {
-      u32 k_tile = stages + used % STAGES * 2 * STEP_BYTES, v_tile = k_tile + STEP_BYTES;
-      barriers.wait_full(used);
+      u32 k_tile = stages + used % 2 * 2 * STEP_BYTES, v_tile = k_tile + STEP_BYTES;
+      barriers.wait_full<2>(used);
       wgmma_begin();
       multiply_across<TILE, STEP>(weight, our_queries, k_tile);
       wgmma_commit();
       multiply_across<TILE, STEP>(change, our_gradients, v_tile);
       wgmma_commit();
-      // The last step's product is done.
-      wgmma_wait<2>();
-      pin(changes);
-      if (key > 0) barriers.release_stage(used - 1);
       wgmma_wait<1>();
       pin(weight);
       bool masked = key + STEP > length || (CAUSAL && key + STEP - 1 > first + group * 64 + ahead);
@@ -740,20 +733,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             total += w;
           }
       }
+      u32 weights[STEP / 16][4];
+      to_left<STEP>(weights, weight);
       after(total);
       wgmma_wait<0>();
       pin(change);
 #pragma unroll
-      for (int i = 0; i < STEP / 2; i++) change[i] = weight[i] * (change[i] - mean[i / 2 % 2]);
+      for (int i = 0; i < STEP / 2; i++) {
+        u32 pair = weights[i / 8][i / 2 % 4];
+        change[i] = (i & 1 ? high_float(pair) : low_float(pair)) * (change[i] - mean[i / 2 % 2]);
+      }
       to_left<STEP>(changes, change);
       pin(changes), pin(sum);
       wgmma_begin();
       multiply<STEP>(sum, changes, k_tile);
       wgmma_commit();
+      wgmma_wait<0>();
+      pin(sum), pin(changes);
+      barriers.release_stage<2>(used);
     }
     wgmma_wait<0>();
     pin(sum);
-    if (end > 0) barriers.release_stage(used - 1);
 
     asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
     int head = turn(round) % heads;

@@ -201,18 +201,8 @@ pub fn backward<T: Float>(
     gradients: &Gradients<'_, T>,
     scratch: &Buffer<f32>,
 ) -> Result<(), GpuError> {
-    backward_on(
-        Cores::Hopper,
-        gpu,
-        attention,
-        q,
-        k,
-        v,
-        segments,
-        saved,
-        gradients,
-        scratch,
-    )
+    let best = Cores::best(segments.query_tokens, segments.queries.len());
+    backward_on(best, gpu, attention, q, k, v, segments, saved, gradients, scratch)
 }
 
 /// [`backward`] on these cores at best.
@@ -289,8 +279,8 @@ pub(super) fn backward_on<T: Float>(
     let grid = |heads: usize, tokens: usize| match call.cores {
         Cores::Hopper => {
             let tiles = call.tiles(tokens, HOPPER_ROWS) * heads;
-            // Two tiles, three stages of two steps of half as many rows, and numbers of the queries of each.
-            let shared = 5 * attention.head_dim.div_ceil(64) * HOPPER_ROWS * 128 + 3 * HOPPER_ROWS * 4;
+            // Two tiles and stages of four more at most, and numbers of queries.
+            let shared = 6 * attention.head_dim.div_ceil(64) * HOPPER_ROWS * 128 + 3 * HOPPER_ROWS * 4;
             Grid::new(tiles.min(gpu.processors()), 384).shared(shared)
         }
         Cores::Tensor => {
@@ -324,6 +314,8 @@ pub(super) fn backward_on<T: Float>(
 /// Rows of a block of the backward kernels, and of a step of theirs.
 const BACKWARD_ROWS: usize = 128;
 const BACKWARD_STEP: usize = 64;
+/// Four rows for each of the 65,535 blocks of a grid's second dimension.
+const MOST_TOKENS: usize = 4 * 65_535;
 /// Rows of queries of a block of the Hopper kernels, and keys of a step of theirs.
 const HOPPER_ROWS: usize = 128;
 /// Keys of a step of the forward kernel.
@@ -372,6 +364,9 @@ fn rows<T: Float>(
         format!("rows of {operand} have {width} elements and are {} apart", rows.stride)
     })?;
     let wanted = tokens.checked_sub(1).map_or(0, |before| before * rows.stride + width);
+    ShapeError::unless(kernel, tokens <= MOST_TOKENS, || {
+        format!("{tokens} tokens of {operand}")
+    })?;
     ShapeError::at_least(kernel, operand, rows.data.len(), wanted)
 }
 
@@ -516,7 +511,7 @@ fn attend<T: Float>(
             let kernel = call.kernel::<T>(&HOPPER, "forward_hopper", paged).define("FORWARD", 1);
             let tiles = call.tiles(call.query_tokens, HOPPER_ROWS) * attention.heads;
             let panels = attention.head_dim.div_ceil(64);
-            let grid = Grid::new(tiles.min(gpu.processors()), 384).shared(5 * panels * HOPPER_ROWS * 128);
+            let grid = Grid::new(tiles.min(gpu.processors()), 384).shared(6 * panels * HOPPER_ROWS * 128);
             gpu.launch(&kernel, grid, &args)
         }
         Cores::Tensor => {

@@ -1,8 +1,8 @@
 //! Attention of many query tokens: prefill over paged keys, training with its backward, windows of a vision tower.
 //!
-//! Three sources after one another's pattern: `simple.cu` computes every shape and format on plain cores, `tensor.cu` bf16 on
-//! tensor cores (FlashAttention-2). `tiles.cu` comes before both. Segments and tables are on the device; a block finds its tile
-//! there.
+//! Three sources compute the same: `simple.cu` every shape and format on plain cores, `tensor.cu` bf16 by `mma.sync` on every
+//! card with bf16 tensor cores, `hopper.cu` bf16 by `wgmma`. `tiles.cu` comes before each: segments and block tables are on the
+//! device, and a block finds its tile there.
 
 pub mod reference;
 

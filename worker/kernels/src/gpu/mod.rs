@@ -62,7 +62,12 @@ pub fn count() -> Result<usize, GpuError> {
     // SAFETY: loading the driver's library runs its initialisers and nothing else.
     let library = unsafe { libloading::Library::new("libcuda.so.1") };
     library.map_err(|error| GpuError::NoDriver(cause(&error)))?;
-    result::init().map_err(GpuError::driver("start the driver"))?;
+    match result::init() {
+        Ok(()) => {}
+        // Hidden by CUDA_VISIBLE_DEVICES, or not given to the container.
+        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => return Ok(0),
+        Err(error) => return Err(GpuError::driver("start the driver")(error)),
+    }
     let count = result::device::get_count().map_err(GpuError::driver("count the GPUs"))?;
     Ok(usize::try_from(count).unwrap_or_default())
 }

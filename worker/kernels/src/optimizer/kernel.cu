@@ -323,10 +323,7 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
   if (o.zero_gradients) zero();
 }
 
-// Arithmetic on codes is as long as the way to memory: more warps, each with fewer registers, hide more of both.
-static constexpr int RESIDENT = STATE == 2 ? 6 : 4;
-
-extern "C" __global__ void __launch_bounds__(256, RESIDENT)
+extern "C" __global__ void __launch_bounds__(256)
     adamw(elem* parameters, gradient_elem* gradients, m_elem* m, v_elem* v, float2* units, u64 length, const float* clip,
           const float* factors, const u32* updates, float step_size, float decay, float correction, float beta2, float rest1,
           float rest2, float epsilon, u64 seed, u32 step, u32 tensor, u32 zero_gradients) {

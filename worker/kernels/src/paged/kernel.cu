@@ -1,27 +1,25 @@
 // Attention of one new token per sequence over paged keys and values.
 //
-// The work of a step is a line, on which 16 tokens of one row and KV head cost 1. It is cut into equal shares for as many
-// blocks of threads as are resident at once, so that one long row and many short ones load the card alike. A block walks
-// through its share; a row that lies in several shares leaves a partial result in each, which a second kernel merges in a
-// fixed order.
+// The work of a step is a line of units: 16 tokens of one row and KV head. It is cut into equal shares for as many blocks of
+// threads as are resident at once, so that one long row and many short ones load the card alike. A block walks through its
+// share; a row that lies in several shares leaves a partial result in each, which the last of their blocks to be done merges,
+// in an order that does not depend on which it is.
+// Prefixes that groups of rows share are a line of their own, of 64 tokens for a tile of up to 128 query heads of the group.
 //
 // Scores and outputs are computed transposed: tokens (then dimensions) are the 16 rows of mma.m16n8k16, and the 7 or 8 query
-// heads of a KV head its 8 columns, so that no row of the tensor core is padding. Its operands come straight from global
-// memory: a thread reads 16 bytes of a key or value, and which dimension meets which index of the product is free as long as
-// both sides agree. Nothing is staged in shared memory, and a warp waits for no other until its share of a row is done.
+// heads of a KV head its 8 columns, so that no row of the tensor core is padding. Without a group, its operands come straight
+// from global memory: a thread reads 16 bytes of a key or value, and which dimension meets which index of the product is free
+// as long as both sides agree. Nothing is staged in shared memory, and a warp waits for no other until its share of a row is
+// done. Over a prefix the warps of a block do the same tokens for different heads, and these wait in shared memory.
 //
-// Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, WIDE (tiles
-// of 8 columns of a warp over a prefix), RESIDENT (blocks of a multiprocessor).
+// Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, ROW_WARPS (of a block
+// of the line of rows) and ROW_BLOCKS (of a multiprocessor).
 
-static constexpr int WARPS = 4;
-// Tokens that a warp takes at once.
-static constexpr int STEP = 16;
-// A tile of 8 columns for a row, up to 4 warps with WIDE such tiles each for rows that share a prefix.
-static constexpr int WIDE_TILES = WIDE * WARPS, WIDE_COLUMNS = 8 * WIDE_TILES;
-// What a step of all warps of a block costs there.
-#ifndef WIDE_COST
-#define WIDE_COST 4
-#endif
+static constexpr int PREFIX_WARPS = 4, PREFIX_BLOCKS = 2;
+// Tokens that a warp takes at once, and those of a prefix that a block has in shared memory.
+static constexpr int STEP = 16, CHUNK = 64;
+// Tiles of 8 columns (query heads): one for a row, up to four for each warp of a block over a prefix.
+static constexpr int WIDE = 4, WIDE_TILES = WIDE * PREFIX_WARPS, WIDE_COLUMNS = 8 * WIDE_TILES;
 static constexpr int KEY_CHUNKS = (HEAD_DIM + 31) / 32, VALUE_CHUNKS = (HEAD_DIM + 63) / 64;
 // Pairs of dimensions that a thread sums for two heads.
 static constexpr int PAIRS = 4 * VALUE_CHUNKS;
@@ -29,22 +27,18 @@ static constexpr int PAIRS = 4 * VALUE_CHUNKS;
 static constexpr int SLOT = 8 * HEAD_DIM + 16;
 #define MINUS_INFINITY __int_as_float(0xff800000)
 
-// A stretch of the line: a row, or a tile of columns (query heads of several rows) over a prefix; for each KV head in turn.
+// A stretch of a line: a row, or a tile of columns over a prefix; for each KV head in turn.
 struct __align__(16) Section {
   int start;       // on the line
-  int units;       // of each KV head: 16 tokens of a row, or a step of all warps over a prefix
+  int units;       // of each KV head
   int row;         // whose table is read, and from which columns count
   int column;      // first query head of the tile, counted through the rows: (row - first) * PER_KV + head
   int columns;     // of the tile
   int begin, end;  // tokens
-  int across;      // warps side by side over the columns of a prefix; 0: a row's own tokens
   int alone;       // a row without a prefix
-  int unused[3];
-
-  __device__ __forceinline__ int cost() const { return across ? WIDE_COST : 1; }
 };
 
-// A block's part of the line, with the section in which it begins.
+// A block's part of a line, with the section in which it begins.
 struct __align__(16) Share {
   int begin, end, index, unused;
   Section section;
@@ -68,7 +62,7 @@ __device__ __forceinline__ int share_of(int place, int shares, int length) {
   return (int)((((i64)place + 1) * shares - 1) / length);
 }
 
-// Sums of all threads before this one, and of all; `parts` has 33 numbers.
+// Sums of all threads before this one, and of all; `parts` has 32 numbers.
 __device__ __forceinline__ u64 scan(u64 value, u64& total, u64* parts) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   u64 sum = value;
@@ -89,56 +83,11 @@ __device__ __forceinline__ u64 scan(u64 value, u64& total, u64* parts) {
   return before + sum - value;
 }
 
-// One block. Sections of prefix tiles come first, then those of rows with tokens of their own.
-extern "C" __global__ void __launch_bounds__(1024) paged_plan(const int* lengths, const int* groups, int rows, int kv_heads,
-                                                              int group_count, int most_tiles, int most_shares, int* header,
-                                                              Section* sections, Row* records, Share* shares) {
-  __shared__ u64 parts[33];
-  int thread = threadIdx.x;
-  for (int row = thread; row < rows; row += blockDim.x) records[row] = Row{-1, 0, 0, 1, -1};
-  __syncthreads();
-  // Length of the line in the upper half, sections in the lower.
-  u64 carry = 0, total;
-  for (int first = 0; first < group_count; first += blockDim.x) {
-    int at = first + thread, row = 0, count = 0, prefix = 0;
-    if (at < group_count) row = groups[3 * at], count = groups[3 * at + 1], prefix = groups[3 * at + 2];
-    bool shared = row >= 0 && count > 1 && count <= rows - row && prefix > 0;
-    int columns = shared ? count * PER_KV : 0, tiles = (columns + WIDE_COLUMNS - 1) / WIDE_COLUMNS;
-    // Tiles of equal width, in whole columns of tensor core products.
-    int width = shared ? ((columns + tiles - 1) / tiles + 7) / 8 * 8 : 1;
-    int across = width <= 8 * WIDE ? 1 : width <= 16 * WIDE ? 2 : 4, tokens = STEP * WARPS / across;
-    int units = shared ? (prefix + tokens - 1) / tokens : 0, length = units * kv_heads * WIDE_COST;
-    u64 before = carry + scan(((u64)(tiles * length) << 32) | (u64)tiles, total, parts);
-    carry += total;
-    int section = (int)(u32)before, start = (int)(before >> 32);
-    for (int tile = 0; tile < tiles && section + tile < most_tiles; tile++)
-      sections[section + tile] = Section{start + tile * length, units,  row,    tile * width, min(columns - tile * width, width),
-                                         0,                     prefix, across, 0};
-    for (int member = 0; shared && member < count; member++)
-      records[row + member] = Row{-1, 0, 0, 0, section, start, units, width, member * PER_KV, prefix};
-  }
-  __syncthreads();
-  for (int first = 0; first < rows; first += blockDim.x) {
-    int row = first + thread, length = 0;
-    Row record = {-1};
-    if (row < rows) length = lengths[row], record = records[row];
-    int units = max(length - record.prefix + STEP - 1, 0) / STEP;
-    if (length <= 0) units = 0, record.tile = -1;
-    u64 before = carry + scan(((u64)(units * kv_heads) << 32) | (u64)(units > 0), total, parts);
-    carry += total;
-    if (units > 0) {
-      record.section = (int)(u32)before, record.start = (int)(before >> 32), record.units = units;
-      sections[record.section] = Section{record.start,  units,  row, 0, PER_KV,
-                                         record.prefix, length, 0,   record.alone};
-    }
-    if (row < rows) records[row] = record;
-  }
-  __syncthreads();
-  int length = (int)(carry >> 32), count = (int)(u32)carry;
-  // A share is at least a step of all warps. So none is empty: every one between two that hold parts of a row holds a part.
-  int used = min(most_shares, max(length / WARPS, min(length, 1)));
-  if (thread == 0) header[0] = length, header[1] = used;
-  for (int share = thread; share < most_shares; share += blockDim.x) {
+// Cuts a line of `count` sections. No share is empty: every one between two that hold parts of a row holds a part of it.
+__device__ __forceinline__ void cut(int length, int count, int used, int most, int* header, const Section* sections,
+                                    Share* shares) {
+  if (threadIdx.x == 0) header[0] = length, header[1] = used;
+  for (int share = threadIdx.x; share < most; share += blockDim.x) {
     if (share >= used) {
       shares[share] = Share{0, 0};
       continue;
@@ -155,6 +104,62 @@ extern "C" __global__ void __launch_bounds__(1024) paged_plan(const int* lengths
   }
 }
 
+// One block. `header` has length and shares of the line of rows, then of prefixes; `tile_` is of prefixes.
+extern "C" __global__ void __launch_bounds__(1024)
+    paged_plan(const int* lengths, const int* groups, int rows, int kv_heads, int group_count, int most_tiles, int most_shares,
+               int most_tile_shares, int* header, Section* sections, Section* tile_sections, Row* records, Share* shares,
+               Share* tile_shares, int* arrivals) {
+  __shared__ u64 parts[32];
+  int thread = threadIdx.x;
+  for (int row = thread; row < rows; row += blockDim.x) records[row] = Row{-1, 0, 0, 1, -1};
+  for (int at = thread; at < rows * kv_heads; at += blockDim.x) arrivals[at] = 0;
+  __syncthreads();
+  // Length of the line in the upper half, sections in the lower.
+  u64 carry = 0, total;
+  for (int first = 0; first < group_count; first += blockDim.x) {
+    int at = first + thread, row = 0, count = 0, prefix = 0;
+    if (at < group_count) row = groups[3 * at], count = groups[3 * at + 1], prefix = groups[3 * at + 2];
+    bool shared = row >= 0 && count > 1 && count <= rows - row && prefix > 0;
+    int columns = shared ? count * PER_KV : 0, tiles = (columns + WIDE_COLUMNS - 1) / WIDE_COLUMNS;
+    // Tiles of equal width, in whole columns of tensor core products.
+    int width = shared ? ((columns + tiles - 1) / tiles + 7) / 8 * 8 : 1;
+    int units = shared ? (prefix + CHUNK - 1) / CHUNK : 0, length = units * kv_heads;
+    u64 before = carry + scan(((u64)(tiles * length) << 32) | (u64)tiles, total, parts);
+    carry += total;
+    int section = (int)(u32)before, start = (int)(before >> 32);
+    for (int tile = 0; tile < tiles && section + tile < most_tiles; tile++)
+      tile_sections[section + tile] =
+          Section{start + tile * length, units, row, tile * width, min(columns - tile * width, width), 0, prefix, 0};
+    for (int member = 0; shared && member < count; member++)
+      records[row + member] = Row{-1, 0, 0, 0, section, start, units, width, member * PER_KV, prefix};
+  }
+  __syncthreads();
+  if (group_count > 0) {
+    int length = (int)(carry >> 32);
+    cut(length, (int)(u32)carry, min(most_tile_shares, length), most_tile_shares, header + 2, tile_sections, tile_shares);
+  }
+  carry = 0;
+  for (int first = 0; first < rows; first += blockDim.x) {
+    int row = first + thread, length = 0;
+    Row record = {-1};
+    if (row < rows) length = lengths[row], record = records[row];
+    int units = max(length - record.prefix + STEP - 1, 0) / STEP;
+    if (length <= 0) units = 0, record.tile = -1;
+    u64 before = carry + scan(((u64)(units * kv_heads) << 32) | (u64)(units > 0), total, parts);
+    carry += total;
+    if (units > 0) {
+      record.section = (int)(u32)before, record.start = (int)(before >> 32), record.units = units;
+      sections[record.section] = Section{record.start, units, row, 0, PER_KV, record.prefix, length, record.alone};
+    }
+    if (row < rows) records[row] = record;
+  }
+  __syncthreads();
+  int length = (int)(carry >> 32);
+  // A share has a unit for each warp.
+  int used = min(most_shares, max(length / ROW_WARPS, min(length, 1)));
+  cut(length, (int)(u32)carry, used, most_shares, header, sections, shares);
+}
+
 __device__ __forceinline__ float power(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -163,24 +168,40 @@ __device__ __forceinline__ float power(float x) {
 // What a sum of powers relative to `from` is worth relative to the larger `to`. Nothing has been summed at minus infinity.
 __device__ __forceinline__ float rescale(float from, float to) { return from == MINUS_INFINITY ? 0.f : power(from - to); }
 
-template <bool KEEP> __device__ __forceinline__ uint4 read16(const bf16* from) {
+__device__ __forceinline__ uint4 read16(const bf16* from) {
   uint4 v;
-  if (KEEP)
-    asm volatile("ld.global.nc.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
-  else
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(from));
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
   return v;
 }
-
-// From shared memory, each time anew: kept in registers over the loop, queries would push sums out of them.
+__device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+// Each time anew: kept in registers over a loop, queries would push sums out of them.
 __device__ __forceinline__ uint4 read_shared(const uint4* from) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"((u32)__cvta_generic_to_shared(from)));
+               : "r"(shared_address(from)));
   return v;
+}
+// Four 8 x 8 matrices; lane 8i + r gives the address of row r of the i-th.
+__device__ __forceinline__ uint4 read_matrices(u32 row) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(row));
+  return v;
+}
+__device__ __forceinline__ uint4 read_transposed(u32 row) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(row));
+  return v;
+}
+// Copies 16 bytes, or writes zeros.
+__device__ __forceinline__ void copy_async(u32 to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
 }
 
 __device__ __forceinline__ void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -195,235 +216,55 @@ __device__ __forceinline__ u32 transposed(u32 x) {
   return y;
 }
 
-// Sixteen tokens of a warp, `low` and `high` pointing to the first and to the ninth of them. Of the scores, thread (g, c) =
-// (lane / 4, lane % 4) holds those of tokens g (numbers 0, 1) and g + 8 (numbers 2, 3) with heads 2c and 2c + 1. Of the
-// output, for pair p = 4j + t, it holds dimensions 64j + 8g + 2t (numbers 0, 1) and the next (2, 3) of the same heads.
-
-// On tensor cores. Keys and values wait in registers, requested before the sixteen tokens before them are computed.
-template <int TILES> struct Tensor {
-  uint4 keys[KEY_CHUNKS][2];
-  uint4 values[VALUE_CHUNKS][4];
-
-  __device__ __forceinline__ void request_keys(const bf16* low, const bf16* high) {
-    int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
-#pragma unroll
-    for (int j = 0; j < KEY_CHUNKS; j++) {
-      int at = g * HEAD_DIM + 32 * j + 8 * c;
-      bool inside = HEAD_DIM % 32 == 0 || 32 * j + 8 * c < HEAD_DIM;
-      keys[j][0] = inside ? read16<(TILES > 1)>(low + at) : make_uint4(0, 0, 0, 0);
-      keys[j][1] = inside ? read16<(TILES > 1)>(high + at) : make_uint4(0, 0, 0, 0);
-    }
-  }
-  __device__ __forceinline__ void request_values(const bf16* low, const bf16* high) {
-    int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
-#pragma unroll
-    for (int j = 0; j < VALUE_CHUNKS; j++) {
-      int at = 2 * c * HEAD_DIM + 64 * j + 8 * g;
-      bool inside = HEAD_DIM % 64 == 0 || 64 * j + 8 * g < HEAD_DIM;
-#pragma unroll
-      for (int r = 0; r < 4; r++)
-        values[j][r] = inside ? read16<(TILES > 1)>((r < 2 ? low : high) + at + (r & 1) * HEAD_DIM) : make_uint4(0, 0, 0, 0);
-    }
-  }
-  // Values of tokens that are not there may be NaN, which a weight of zero does not silence.
-  __device__ __forceinline__ void drop_values(int tokens) {
-    int c = threadIdx.x & 3;
-#pragma unroll
-    for (int r = 0; r < 4; r++)
-      if (2 * c + (r & 1) + 4 * (r & 2) >= tokens)
-#pragma unroll
-        for (int j = 0; j < VALUE_CHUNKS; j++) values[j][r] = make_uint4(0, 0, 0, 0);
-  }
-  __device__ __forceinline__ void score(float (&scores)[TILES][4], const uint4* queries) {
-    int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) scores[tile][i] = 0.f;
-    // Neighbouring products go into different sums: none waits for the one before it.
-#pragma unroll
-    for (int j = 0; j < KEY_CHUNKS; j++) {
-      uint4 low = keys[j][0], high = keys[j][1], q[TILES];
-#pragma unroll
-      for (int tile = 0; tile < TILES; tile++) q[tile] = read_shared(queries + (tile * KEY_CHUNKS + j) * 32 + lane);
-#pragma unroll
-      for (int tile = 0; tile < TILES; tile++) mma(scores[tile], low.x, high.x, low.y, high.y, q[tile].x, q[tile].y);
-#pragma unroll
-      for (int tile = 0; tile < TILES; tile++) mma(scores[tile], low.z, high.z, low.w, high.w, q[tile].z, q[tile].w);
-    }
-  }
-  __device__ __forceinline__ void add(float (&out)[TILES][PAIRS][4], const float (&weights)[TILES][4], int) {
-    u32 low[TILES], high[TILES];
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-      low[tile] = transposed(to_bf16x2(weights[tile][0], weights[tile][1]));
-      high[tile] = transposed(to_bf16x2(weights[tile][2], weights[tile][3]));
-    }
-#pragma unroll
-    for (int j = 0; j < VALUE_CHUNKS; j++) {
-#pragma unroll
-      for (int t = 0; t < 4; t++) {
-        u32 v0 = word(values[j][0], t), v1 = word(values[j][1], t), v2 = word(values[j][2], t), v3 = word(values[j][3], t);
-        u32 a0 = __byte_perm(v0, v1, 0x5410), a1 = __byte_perm(v0, v1, 0x7632);
-        u32 a2 = __byte_perm(v2, v3, 0x5410), a3 = __byte_perm(v2, v3, 0x7632);
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++) mma(out[tile][4 * j + t], a0, a1, a2, a3, low[tile], high[tile]);
-      }
-    }
-  }
-  static __device__ __forceinline__ u32 word(const uint4& v, int at) {
-    return at == 0 ? v.x : at == 1 ? v.y : at == 2 ? v.z : v.w;
-  }
-  // A block's queries in the order in which `score` reads them.
-  static __device__ __forceinline__ void stage(uint4* to, const bf16* q, int tiles, int column, int columns, int row_stride) {
-    for (int at = threadIdx.x; at < tiles * KEY_CHUNKS * 32; at += WARPS * 32) {
-      int lane = at & 31, j = (at >> 5) % KEY_CHUNKS, head = 8 * ((at >> 5) / KEY_CHUNKS) + (lane >> 2);
-      int dim = 32 * j + 8 * (lane & 3);
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (head < columns && dim < HEAD_DIM) {
-        int line = column + head;
-        v = *reinterpret_cast<const uint4*>(q + (i64)(line / PER_KV) * row_stride + (line % PER_KV) * HEAD_DIM + dim);
-      }
-      to[at] = v;
-    }
-  }
-};
-
-// In plain f32, for parity: the same threads hold the same numbers.
-template <int TILES> struct Scalar {
-  const float *keys[2], *values[2];
-
-  __device__ __forceinline__ void request_keys(const float* low, const float* high) { keys[0] = low, keys[1] = high; }
-  __device__ __forceinline__ void request_values(const float* low, const float* high) { values[0] = low, values[1] = high; }
-  __device__ __forceinline__ void drop_values(int) {}
-  __device__ __forceinline__ void score(float (&scores)[TILES][4], const uint4* staged) {
-    const float* queries = reinterpret_cast<const float*>(staged);
-    int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
-    for (int tile = 0; tile < TILES; tile++)
-      for (int i = 0; i < 4; i++) {
-        const float *key = keys[i >> 1] + g * HEAD_DIM, *query = queries + (8 * tile + 2 * c + (i & 1)) * HEAD_DIM;
-        float sum = 0.f;
-        for (int dim = 0; dim < HEAD_DIM; dim++) sum += key[dim] * query[dim];
-        scores[tile][i] = sum;
-      }
-  }
-  __device__ __forceinline__ void add(float (&out)[TILES][PAIRS][4], const float (&weights)[TILES][4], int tokens) {
-    int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
-      for (int token = 0; token < min(tokens, STEP); token++) {
-        int from = (token & 7) * 4 + c;
-        float p0 = __shfl_sync(0xffffffffu, token < 8 ? weights[tile][0] : weights[tile][2], from);
-        float p1 = __shfl_sync(0xffffffffu, token < 8 ? weights[tile][1] : weights[tile][3], from);
-        const float* value = values[token >> 3] + (token & 7) * HEAD_DIM + 8 * g;
-#pragma unroll
-        for (int pair = 0; pair < PAIRS; pair++) {
-          int dim = 64 * (pair / 4) + 2 * (pair % 4);
-          if (HEAD_DIM % 64 != 0 && dim + 8 * g >= HEAD_DIM) continue;
-          out[tile][pair][0] += p0 * value[dim], out[tile][pair][1] += p1 * value[dim];
-          out[tile][pair][2] += p0 * value[dim + 1], out[tile][pair][3] += p1 * value[dim + 1];
-        }
-      }
-  }
-  static __device__ __forceinline__ void stage(uint4* to, const float* q, int tiles, int column, int columns, int row_stride) {
-    float* queries = reinterpret_cast<float*>(to);
-    for (int at = threadIdx.x; at < tiles * 8 * HEAD_DIM; at += WARPS * 32) {
-      int head = at / HEAD_DIM, line = column + head;
-      queries[at] = head < columns ? q[(i64)(line / PER_KV) * row_stride + (line % PER_KV) * HEAD_DIM + at % HEAD_DIM] : 0.f;
-    }
-  }
-};
-
-template <typename T, int TILES> struct Choose;
-template <int TILES> struct Choose<bf16, TILES> { typedef Tensor<TILES> Step; };
-template <int TILES> struct Choose<float, TILES> { typedef Scalar<TILES> Step; };
-
-__device__ __forceinline__ void store_two(float* to, float a, float b) { *reinterpret_cast<float2*>(to) = make_float2(a, b); }
-__device__ __forceinline__ void store_two(bf16* to, float a, float b) { *reinterpret_cast<u32*>(to) = to_bf16x2(a, b); }
-
 struct Context {
   const elem *q, *keys, *values;
   const u32* tables;
   elem* out;
   float* lse;
-  float* partials;
   int heads, kv_heads, max_blocks;
   float scale;  // times log2(e)
+
+  // Where a token's key or value of a head begins, by its entry in the table.
+  __device__ __forceinline__ i64 place(u32 block, int kv_head, int token) const {
+    return ((i64)block * kv_heads + kv_head) * (BLOCK_SIZE * HEAD_DIM) + token % BLOCK_SIZE * HEAD_DIM;
+  }
+  // The query of a column of a section.
+  __device__ __forceinline__ const elem* query(const Section& section, int kv_head, int column) const {
+    int line = section.column + column;
+    return q + ((i64)(section.row + line / PER_KV) * heads + kv_head * PER_KV + line % PER_KV) * HEAD_DIM;
+  }
 };
 
-// Units [first, last) of a section and one of its KV heads. `slots` is where partial results go; null: this is all of the row.
-template <int TILES>
-__device__ __forceinline__ void attend_units(const Context& context, const Section& section, int kv_head, int first, int last,
-                                             float* slots, uint4* shared) {
-  typedef typename Choose<elem, TILES>::Step Step;
-  // Behind the queries or the outputs, whichever are more.
-  static constexpr int QUERIES = (sizeof(elem) == 2 ? 32 * KEY_CHUNKS * 8 : 8 * HEAD_DIM) * sizeof(elem);
-  static constexpr int OUTPUTS = WARPS * PAIRS * 32 * sizeof(float4), ALL = (GROUPED ? WIDE_TILES : 1) * QUERIES;
-  float(*maxima)[8 * TILES] = reinterpret_cast<float(*)[8 * TILES]>(shared + (ALL > OUTPUTS ? ALL : OUTPUTS) / 16);
-  float(*sums)[8 * TILES] = maxima + WARPS;
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
-  // Warps side by side over columns, the rest of them over tokens.
-  int across = TILES == 1 ? 1 : section.across;
-  int along = WARPS / across, strip = warp % across, part = warp / across;
-
-  // Whoever still reads the results of the units before is waited for.
-  __syncthreads();
-  const elem* q = context.q + ((i64)section.row * context.heads + kv_head * PER_KV) * HEAD_DIM;
-  Step::stage(shared, q, across * TILES, section.column, section.columns, context.heads * HEAD_DIM);
-  __syncthreads();
-  const uint4* queries = shared + strip * TILES * (QUERIES / 16);
-
+// What a warp has summed for tiles of 8 columns over its tokens. Of the scores of 16 tokens, thread (g, c) = (lane / 4,
+// lane % 4) holds those of tokens g (numbers 0, 1) and g + 8 (numbers 2, 3) with columns 2c and 2c + 1; of a pair of
+// dimensions, the sums of the first (0, 1) and of the second (2, 3) for the same columns.
+template <int TILES> struct Sums {
   float out[TILES][PAIRS][4], best[TILES][2], sum[TILES][2];
+
+  __device__ __forceinline__ void clear() {
 #pragma unroll
-  for (int tile = 0; tile < TILES; tile++) {
+    for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
-    for (int x = 0; x < 2; x++) best[tile][x] = MINUS_INFINITY, sum[tile][x] = 0.f;
+      for (int x = 0; x < 2; x++) best[tile][x] = MINUS_INFINITY, sum[tile][x] = 0.f;
 #pragma unroll
-    for (int pair = 0; pair < PAIRS; pair++)
+      for (int pair = 0; pair < PAIRS; pair++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) out[tile][pair][i] = 0.f;
+        for (int i = 0; i < 4; i++) out[tile][pair][i] = 0.f;
+    }
   }
 
-  int stride = along * STEP, unit = TILES == 1 ? STEP : stride;
-  int end = min(section.begin + last * unit, section.end), token = section.begin + first * unit + part * STEP;
-  const u32* table = context.tables + (i64)section.row * context.max_blocks;
-  int last_block = (end - 1) / BLOCK_SIZE;
-  // Eight tokens lie in one block, sixteen may lie in two. Past the end the last block stands in.
-  u32 low_block = 0, high_block = 0;
-  auto look_up = [&](int at) {
-    if (at >= end) return;
-    low_block = __ldg(table + at / BLOCK_SIZE);
-    high_block = BLOCK_SIZE >= STEP ? low_block : __ldg(table + min((at + 8) / BLOCK_SIZE, last_block));
-  };
-  i64 head_offset = (i64)kv_head * BLOCK_SIZE * HEAD_DIM, block_stride = (i64)context.kv_heads * BLOCK_SIZE * HEAD_DIM;
-  auto low_offset = [&](int at) { return low_block * block_stride + head_offset + at % BLOCK_SIZE * HEAD_DIM; };
-  auto high_offset = [&](int at) { return high_block * block_stride + head_offset + (at + 8) % BLOCK_SIZE * HEAD_DIM; };
-
-  Step step;
-  look_up(token);
-  if (token < end) {
-    i64 low = low_offset(token), high = high_offset(token);
-    step.request_keys(context.keys + low, context.keys + high);
-    step.request_values(context.values + low, context.values + high);
-  }
-  look_up(token + stride);
-  for (; token < end; token += stride) {
-    int next = token + stride, tokens = end - token;
-    i64 low = low_offset(next), high = high_offset(next);
-    float scores[TILES][4];
-    step.score(scores, queries);
-    if (next < end) step.request_keys(context.keys + low, context.keys + high);
-    look_up(next + stride);
-    if (tokens < STEP) step.drop_values(tokens);
-
+  // Scores to weights relative to the largest score yet, to which all that has been summed is brought. Only the first
+  // `tokens` are there; at least one is.
+  __device__ __forceinline__ void weigh(float (&scores)[TILES][4], int tokens, float scale) {
+    int g = (threadIdx.x & 31) >> 2;
     float factor[TILES][2];
     bool grew = false;
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
       for (int x = 0; x < 2; x++) {
-        float a = g < tokens ? scores[tile][x] * context.scale : MINUS_INFINITY;
-        float b = g + 8 < tokens ? scores[tile][2 + x] * context.scale : MINUS_INFINITY;
+        float a = g < tokens ? scores[tile][x] * scale : MINUS_INFINITY;
+        float b = g + 8 < tokens ? scores[tile][2 + x] * scale : MINUS_INFINITY;
         float most = fmaxf(a, b);
 #pragma unroll
         for (int offset = 4; offset < 32; offset <<= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
@@ -442,178 +283,559 @@ __device__ __forceinline__ void attend_units(const Context& context, const Secti
 #pragma unroll
           for (int i = 0; i < 4; i++) out[tile][pair][i] *= factor[tile][i & 1];
     }
-    step.add(out, scores, tokens);
-    if (next < end) step.request_values(context.values + low, context.values + high);
   }
 
+  // A warp's sums of its own, to slots of their tiles. `columns` are there.
+  template <typename Step> __device__ __forceinline__ void store(float* slots, int columns) {
+    int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
 #pragma unroll
-  for (int tile = 0; tile < TILES; tile++)
+    for (int tile = 0; tile < TILES; tile++) {
+      float* slot = slots + tile * SLOT;
 #pragma unroll
-    for (int x = 0; x < 2; x++) {
+      for (int x = 0; x < 2; x++) {
 #pragma unroll
-      for (int offset = 4; offset < 32; offset <<= 1) sum[tile][x] += __shfl_xor_sync(0xffffffffu, sum[tile][x], offset);
-      if (g == 0) maxima[warp][8 * tile + 2 * c + x] = best[tile][x], sums[warp][8 * tile + 2 * c + x] = sum[tile][x];
+        for (int offset = 4; offset < 32; offset <<= 1) sum[tile][x] += __shfl_xor_sync(0xffffffffu, sum[tile][x], offset);
+        if (8 * tile + 2 * c + x >= columns) continue;
+        if (g == 0) slot[8 * HEAD_DIM + 2 * c + x] = best[tile][x], slot[8 * HEAD_DIM + 8 + 2 * c + x] = sum[tile][x];
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; pair++)
+#pragma unroll
+          for (int second = 0; second < 2; second++) {
+            int dim = Step::dimension(pair, g, second);
+            if (HEAD_DIM % 64 == 0 || dim < HEAD_DIM) slot[(2 * c + x) * HEAD_DIM + dim] = out[tile][pair][2 * second + x];
+          }
+      }
     }
+  }
+};
+
+// Sixteen tokens of a warp, straight from global memory to tensor cores. Keys and values wait in registers, requested before
+// the sixteen tokens before them are computed; `low` and `high` point to the first and to the ninth token.
+struct Tensor {
+  // Of 16 bytes of the queries of a tile.
+  static constexpr int QUERIES = KEY_CHUNKS * 32;
+  uint4 keys[KEY_CHUNKS][2];
+  uint4 values[VALUE_CHUNKS][4];
+
+  static __device__ __forceinline__ int dimension(int pair, int g, int second) {
+    return 64 * (pair / 4) + 8 * g + 2 * (pair % 4) + second;
+  }
+  __device__ __forceinline__ void request_keys(const bf16* low, const bf16* high) {
+    int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
+#pragma unroll
+    for (int j = 0; j < KEY_CHUNKS; j++) {
+      int at = g * HEAD_DIM + 32 * j + 8 * c;
+      bool inside = HEAD_DIM % 32 == 0 || 32 * j + 8 * c < HEAD_DIM;
+      keys[j][0] = inside ? read16(low + at) : make_uint4(0, 0, 0, 0);
+      keys[j][1] = inside ? read16(high + at) : make_uint4(0, 0, 0, 0);
+    }
+  }
+  __device__ __forceinline__ void request_values(const bf16* low, const bf16* high) {
+    int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
+#pragma unroll
+    for (int j = 0; j < VALUE_CHUNKS; j++) {
+      int at = 2 * c * HEAD_DIM + 64 * j + 8 * g;
+      bool inside = HEAD_DIM % 64 == 0 || 64 * j + 8 * g < HEAD_DIM;
+#pragma unroll
+      for (int r = 0; r < 4; r++)
+        values[j][r] = inside ? read16((r < 2 ? low : high) + at + (r & 1) * HEAD_DIM) : make_uint4(0, 0, 0, 0);
+    }
+  }
+  __device__ __forceinline__ void score(float (&scores)[1][4], const uint4* queries) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) scores[0][i] = 0.f;
+#pragma unroll
+    for (int j = 0; j < KEY_CHUNKS; j++) {
+      uint4 low = keys[j][0], high = keys[j][1], q = read_shared(queries + j * 32 + (threadIdx.x & 31));
+      mma(scores[0], low.x, high.x, low.y, high.y, q.x, q.y);
+      mma(scores[0], low.z, high.z, low.w, high.w, q.z, q.w);
+    }
+  }
+  __device__ __forceinline__ void add(Sums<1>& sums, const float (&weights)[1][4], int tokens) {
+    int c = threadIdx.x & 3;
+    // Values of tokens that are not there may be NaN, which a weight of zero does not silence.
+    if (tokens < STEP) {
+#pragma unroll
+      for (int r = 0; r < 4; r++)
+        if (2 * c + (r & 1) + 4 * (r & 2) >= tokens)
+#pragma unroll
+          for (int j = 0; j < VALUE_CHUNKS; j++) values[j][r] = make_uint4(0, 0, 0, 0);
+    }
+    u32 low = transposed(to_bf16x2(weights[0][0], weights[0][1])), high = transposed(to_bf16x2(weights[0][2], weights[0][3]));
+#pragma unroll
+    for (int j = 0; j < VALUE_CHUNKS; j++) {
+#pragma unroll
+      for (int t = 0; t < 4; t++) {
+        u32 v0 = word(values[j][0], t), v1 = word(values[j][1], t), v2 = word(values[j][2], t), v3 = word(values[j][3], t);
+        mma(sums.out[0][4 * j + t], __byte_perm(v0, v1, 0x5410), __byte_perm(v0, v1, 0x7632), __byte_perm(v2, v3, 0x5410),
+            __byte_perm(v2, v3, 0x7632), low, high);
+      }
+    }
+  }
+  static __device__ __forceinline__ u32 word(const uint4& v, int at) {
+    return at == 0 ? v.x : at == 1 ? v.y : at == 2 ? v.z : v.w;
+  }
+  // A block's queries in the order in which `score` reads them.
+  static __device__ __forceinline__ void stage(uint4* to, const Context& context, const Section& section, int kv_head, int) {
+    for (int at = threadIdx.x; at < QUERIES; at += blockDim.x) {
+      int column = (at & 31) >> 2, dim = 32 * (at >> 5) + 8 * (at & 3);
+      bool inside = column < section.columns && dim < HEAD_DIM;
+      to[at] = inside ? *reinterpret_cast<const uint4*>(context.query(section, kv_head, column) + dim) : make_uint4(0, 0, 0, 0);
+    }
+  }
+};
+
+// In plain f32, for parity: the same threads hold the same numbers.
+template <int TILES> struct Scalar {
+  static constexpr int QUERIES = 8 * HEAD_DIM / 4;
+  const elem *keys[2], *values[2];
+
+  static __device__ __forceinline__ int dimension(int pair, int g, int second) {
+    return 64 * (pair / 4) + 8 * g + 2 * (pair % 4) + second;
+  }
+  __device__ __forceinline__ void request_keys(const elem* low, const elem* high) { keys[0] = low, keys[1] = high; }
+  __device__ __forceinline__ void request_values(const elem* low, const elem* high) { values[0] = low, values[1] = high; }
+  __device__ __forceinline__ void score(float (&scores)[TILES][4], const uint4* staged) {
+    const float* queries = reinterpret_cast<const float*>(staged);
+    int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
+    for (int tile = 0; tile < TILES; tile++)
+      for (int i = 0; i < 4; i++) {
+        const elem* key = keys[i >> 1] + g * HEAD_DIM;
+        const float* query = queries + (8 * tile + 2 * c + (i & 1)) * HEAD_DIM;
+        float sum = 0.f;
+        for (int dim = 0; dim < HEAD_DIM; dim++) sum += to_float(key[dim]) * query[dim];
+        scores[tile][i] = sum;
+      }
+  }
+  __device__ __forceinline__ void add(Sums<TILES>& sums, const float (&weights)[TILES][4], int tokens) {
+    int g = (threadIdx.x & 31) >> 2, c = threadIdx.x & 3;
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++)
+      for (int token = 0; token < min(tokens, STEP); token++) {
+        int from = (token & 7) * 4 + c;
+        float p0 = __shfl_sync(0xffffffffu, token < 8 ? weights[tile][0] : weights[tile][2], from);
+        float p1 = __shfl_sync(0xffffffffu, token < 8 ? weights[tile][1] : weights[tile][3], from);
+        const elem* value = values[token >> 3] + (token & 7) * HEAD_DIM;
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; pair++) {
+          int dim = dimension(pair, g, 0);
+          if (HEAD_DIM % 64 != 0 && dim >= HEAD_DIM) continue;
+          float(&out)[4] = sums.out[tile][pair];
+          float first = to_float(value[dim]), second = to_float(value[dim + 1]);
+          out[0] += p0 * first, out[1] += p1 * first, out[2] += p0 * second, out[3] += p1 * second;
+        }
+      }
+  }
+  static __device__ __forceinline__ void stage(uint4* to, const Context& context, const Section& section, int kv_head,
+                                               int tiles) {
+    float* queries = reinterpret_cast<float*>(to);
+    for (int at = threadIdx.x; at < tiles * 8 * HEAD_DIM; at += blockDim.x) {
+      int column = at / HEAD_DIM;
+      queries[at] = column < section.columns ? to_float(context.query(section, kv_head, column)[at % HEAD_DIM]) : 0.f;
+    }
+  }
+};
+
+// What waits for the memory: 16 tokens after 16 tokens of a warp, `stride` apart.
+template <typename Step, int TILES>
+__device__ __forceinline__ void attend_tokens(const Context& context, const Section& section, int kv_head, int token, int end,
+                                              int stride, const uint4* queries, Sums<TILES>& sums) {
+  const u32* table = context.tables + (i64)section.row * context.max_blocks;
+  int last_block = (end - 1) / BLOCK_SIZE;
+  // Eight tokens lie in one block, sixteen may lie in two. Past the end the last block stands in.
+  u32 low_block = 0, high_block = 0;
+  auto look_up = [&](int at) {
+    if (at >= end) return;
+    low_block = __ldg(table + at / BLOCK_SIZE);
+    high_block = BLOCK_SIZE >= STEP ? low_block : __ldg(table + min((at + 8) / BLOCK_SIZE, last_block));
+  };
+  Step step;
+  look_up(token);
+  if (token < end) {
+    i64 low = context.place(low_block, kv_head, token), high = context.place(high_block, kv_head, token + 8);
+    step.request_keys(context.keys + low, context.keys + high);
+    step.request_values(context.values + low, context.values + high);
+  }
+  look_up(token + stride);
+  for (; token < end; token += stride) {
+    int next = token + stride;
+    i64 low = context.place(low_block, kv_head, next), high = context.place(high_block, kv_head, next + 8);
+    float scores[TILES][4];
+    step.score(scores, queries);
+    if (next < end) step.request_keys(context.keys + low, context.keys + high);
+    look_up(next + stride);
+    sums.weigh(scores, end - token, context.scale);
+    step.add(sums, scores, end - token);
+    if (next < end) step.request_values(context.values + low, context.values + high);
+  }
+}
+
+__device__ __forceinline__ void store_two(float* to, float a, float b) { *reinterpret_cast<float2*>(to) = make_float2(a, b); }
+__device__ __forceinline__ void store_two(bf16* to, float a, float b) { *reinterpret_cast<u32*>(to) = to_bf16x2(a, b); }
+
+template <typename T> struct Choose { typedef Tensor Step; };
+template <> struct Choose<float> { typedef Scalar<1> Step; };
+
+// Shared memory of a block on the line of rows.
+struct Shared {
+  float4 outputs[ROW_WARPS][PAIRS][32];
+  float maxima[ROW_WARPS][8], sums[ROW_WARPS][8];
+  uint4 queries[Choose<elem>::Step::QUERIES];
+  int last;
+};
+
+// Adds up the warps of a block, which did other tokens of the same row, and writes a partial result to `slot` or, where it is
+// null, the result.
+__device__ __forceinline__ void write(const Context& context, Sums<1>& sums, int row, int kv_head, float* slot, Shared& shared) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
+#pragma unroll
+  for (int x = 0; x < 2; x++) {
+#pragma unroll
+    for (int offset = 4; offset < 32; offset <<= 1) sums.sum[0][x] += __shfl_xor_sync(0xffffffffu, sums.sum[0][x], offset);
+    if (g == 0) shared.maxima[warp][2 * c + x] = sums.best[0][x], shared.sums[warp][2 * c + x] = sums.sum[0][x];
+  }
   __syncthreads();
-  float4* outputs = reinterpret_cast<float4*>(shared);
+  float most[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {}, own[2];
 #pragma unroll
-  for (int tile = 0; tile < TILES; tile++) {
-    float most[2], total[2], own[2];
+  for (int x = 0; x < 2; x++) {
+#pragma unroll
+    for (int other = 0; other < ROW_WARPS; other++) most[x] = fmaxf(most[x], shared.maxima[other][2 * c + x]);
+#pragma unroll
+    for (int other = 0; other < ROW_WARPS; other++)
+      total[x] += shared.sums[other][2 * c + x] * rescale(shared.maxima[other][2 * c + x], most[x]);
+    own[x] = rescale(sums.best[0][x], most[x]);
+  }
+#pragma unroll
+  for (int pair = 0; pair < PAIRS; pair++) {
+    float(&out)[4] = sums.out[0][pair];
+    shared.outputs[warp][pair][lane] = make_float4(out[0] * own[0], out[1] * own[1], out[2] * own[0], out[3] * own[1]);
+  }
+  __syncthreads();
+  i64 head = (i64)row * context.heads + kv_head * PER_KV + 2 * c;
+  for (int pair = warp; pair < PAIRS; pair += ROW_WARPS) {
+    float4 all = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+    for (int other = 0; other < ROW_WARPS; other++) {
+      float4 one = shared.outputs[other][pair][lane];
+      all.x += one.x, all.y += one.y, all.z += one.z, all.w += one.w;
+    }
+    int dim = Choose<elem>::Step::dimension(pair, g, 0);
+    if (HEAD_DIM % 64 != 0 && dim >= HEAD_DIM) continue;
 #pragma unroll
     for (int x = 0; x < 2; x++) {
-      int column = 8 * tile + 2 * c + x;
-      most[x] = MINUS_INFINITY, total[x] = 0.f;
-#pragma unroll 1
-      for (int other = strip; other < WARPS; other += across) most[x] = fmaxf(most[x], maxima[other][column]);
-#pragma unroll 1
-      for (int other = strip; other < WARPS; other += across)
-        total[x] += sums[other][column] * rescale(maxima[other][column], most[x]);
-      own[x] = rescale(best[tile][x], most[x]);
+      if (2 * c + x >= PER_KV) continue;
+      float a = x ? all.y : all.x, b = x ? all.w : all.z;
+      if (slot) store_two(slot + (2 * c + x) * HEAD_DIM + dim, a, b);
+      else store_two(context.out + (head + x) * HEAD_DIM + dim, a / total[x], b / total[x]);
     }
-    if (tile > 0) __syncthreads();
+  }
+  if (warp == 0 && g == 0) {
 #pragma unroll
-    for (int pair = 0; pair < PAIRS; pair++)
-      outputs[(warp * PAIRS + pair) * 32 + lane] = make_float4(out[tile][pair][0] * own[0], out[tile][pair][1] * own[1],
-                                                               out[tile][pair][2] * own[0], out[tile][pair][3] * own[1]);
-    __syncthreads();
-    int column = 8 * (strip * TILES + tile) + 2 * c;
-    float* slot = slots ? slots + (i64)(strip * TILES + tile) * SLOT : nullptr;
-    i64 head = (i64)section.row * context.heads + kv_head * PER_KV + column;
-#pragma unroll 1
-    for (int pair = part * (PAIRS / along); pair < (part + 1) * (PAIRS / along); pair++) {
-      float4 all = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 1
-      for (int other = strip; other < WARPS; other += across) {
-        float4 one = outputs[(other * PAIRS + pair) * 32 + lane];
-        all.x += one.x, all.y += one.y, all.z += one.z, all.w += one.w;
-      }
-      int dim = 64 * (pair / 4) + 8 * g + 2 * (pair % 4);
-      if (HEAD_DIM % 64 != 0 && dim >= HEAD_DIM) continue;
-#pragma unroll
-      for (int x = 0; x < 2; x++) {
-        if (column + x >= section.columns) continue;
-        float a = x ? all.y : all.x, b = x ? all.w : all.z;
-        if (slot) store_two(slot + (2 * c + x) * HEAD_DIM + dim, a, b);
-        else store_two(context.out + (head + x) * HEAD_DIM + dim, a / total[x], b / total[x]);
-      }
-    }
-    if (part == 0 && g == 0) {
-#pragma unroll
-      for (int x = 0; x < 2; x++) {
-        if (column + x >= section.columns) continue;
-        if (slot) slot[8 * HEAD_DIM + 2 * c + x] = most[x], slot[8 * HEAD_DIM + 8 + 2 * c + x] = total[x];
-        else if (context.lse) context.lse[head + x] = (most[x] + __log2f(total[x])) * 0.69314718f;
-      }
+    for (int x = 0; x < 2; x++) {
+      if (2 * c + x >= PER_KV) continue;
+      if (slot) slot[8 * HEAD_DIM + 2 * c + x] = most[x], slot[8 * HEAD_DIM + 8 + 2 * c + x] = total[x];
+      else if (context.lse) context.lse[head + x] = (most[x] + __log2f(total[x])) * 0.69314718f;
     }
   }
 }
 
-// A block per share. `wide_partials` begins where the partial results of prefixes do.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT)
-    paged_attend(const elem* q, const elem* keys, const elem* values, const u32* tables, elem* out, float* lse, float* partials,
-                 float* wide_partials, const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks,
-                 float scale) {
+// Where the partial results of a row and KV head are: those of its own tokens, and those of the prefix it shares.
+struct Parts {
+  const float *partials, *wide_partials;
+  int4 lines;  // lengths and shares of the line of rows and of that of prefixes
+};
+
+// Merges them into the result, always in the same order. A block does it together; its warps take one part after the other.
+__device__ __forceinline__ void merge(const Context& context, const Parts& parts, const Row& record, int row, int kv_head,
+                                      Shared& shared) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  float4 out[PER_KV];
+  float most[PER_KV], sum[PER_KV];
+#pragma unroll
+  for (int head = 0; head < PER_KV; head++) out[head] = make_float4(0.f, 0.f, 0.f, 0.f), most[head] = MINUS_INFINITY, sum[head] = 0.f;
+  // Other blocks have written them during this kernel: they are read from the second-level cache.
+  auto read = [&](const float* slot, int column, float4& part, float& part_most, float& part_sum) {
+    part_most = __ldcg(slot + 8 * HEAD_DIM + column), part_sum = __ldcg(slot + 8 * HEAD_DIM + 8 + column);
+    if (4 * lane < HEAD_DIM) part = __ldcg(reinterpret_cast<const float4*>(slot + column * HEAD_DIM + 4 * lane));
+  };
+  auto take = [&](int head, const float4& part, float part_most, float part_sum) {
+    float now = fmaxf(most[head], part_most), before = rescale(most[head], now), share = rescale(part_most, now);
+    most[head] = now, sum[head] = sum[head] * before + part_sum * share;
+    out[head].x = out[head].x * before + part.x * share, out[head].y = out[head].y * before + part.y * share;
+    out[head].z = out[head].z * before + part.z * share, out[head].w = out[head].w * before + part.w * share;
+  };
+  if (record.section >= 0) {
+    int start = record.start + kv_head * record.units, first = share_of(start, parts.lines.y, parts.lines.x);
+    int count = share_of(start + record.units - 1, parts.lines.y, parts.lines.x) - first + 1;
+    const float* slots = parts.partials + (i64)(first + record.section * context.kv_heads + kv_head) * SLOT;
+    for (int at = warp; at < count; at += ROW_WARPS) {
+      float4 part[PER_KV];
+      float part_most[PER_KV], part_sum[PER_KV];
+#pragma unroll
+      for (int head = 0; head < PER_KV; head++) read(slots + (i64)at * SLOT, head, part[head], part_most[head], part_sum[head]);
+#pragma unroll
+      for (int head = 0; head < PER_KV; head++) take(head, part[head], part_most[head], part_sum[head]);
+    }
+  }
+  if (GROUPED && record.tile >= 0) {
+    // The heads of a row may lie in two tiles.
+    const float* slots[PER_KV];
+    int count[PER_KV], most_count = 0;
+#pragma unroll
+    for (int head = 0; head < PER_KV; head++) {
+      int line = record.column + head, tile = line / record.width, column = line % record.width;
+      int start = record.tile_start + (tile * context.kv_heads + kv_head) * record.tile_units;
+      int first = share_of(start, parts.lines.w, parts.lines.z);
+      count[head] = share_of(start + record.tile_units - 1, parts.lines.w, parts.lines.z) - first + 1;
+      most_count = max(most_count, count[head]);
+      i64 slot = first + (record.tile + tile) * context.kv_heads + kv_head;
+      slots[head] = parts.wide_partials + (slot * WIDE_TILES + column / 8) * SLOT;
+    }
+    for (int at = warp; at < most_count; at += ROW_WARPS) {
+      float4 part[PER_KV];
+      float part_most[PER_KV], part_sum[PER_KV];
+#pragma unroll
+      for (int head = 0; head < PER_KV; head++) {
+        int column = (record.column + head) % record.width % 8;
+        part_most[head] = MINUS_INFINITY, part_sum[head] = 0.f, part[head] = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (at < count[head])
+          read(slots[head] + (i64)at * WIDE_TILES * SLOT, column, part[head], part_most[head], part_sum[head]);
+      }
+#pragma unroll
+      for (int head = 0; head < PER_KV; head++) take(head, part[head], part_most[head], part_sum[head]);
+    }
+  }
+
+  // Whoever still reads the outputs of warps is waited for.
+  __syncthreads();
+  float* outputs = reinterpret_cast<float*>(shared.outputs);
+#pragma unroll
+  for (int head = 0; head < PER_KV; head++) {
+    if (lane == 0) shared.maxima[warp][head] = most[head], shared.sums[warp][head] = sum[head];
+    if (4 * lane < HEAD_DIM) *reinterpret_cast<float4*>(outputs + (warp * PER_KV + head) * HEAD_DIM + 4 * lane) = out[head];
+  }
+  __syncthreads();
+  i64 first = (i64)row * context.heads + kv_head * PER_KV;
+  for (int at = threadIdx.x; at < PER_KV * HEAD_DIM; at += ROW_WARPS * 32) {
+    int head = at / HEAD_DIM;
+    float largest = MINUS_INFINITY, total = 0.f, all = 0.f;
+#pragma unroll
+    for (int other = 0; other < ROW_WARPS; other++) largest = fmaxf(largest, shared.maxima[other][head]);
+#pragma unroll
+    for (int other = 0; other < ROW_WARPS; other++) {
+      float share = rescale(shared.maxima[other][head], largest);
+      total += shared.sums[other][head] * share, all += outputs[other * PER_KV * HEAD_DIM + at] * share;
+    }
+    // Of an unused row nothing was summed.
+    context.out[first * HEAD_DIM + at] = from_float<elem>(total == 0.f ? 0.f : all / total);
+    if (context.lse && at % HEAD_DIM == 0) context.lse[first + head] = (largest + __log2f(total)) * 0.69314718f;
+  }
+  __syncthreads();
+}
+
+// The line of rows, a block per share.
+extern "C" __global__ void __launch_bounds__(ROW_WARPS * 32, ROW_BLOCKS)
+    paged_rows(const elem* q, const elem* keys, const elem* values, const u32* tables, elem* out, float* lse, float* partials,
+               const float* wide_partials, const int* header, const Section* sections, const Row* records, const Share* shares,
+               int* arrivals, int rows, int heads, int kv_heads, int max_blocks, float scale) {
+  typedef Choose<elem>::Step Step;
+  extern __shared__ uint4 memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  Context context = {q, keys, values, tables, out, lse, heads, kv_heads, max_blocks, scale * 1.44269504f};
+  Share share = shares[blockIdx.x];
+  Parts parts = {partials, wide_partials, *reinterpret_cast<const int4*>(header)};
+  // A row without tokens of its own lies in no share. One of these is looked after, too.
+  int idle_row = blockIdx.x, idle = idle_row < rows && records[idle_row].section < 0;
+  Section section = share.section;
+  for (int at = share.begin, index = share.index; at < share.end;) {
+    int inside = at - section.start, kv_head = inside / section.units, first = inside % section.units;
+    int last = min(section.units, first + share.end - at);
+    Step::stage(shared.queries, context, section, kv_head, 1);
+    __syncthreads();
+    Sums<1> sums;
+    sums.clear();
+    int token = section.begin + (first + (int)(threadIdx.x >> 5)) * STEP;
+    attend_tokens<Step, 1>(context, section, kv_head, token, min(section.begin + last * STEP, section.end), ROW_WARPS * STEP,
+                           shared.queries, sums);
+    bool whole = section.alone && last - first == section.units;
+    i64 slot = (int)blockIdx.x + index * kv_heads + kv_head;
+    write(context, sums, section.row, kv_head, whole ? nullptr : partials + slot * SLOT, shared);
+    if (!whole) {
+      // The last block to be done with the row and KV head merges, and makes ready for the next layer.
+      __threadfence();
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        int start = section.start + kv_head * section.units;
+        int count = share_of(start + section.units - 1, parts.lines.y, parts.lines.x) -
+                    share_of(start, parts.lines.y, parts.lines.x);
+        int* arrived = arrivals + section.row * kv_heads + kv_head;
+        shared.last = count == 0 || atomicAdd(arrived, 1) == count;
+        if (shared.last) *arrived = 0;
+      }
+      __syncthreads();
+      if (shared.last) {
+        __threadfence();
+        merge(context, parts, records[section.row], section.row, kv_head, shared);
+      }
+    }
+    at += last - first;
+    if (at == section.start + section.units * kv_heads && at < share.end) section = sections[++index];
+  }
+  for (; idle_row < rows; idle_row += gridDim.x, idle = idle_row < rows && records[idle_row].section < 0)
+    for (int kv_head = 0; idle && kv_head < kv_heads; kv_head++)
+      merge(context, parts, records[idle_row], idle_row, kv_head, shared);
+}
+
+#if GROUPED
+// Sixteen tokens of a prefix from shared memory, where rows of keys, values and queries lie with their 16-byte parts permuted,
+// so that eight rows are read without conflicts. A warp does all tokens for its tiles of columns.
+template <int TILES> struct Staged {
+  static constexpr int ROW = 8 * VALUE_CHUNKS, TOKENS = CHUNK * ROW, ROWS = PREFIX_WARPS * 32 / ROW;
+
+  static __device__ __forceinline__ int dimension(int pair, int g, int second) { return 16 * pair + g + 8 * second; }
+  static __device__ __forceinline__ int place(int row, int part) { return row * ROW + (part ^ (row & 7)); }
+
+  static __device__ __forceinline__ void score(float (&scores)[TILES][4], const uint4* keys, int token, const uint4* queries) {
+    int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) scores[tile][i] = 0.f;
+    // Neighbouring products go into different sums: none waits for the one before it.
+#pragma unroll
+    for (int j = 0; j < KEY_CHUNKS; j++) {
+      uint4 q[TILES];
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++)
+        q[tile] = read_matrices(shared_address(queries + place(8 * tile + (lane & 7), 4 * j + (lane >> 3))));
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        uint4 a = read_matrices(shared_address(keys + place(token + (lane & 15), 4 * j + 2 * half + (lane >> 4))));
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++)
+          mma(scores[tile], a.x, a.y, a.z, a.w, half ? q[tile].z : q[tile].x, half ? q[tile].w : q[tile].y);
+      }
+    }
+  }
+  static __device__ __forceinline__ void add(Sums<TILES>& sums, const float (&weights)[TILES][4], const uint4* values, int token) {
+    int lane = threadIdx.x & 31;
+    u32 low[TILES], high[TILES];
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+      low[tile] = transposed(to_bf16x2(weights[tile][0], weights[tile][1]));
+      high[tile] = transposed(to_bf16x2(weights[tile][2], weights[tile][3]));
+    }
+#pragma unroll
+    for (int pair = 0; pair < PAIRS; pair++) {
+      // Matrices: tokens 0 to 7 and dimensions 0 to 7, dimensions 8 to 15, then the same of tokens 8 to 15.
+      int row = token + (lane & 7) + ((lane >> 4) << 3), part = 2 * pair + ((lane >> 3) & 1);
+      uint4 a = read_transposed(shared_address(values + place(row, part)));
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) mma(sums.out[tile][pair], a.x, a.y, a.z, a.w, low[tile], high[tile]);
+    }
+  }
+  static __device__ __forceinline__ void request_queries(uint4* to, const Context& context, const Section& section, int kv_head) {
+    int part = threadIdx.x % ROW;
+    for (int column = threadIdx.x / ROW; column < 8 * TILES * PREFIX_WARPS; column += ROWS) {
+      bool inside = column < section.columns && 8 * part < HEAD_DIM;
+      const elem* from = inside ? context.query(section, kv_head, column) + 8 * part : context.q;
+      copy_async(shared_address(to + place(column, part)), from, inside);
+    }
+  }
+  // The entries of a chunk in the table, one for every eight tokens, each held by a lane.
+  static __device__ __forceinline__ u32 look_up(const u32* table, int token, int end) {
+    int at = token + 8 * (threadIdx.x & 31);
+    return at < min(token + CHUNK, end) ? __ldg(table + at / BLOCK_SIZE) : 0;
+  }
+  // Requests a chunk of keys and values. Tokens and dimensions that are not there become zeros.
+  static __device__ __forceinline__ void request(uint4* keys, uint4* values, const Context& context, u32 blocks, int kv_head,
+                                                 int token, int end) {
+    int part = threadIdx.x % ROW;
+#pragma unroll
+    for (int first = 0; first < CHUNK; first += ROWS) {
+      int row = first + threadIdx.x / ROW;
+      u32 block = __shfl_sync(0xffffffffu, blocks, row / 8);
+      bool inside = token + row < end && 8 * part < HEAD_DIM;
+      i64 from = inside ? context.place(block, kv_head, token + row) + 8 * part : 0;
+      copy_async(shared_address(keys + place(row, part)), context.keys + from, inside);
+      copy_async(shared_address(values + place(row, part)), context.values + from, inside);
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+};
+
+// Chunks [first, last) of a prefix, in shared memory one after the other while the next one comes.
+template <int TILES> __device__ __forceinline__ void attend_prefix(const Context& context, const Section& section, int kv_head,
+                                                                   int first, int last, uint4* shared, const bf16*, float* slots) {
+  typedef Staged<TILES> Step;
+  uint4 *queries = shared, *chunks = shared + 8 * WIDE_TILES * Step::ROW;
+  int warp = threadIdx.x >> 5, column = 8 * TILES * warp;
+  const u32* table = context.tables + (i64)section.row * context.max_blocks;
+  auto request = [&](int chunk, u32 blocks) {
+    uint4* keys = chunks + (chunk & 1) * 2 * Step::TOKENS;
+    Step::request(keys, keys + Step::TOKENS, context, blocks, kv_head, section.begin + chunk * CHUNK, section.end);
+  };
+  auto look_up = [&](int chunk) { return Step::look_up(table, section.begin + chunk * CHUNK, section.end); };
+  u32 blocks = look_up(first);
+  Step::request_queries(queries, context, section, kv_head);
+  request(first, blocks);
+  blocks = look_up(first + 1);
+  queries += column * Step::ROW;
+  Sums<TILES> sums;
+  sums.clear();
+  for (int chunk = first; chunk < last; chunk++) {
+    if (chunk + 1 < last) {
+      request(chunk + 1, blocks);
+      blocks = look_up(chunk + 2);
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+    } else {
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+    }
+    __syncthreads();
+    const uint4 *keys = chunks + (chunk & 1) * 2 * Step::TOKENS, *values = keys + Step::TOKENS;
+    int tokens = min(section.end - section.begin - chunk * CHUNK, CHUNK);
+    if (column < section.columns) {
+      for (int token = 0; token < tokens; token += STEP) {
+        float scores[TILES][4];
+        Step::score(scores, keys, token, queries);
+        sums.weigh(scores, tokens - token, context.scale);
+        Step::add(sums, scores, values, token);
+      }
+    }
+    __syncthreads();
+  }
+  sums.template store<Step>(slots + TILES * warp * SLOT, section.columns - column);
+}
+template <int TILES> __device__ __forceinline__ void attend_prefix(const Context& context, const Section& section, int kv_head,
+                                                                   int first, int last, uint4* shared, const float*, float* slots) {
+  typedef Scalar<TILES> Step;
+  int warp = threadIdx.x >> 5;
+  Step::stage(shared, context, section, kv_head, TILES * PREFIX_WARPS);
+  __syncthreads();
+  Sums<TILES> sums;
+  sums.clear();
+  attend_tokens<Step, TILES>(context, section, kv_head, section.begin + first * CHUNK,
+                             min(section.begin + last * CHUNK, section.end), STEP, shared + warp * TILES * Step::QUERIES, sums);
+  sums.template store<Step>(slots + TILES * warp * SLOT, section.columns - 8 * TILES * warp);
+  __syncthreads();
+}
+
+// The line of prefixes, a block per share.
+extern "C" __global__ void __launch_bounds__(PREFIX_WARPS * 32, PREFIX_BLOCKS)
+    paged_prefixes(const elem* q, const elem* keys, const elem* values, const u32* tables, float* partials,
+                   const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks, float scale) {
   extern __shared__ uint4 shared[];
-  Context context = {q, keys, values, tables, out, lse, partials, heads, kv_heads, max_blocks, scale * 1.44269504f};
+  Context context = {q, keys, values, tables, nullptr, nullptr, heads, kv_heads, max_blocks, scale * 1.44269504f};
   Share share = shares[blockIdx.x];
   Section section = share.section;
   for (int at = share.begin, index = share.index; at < share.end;) {
-    int cost = section.cost(), length = section.units * cost, inside = at - section.start;
-    int kv_head = inside / length, from = inside % length, to = min(length, from + share.end - at);
-    // A unit belongs to the share in which it begins.
-    int first = (from + cost - 1) / cost, last = (to + cost - 1) / cost;
-    i64 place = (int)blockIdx.x + index * kv_heads + kv_head;
-    if (GROUPED && section.across) {
-      if (first < last)
-        attend_units<WIDE>(context, section, kv_head, first, last, wide_partials + place * WIDE_TILES * SLOT, shared);
-    } else {
-      bool whole = section.alone && last - first == section.units;
-      attend_units<1>(context, section, kv_head, first, last, whole ? nullptr : partials + place * SLOT, shared);
-    }
-    at += to - from;
-    if (at == section.start + length * kv_heads && at < share.end) section = sections[++index];
+    int inside = at - section.start, kv_head = inside / section.units, first = inside % section.units;
+    int last = min(section.units, first + share.end - at);
+    float* slots = partials + ((int)blockIdx.x + index * kv_heads + kv_head) * (i64)(WIDE_TILES * SLOT);
+    if (section.columns <= WIDE_COLUMNS / 2) attend_prefix<WIDE / 2>(context, section, kv_head, first, last, shared, keys, slots);
+    else attend_prefix<WIDE>(context, section, kv_head, first, last, shared, keys, slots);
+    at += last - first;
+    if (at == section.start + section.units * kv_heads && at < share.end) section = sections[++index];
   }
 }
-
-// A block per query head of a row: merges partial results, always in the order of the line.
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
-    paged_merge(elem* out, float* lse, const float* partials, const float* wide_partials, const int* header,
-                const Row* records, int heads, int kv_heads) {
-  static constexpr int PARTS = 4, VECTORS = (HEAD_DIM + 127) / 128;
-  __shared__ float outputs[WARPS][HEAD_DIM], maxima[WARPS], sums[WARPS];
-  int row = blockIdx.y, head = blockIdx.x, kv_head = head / PER_KV, column = head % PER_KV;
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  Row record = records[row];
-  int length = header[0], shares = header[1], own = 0, wide = 0, wide_column = 0;
-  const float *own_slots = nullptr, *wide_slots = nullptr;
-  if (record.section >= 0) {
-    int start = record.start + kv_head * record.units, first = share_of(start, shares, length);
-    own = share_of(start + record.units - 1, shares, length) - first + 1;
-    own_slots = partials + (i64)(first + record.section * kv_heads + kv_head) * SLOT;
-    if (own == 1 && record.alone) return;
-  }
-  if (GROUPED && record.tile >= 0) {
-    int line = record.column + column, tile = line / record.width;
-    int start = record.tile_start + (tile * kv_heads + kv_head) * record.tile_units * WIDE_COST;
-    int first = share_of(start, shares, length);
-    wide = share_of(start + (record.tile_units - 1) * WIDE_COST, shares, length) - first + 1;
-    i64 place = first + (record.tile + tile) * kv_heads + kv_head;
-    wide_column = line % record.width;
-    wide_slots = wide_partials + (place * WIDE_TILES + wide_column / 8) * SLOT;
-  }
-
-  float most = MINUS_INFINITY, sum = 0.f, total[VECTORS][4] = {};
-  for (int part = warp; part < own + wide; part += WARPS * PARTS) {
-    float part_most[PARTS], part_sum[PARTS];
-    float4 part_out[PARTS][VECTORS];
-#pragma unroll
-    for (int i = 0; i < PARTS; i++) {
-      int at = part + i * WARPS;
-      part_most[i] = MINUS_INFINITY, part_sum[i] = 0.f;
-#pragma unroll
-      for (int v = 0; v < VECTORS; v++) part_out[i][v] = make_float4(0.f, 0.f, 0.f, 0.f);
-      if (at >= own + wide) continue;
-      const float* slot = at < own ? own_slots + (i64)at * SLOT : wide_slots + (i64)(at - own) * WIDE_TILES * SLOT;
-      int slot_column = at < own ? column : wide_column % 8;
-      part_most[i] = slot[8 * HEAD_DIM + slot_column], part_sum[i] = slot[8 * HEAD_DIM + 8 + slot_column];
-#pragma unroll
-      for (int v = 0; v < VECTORS; v++)
-        if (4 * lane + 128 * v < HEAD_DIM)
-          part_out[i][v] = *reinterpret_cast<const float4*>(slot + slot_column * HEAD_DIM + 4 * lane + 128 * v);
-    }
-#pragma unroll
-    for (int i = 0; i < PARTS; i++) {
-      float now = fmaxf(most, part_most[i]), before = rescale(most, now), share = rescale(part_most[i], now);
-      most = now, sum = sum * before + part_sum[i] * share;
-#pragma unroll
-      for (int v = 0; v < VECTORS; v++) {
-        total[v][0] = total[v][0] * before + part_out[i][v].x * share;
-        total[v][1] = total[v][1] * before + part_out[i][v].y * share;
-        total[v][2] = total[v][2] * before + part_out[i][v].z * share;
-        total[v][3] = total[v][3] * before + part_out[i][v].w * share;
-      }
-    }
-  }
-  if (lane == 0) maxima[warp] = most, sums[warp] = sum;
-#pragma unroll
-  for (int v = 0; v < VECTORS; v++)
-    if (4 * lane + 128 * v < HEAD_DIM)
-      *reinterpret_cast<float4*>(&outputs[warp][4 * lane + 128 * v]) =
-          make_float4(total[v][0], total[v][1], total[v][2], total[v][3]);
-  __syncthreads();
-  most = MINUS_INFINITY, sum = 0.f;
-#pragma unroll
-  for (int other = 0; other < WARPS; other++) most = fmaxf(most, maxima[other]);
-#pragma unroll
-  for (int other = 0; other < WARPS; other++) sum += sums[other] * rescale(maxima[other], most);
-  i64 at = (i64)row * heads + head;
-  // An unused row: nothing was summed.
-  float scale = sum > 0.f ? 1.f / sum : sum == 0.f ? 0.f : sum;
-  for (int dim = threadIdx.x; dim < HEAD_DIM; dim += WARPS * 32) {
-    float all = 0.f;
-#pragma unroll
-    for (int other = 0; other < WARPS; other++) all += outputs[other][dim] * rescale(maxima[other], most);
-    out[at * HEAD_DIM + dim] = from_float<elem>(all * scale);
-  }
-  if (lse && threadIdx.x == 0) lse[at] = (most + __log2f(sum)) * 0.69314718f;
-}
+#endif

@@ -5,15 +5,19 @@ use crate::{
     gpu::{launch::Grid, source::Kernel},
 };
 
-/// Warps of a block of threads.
-const WARPS: usize = 4;
-/// Tiles of 8 columns that a warp holds where rows share a prefix, and that the warps of a block hold together.
-const WIDE: usize = 4;
-const WIDE_TILES: usize = WARPS * WIDE;
+/// Warps that a multiprocessor holds where they attend alone: so many that their registers suffice.
+const ROW_WARPS: usize = 12;
+/// Warps of a block over a prefix, and such blocks of a multiprocessor.
+const PREFIX_WARPS: usize = 4;
+const PREFIX_BLOCKS: usize = 2;
+/// Tokens of a prefix that a block has in shared memory.
+const CHUNK: usize = 64;
+/// Tiles of 8 columns that the warps of a block hold together over a prefix.
+const WIDE_TILES: usize = 4 * PREFIX_WARPS;
 /// Integers of a section, of a row's record, of a share, and of the header of a plan.
-const SECTION: usize = 12;
+const SECTION: usize = 8;
 const RECORD: usize = 12;
-const SHARE: usize = 16;
+const SHARE: usize = 12;
 const HEADER: usize = 4;
 
 /// What one layer reads and writes.
@@ -70,11 +74,12 @@ impl Scratch {
 
 /// Where things lie in the scratch memory of a batch.
 struct Layout {
-    /// Blocks of threads among which the work is divided.
+    /// Blocks of threads among which rows are divided, and prefixes.
     shares: usize,
+    tile_shares: usize,
+    rows: usize,
     /// The most tiles of columns that share a prefix.
     tiles: usize,
-    rows: usize,
     kv_heads: usize,
     /// Floats of a partial result of 8 columns.
     slot: usize,
@@ -82,41 +87,37 @@ struct Layout {
 
 impl Layout {
     fn new(gpu: &Gpu, decode: &Decode) -> Self {
+        let grouped = decode.groups > 0;
         let columns = decode.rows * decode.heads_per_kv();
         Self {
-            shares: resident(decode) * gpu.processors(),
-            tiles: if decode.groups > 0 {
+            shares: row_blocks(decode) * gpu.processors(),
+            tile_shares: if grouped { PREFIX_BLOCKS * gpu.processors() } else { 0 },
+            rows: decode.rows,
+            tiles: if grouped {
                 decode.groups + columns / (8 * WIDE_TILES) + 1
             } else {
                 0
             },
-            rows: decode.rows,
             kv_heads: decode.kv_heads,
             slot: 8 * decode.head_dim + 16,
         }
     }
 
-    fn sections(&self) -> usize {
-        self.tiles + self.rows
-    }
-
-    /// Integers of a plan: header, sections, rows, shares.
+    /// Integers of a plan.
     fn plan(&self) -> usize {
-        HEADER + SECTION * self.sections() + RECORD * self.rows + SHARE * self.shares
+        HEADER
+            + (SECTION + RECORD + self.kv_heads) * self.rows
+            + SECTION * self.tiles
+            + SHARE * (self.shares + self.tile_shares)
     }
 
     /// Floats of the partial results of rows: one for every meeting of a share and a section's KV head.
     fn narrow(&self) -> usize {
-        (self.shares + self.sections() * self.kv_heads) * self.slot
+        (self.shares + self.rows * self.kv_heads) * self.slot
     }
 
     fn partials(&self) -> usize {
-        let wide = if self.tiles > 0 {
-            (self.shares + self.tiles * self.kv_heads) * WIDE_TILES * self.slot
-        } else {
-            0
-        };
-        self.narrow() + wide
+        self.narrow() + (self.tile_shares + self.tiles * self.kv_heads) * WIDE_TILES * self.slot
     }
 }
 
@@ -124,8 +125,12 @@ impl Layout {
 struct Plan {
     header: Buffer<i32>,
     sections: Buffer<i32>,
+    tile_sections: Buffer<i32>,
     records: Buffer<i32>,
     shares: Buffer<i32>,
+    tile_shares: Buffer<i32>,
+    /// Of each row and KV head, how many of its shares are done.
+    arrivals: Buffer<i32>,
 }
 
 impl Plan {
@@ -139,16 +144,20 @@ impl Plan {
         };
         Ok(Self {
             header: take(HEADER)?,
-            sections: take(SECTION * layout.sections())?,
+            sections: take(SECTION * layout.rows)?,
+            tile_sections: take(SECTION * layout.tiles)?,
             records: take(RECORD * layout.rows)?,
             shares: take(SHARE * layout.shares)?,
+            tile_shares: take(SHARE * layout.tile_shares)?,
+            arrivals: take(layout.rows * layout.kv_heads)?,
         })
     }
 }
 
-/// Blocks of threads that a multiprocessor holds at once: so many that their registers suffice.
-fn resident(decode: &Decode) -> usize {
-    if decode.groups > 0 { 2 } else { 3 }
+/// Blocks of a multiprocessor on the line of rows. Many rows: several, of which one begins a row while others are amid theirs.
+/// Few rows: one, which leaves few partial results.
+fn row_blocks(decode: &Decode) -> usize {
+    if decode.rows * decode.kv_heads > 64 { 3 } else { 1 }
 }
 
 /// The constants of a build.
@@ -158,26 +167,27 @@ fn defines(decode: &Decode) -> [(&'static str, usize); 6] {
         ("BLOCK_SIZE", decode.block_size),
         ("PER_KV", decode.heads_per_kv()),
         ("GROUPED", usize::from(decode.groups > 0)),
-        ("WIDE", WIDE),
-        ("RESIDENT", resident(decode)),
+        ("ROW_WARPS", ROW_WARPS / row_blocks(decode)),
+        ("ROW_BLOCKS", row_blocks(decode)),
     ]
 }
 
 /// What the source is compiled for: number format and constants of some models.
 pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 6])> {
     let builds = [
-        ("bf16", 7, 128, 16, 0),
-        ("bf16", 7, 128, 16, 1),
-        ("bf16", 8, 128, 16, 1),
-        ("bf16", 7, 64, 16, 0),
-        ("bf16", 7, 64, 32, 1),
-        ("bf16", 1, 80, 8, 1),
-        ("float", 7, 128, 16, 1),
-        ("float", 1, 80, 8, 0),
+        ("bf16", 1, 7, 128, 16, 0),
+        ("bf16", 100, 7, 128, 16, 0),
+        ("bf16", 100, 7, 128, 16, 1),
+        ("bf16", 1, 8, 128, 16, 1),
+        ("bf16", 100, 7, 64, 16, 0),
+        ("bf16", 1, 7, 64, 32, 1),
+        ("bf16", 100, 1, 80, 8, 1),
+        ("float", 1, 7, 128, 16, 1),
+        ("float", 100, 1, 80, 8, 0),
     ];
-    let build = |(elem, heads, head_dim, block_size, groups)| {
+    let build = |(elem, rows, heads, head_dim, block_size, groups)| {
         let decode = Decode {
-            rows: 1,
+            rows,
             heads,
             kv_heads: 1,
             head_dim,
@@ -230,10 +240,14 @@ pub fn plan(
             decode.groups.into(),
             layout.tiles.into(),
             layout.shares.into(),
+            layout.tile_shares.into(),
             (&plan.header).into(),
             (&plan.sections).into(),
+            (&plan.tile_sections).into(),
             (&plan.records).into(),
             (&plan.shares).into(),
+            (&plan.tile_shares).into(),
+            (&plan.arrivals).into(),
         ],
     )
 }
@@ -257,7 +271,7 @@ pub fn attend<T: Float>(
         out,
         lse,
     } = *operands;
-    let name = "paged_attend";
+    let name = "paged attention";
     let heads = decode.rows * decode.heads;
     ShapeError::length(name, "q", q.len(), heads * decode.head_dim)?;
     ShapeError::length(name, "out", out.len(), heads * decode.head_dim)?;
@@ -273,19 +287,31 @@ pub fn attend<T: Float>(
     if let Some(lse) = lse {
         ShapeError::length(name, "lse", lse.len(), heads)?;
     }
-    // Queries in shared memory make way for the outputs of warps that are added up; maxima and sums lie behind them.
-    let tiles = if decode.groups > 0 { WIDE_TILES } else { 1 };
-    let query = match T::DTYPE {
-        Dtype::F32 => 4 * decode.head_dim,
-        Dtype::Bf16 => 2 * decode.head_dim.next_multiple_of(32),
-    };
-    let outputs = WARPS * 8 * decode.head_dim.next_multiple_of(64) * size_of::<f32>();
-    let sums = 2 * 8 * WIDE_TILES * size_of::<f32>();
     let narrow = layout.narrow();
     let wide = scratch.partials.slice(narrow..layout.partials())?;
+    if decode.groups > 0 {
+        gpu.launch(
+            &kernel("paged_prefixes", T::DTYPE, decode),
+            Grid::new(layout.tile_shares, 32 * PREFIX_WARPS as u32).shared(prefix_memory(T::DTYPE, decode.head_dim)),
+            &[
+                q.into(),
+                keys.into(),
+                values.into(),
+                tables.into(),
+                (&wide).into(),
+                (&plan.tile_sections).into(),
+                (&plan.tile_shares).into(),
+                decode.heads.into(),
+                decode.kv_heads.into(),
+                decode.max_blocks.into(),
+                decode.scale.into(),
+            ],
+        )?;
+    }
+    let warps = ROW_WARPS / row_blocks(decode);
     gpu.launch(
-        &kernel(name, T::DTYPE, decode),
-        Grid::new(layout.shares, 32 * WARPS as u32).shared((8 * tiles * query).max(outputs) + sums),
+        &kernel("paged_rows", T::DTYPE, decode),
+        Grid::new(layout.shares, 32 * warps as u32).shared(row_memory(T::DTYPE, decode.head_dim, warps)),
         &[
             q.into(),
             keys.into(),
@@ -295,26 +321,35 @@ pub fn attend<T: Float>(
             lse.into(),
             (&scratch.partials).into(),
             (&wide).into(),
+            (&plan.header).into(),
             (&plan.sections).into(),
+            (&plan.records).into(),
             (&plan.shares).into(),
+            (&plan.arrivals).into(),
+            decode.rows.into(),
             decode.heads.into(),
             decode.kv_heads.into(),
             decode.max_blocks.into(),
             decode.scale.into(),
         ],
-    )?;
-    gpu.launch(
-        &kernel("paged_merge", T::DTYPE, decode),
-        Grid::of((decode.heads, decode.rows, 1), 32 * WARPS as u32),
-        &[
-            out.into(),
-            lse.into(),
-            (&scratch.partials).into(),
-            (&wide).into(),
-            (&plan.header).into(),
-            (&plan.records).into(),
-            decode.heads.into(),
-            decode.kv_heads.into(),
-        ],
     )
+}
+
+/// Bytes of shared memory of a block on the line of rows: the outputs of its warps, their maxima and sums, queries, a flag.
+fn row_memory(dtype: Dtype, head_dim: usize, warps: usize) -> usize {
+    let outputs = warps * 8 * (head_dim.next_multiple_of(64) + 2) * size_of::<f32>();
+    let queries = match dtype {
+        Dtype::F32 => 8 * head_dim * 4,
+        Dtype::Bf16 => 8 * head_dim.next_multiple_of(32) * 2,
+    };
+    outputs + queries + 16
+}
+
+/// Bytes of shared memory of a block over a prefix: queries, and two chunks of keys and values.
+fn prefix_memory(dtype: Dtype, head_dim: usize) -> usize {
+    let columns = 8 * WIDE_TILES;
+    match dtype {
+        Dtype::F32 => columns * head_dim * 4,
+        Dtype::Bf16 => (columns + 2 * 2 * CHUNK) * head_dim.next_multiple_of(64) * 2,
+    }
 }

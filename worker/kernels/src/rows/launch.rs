@@ -157,7 +157,7 @@ pub fn embedding_gradient<T: Float, G: Float>(
 
 /// Numbers of scratch that [`column_sums`] needs. Their values need not be kept.
 pub fn column_sums_scratch(rows: usize, width: usize) -> usize {
-    column_parts(rows) * width
+    column_parts(rows, width) * width
 }
 
 /// Adds the sums of the columns of `x` `[rows, width]` to `sums` `[width]`. Equal inputs give equal bits, on any card.
@@ -170,7 +170,7 @@ pub fn column_sums<T: Float>(
     scratch: &Buffer<f32>,
 ) -> Result<(), GpuError> {
     const NAME: &str = "column_sums";
-    let parts = column_parts(rows);
+    let parts = column_parts(rows, width);
     ShapeError::at_least(NAME, "x", x.len(), rows * width)?;
     ShapeError::length(NAME, "sums", sums.len(), width)?;
     ShapeError::at_least(NAME, "scratch", scratch.len(), parts * width)?;
@@ -282,9 +282,10 @@ pub fn copy_blocks<T: Float>(
     )
 }
 
-/// Rows of partial sums: of at least 32 rows each, up to 128.
-fn column_parts(rows: usize) -> usize {
-    rows.div_ceil(32).min(128)
+/// Rows of partial sums: of at least 32 rows each, and about 512 blocks in all, which fit on a card at once.
+fn column_parts(rows: usize, width: usize) -> usize {
+    let most = 512 / width.div_ceil(256).clamp(1, 512);
+    rows.div_ceil(32).min(most)
 }
 
 /// Threads of a block, as in the source.

@@ -144,8 +144,20 @@ fn nearly(row: &Row<'_>, how: &How, id: u32) -> bool {
     })
 }
 
-/// Draws and compares. The distance is the share of rows that drew another token because of rounding.
+/// Draws and compares.
 fn compare<T: Float>(gpu: &Gpu, vocabulary: usize, logits: &[T], hows: &[How]) -> Result<Distance, CheckError> {
+    compare_within(gpu, vocabulary, logits, hows, MOST_OTHERS)
+}
+
+/// Draws and compares. The distance is the share of rows that drew another token because of rounding, or that of
+/// log-probabilities.
+fn compare_within<T: Float>(
+    gpu: &Gpu,
+    vocabulary: usize,
+    logits: &[T],
+    hows: &[How],
+    most_others: f64,
+) -> Result<Distance, CheckError> {
     let tokens = draw_all(gpu, vocabulary, logits, hows)?;
     let mut others = 0;
     let mut apart = 0f64;
@@ -177,7 +189,7 @@ fn compare<T: Float>(gpu: &Gpu, vocabulary: usize, logits: &[T], hows: &[How]) -
     }
     let others = Distance {
         relative: f64::from(others) / hows.len() as f64,
-        bound: MOST_OTHERS,
+        bound: most_others,
     };
     let apart = Distance {
         relative: apart,
@@ -320,12 +332,8 @@ fn extremes(gpu: &Gpu, random: &mut Draw) -> Result<Distance, CheckError> {
             });
         }
     }
-    // Where the last of thousands of equal tokens is meant, every rounding counts.
-    let distance = compare(gpu, vocabulary, &logits, &hows)?;
-    let bound = distance
-        .bound
-        .max(if distance.bound == MOST_OTHERS { 0.25 } else { 0.0 });
-    Ok(Distance { bound, ..distance })
+    // At the last of thousands of equal tokens every rounding counts.
+    compare_within(gpu, vocabulary, &logits, &hows, 0.25)
 }
 
 fn broken(gpu: &Gpu, random: &mut Draw) -> Result<Distance, CheckError> {

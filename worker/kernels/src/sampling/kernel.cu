@@ -142,6 +142,10 @@ struct Shared {
   u64 cumulated[CANDIDATES];
 };
 
+// The logits come after them, in the same dynamic shared memory; the launcher knows where.
+static constexpr int SHARED_BYTES = 30 * 1024;
+static_assert(sizeof(Shared) <= SHARED_BYTES, "the launcher must leave more space");
+
 // How much lies at a key or above.
 struct Totals {
   u64 mass;
@@ -160,6 +164,14 @@ struct Cut {
   u32 ties, equal, count;
   // Whether they are the first of the sorted tokens.
   bool sorted;
+};
+
+// What a thread's tokens weigh.
+struct Weighed {
+  float mass, model_mass, from_bound;
+  // How many there are from the bound on, and which is the first.
+  u32 count;
+  int first;
 };
 
 struct Row {
@@ -191,6 +203,25 @@ struct Row {
 
   __device__ __forceinline__ float at(int i) const { return to_float(BLOCKS > 1 ? kept[i] : logits[i]); }
   __device__ __forceinline__ float weight(float x) const { return exp2_fast((x - peak) * scale); }
+
+  // Weighs this thread's tokens: at this temperature, at 1 if it is another, and those with a key of at least `bound`.
+  template <bool TEMPERED, bool BOUNDED> __device__ __forceinline__ Weighed weigh(int bound) const {
+    Weighed sums = {0.f, 0.f, 0.f, 0, end};
+#pragma unroll 4
+    for (int i = begin; i < end; i++) {
+      float x = at(i), w = weight(x);
+      sums.mass += w;
+      if (TEMPERED) sums.model_mass += exp2_fast((x - peak) * LOG2_E);
+      if (BOUNDED) {
+        bool above = to_key(x) >= bound;
+        sums.from_bound += above ? w : 0.f;
+        sums.first = above & (sums.count == 0) ? i : sums.first;
+        sums.count += above;
+      }
+    }
+    if (!TEMPERED) sums.model_mass = sums.mass;
+    return sums;
+  }
 
   // Loads this block's part of the row. Gives the key of the highest logit that this thread has seen, or NAN_KEY.
   __device__ __forceinline__ int load(elem* to) {
@@ -265,20 +296,24 @@ struct Row {
 
   // The `wanted`-th highest of the groups' highest: at least so many tokens have its key or a higher one. They can be sent now.
   __device__ __forceinline__ int bound(int wanted, int in_phase) {
-    const int* maxima = shared.maxima[in_phase][0];
     if (threadIdx.x == 0) shared.found_count = 0;
-    if (threadIdx.x < ALL_GROUPS) {
-      int mine = maxima[threadIdx.x], higher = 0;
-#pragma unroll 4
-      for (int i = 0; i < ALL_GROUPS; i += 4) {
-        int4 other = *reinterpret_cast<const int4*>(maxima + i);
-        higher += other.x > mine || (other.x == mine && i < (int)threadIdx.x);
-        higher += other.y > mine || (other.y == mine && i + 1 < (int)threadIdx.x);
-        higher += other.z > mine || (other.z == mine && i + 2 < (int)threadIdx.x);
-        higher += other.w > mine || (other.w == mine && i + 3 < (int)threadIdx.x);
-      }
-      if (higher == wanted - 1) shared.bound = mine;
+    // Four threads look at a quarter of the others each.
+    static_assert(THREADS == 4 * GROUPS * GRID_BLOCKS, "four threads for each of the groups");
+    const int* maxima = shared.maxima[in_phase][0];
+    int group = threadIdx.x / 4, mine = maxima[group % ALL_GROUPS], higher = 0, no_lower = 0;
+#pragma unroll
+    for (int i = 0; i < ALL_GROUPS; i += 16) {
+      int4 other = *reinterpret_cast<const int4*>(maxima + i + 4 * (threadIdx.x % 4));
+      higher += (other.x > mine) + (other.y > mine) + (other.z > mine) + (other.w > mine);
+      no_lower += (other.x >= mine) + (other.y >= mine) + (other.z >= mine) + (other.w >= mine);
     }
+#pragma unroll
+    for (int offset = 1; offset < 4; offset <<= 1) {
+      higher += __shfl_xor_sync(FULL, higher, offset);
+      no_lower += __shfl_xor_sync(FULL, no_lower, offset);
+    }
+    // Equal ones write the same.
+    if (higher < wanted && wanted <= no_lower) shared.bound = mine;
     __syncthreads();
     return shared.bound;
   }
@@ -367,13 +402,12 @@ struct Row {
         int key = to_key(x);
         if (key < pivots[0] || key >= bracket.high) continue;
         float w = weight(x);
+        // Predicates in place of jumps.
 #pragma unroll
-        for (int j = 0; j < PIVOTS; j++) {
-          if (key >= pivots[j]) {
-            mass[j] += w;
-            count[j]++;
-          }
-        }
+        for (int j = 0; j < PIVOTS; j++)
+          asm("{\n.reg .pred above;\nsetp.ge.s32 above, %2, %3;\n@above add.f32 %0, %0, %4;\n@above add.u32 %1, %1, 1;\n}"
+              : "+f"(mass[j]), "+r"(count[j])
+              : "r"(key), "r"(pivots[j]), "f"(w));
       }
       u64 values[SLOTS];
 #pragma unroll
@@ -395,26 +429,31 @@ struct Row {
     return (u64)(~((u32)key ^ 0x80000000u)) << 32 | (u32)(first + i);
   }
 
-  // Sends a token to the first block.
-  __device__ __forceinline__ void send(int i, int key) {
-    u32 slot = atomicAdd(reinterpret_cast<u32*>(&shared.found_count), 1u);
-    if (slot < SENT) put(in_block(&shared.found[rank * SENT + slot], 0), entry(i, key));
+  // Sends this thread's tokens with a key of at least `bound` to the first block.
+  __device__ __forceinline__ void send(const Weighed& sums, int bound) {
+    u32 left = sums.count;
+    for (int i = sums.first; left > 0; i++) {
+      int key = to_key(at(i));
+      if (key < bound) continue;
+      u32 slot = atomicAdd(reinterpret_cast<u32*>(&shared.found_count), 1u);
+      if (slot < SENT) put(in_block(&shared.found[rank * SENT + slot], 0), entry(i, key));
+      left--;
+    }
   }
 
   // In the first block: sorts what has been sent, as many by each block as slot 3 tells.
   __device__ __forceinline__ void sort_sent(int count) {
-    int padded = padded_length(count);
-    for (int i = threadIdx.x; i < padded; i += THREADS) {
-      int start = 0, from = -1;
+    for (int i = threadIdx.x; i < count; i += THREADS) {
+      int start = 0, from = 0;
 #pragma unroll
       for (int block = 0; block < BLOCKS; block++) {
         int sent = (int)told(block, 3);
-        if (i >= start && i < start + sent) from = block * SENT + i - start;
+        if (i >= start) from = block * SENT + i - start;
         start += sent;
       }
-      shared.sorted[i] = from < 0 ? ~0ull : shared.found[from];
+      shared.cumulated[i] = shared.found[from];
     }
-    sort(padded);
+    sort(count);
   }
 
   // Brings the tokens for which `wanted` holds, at most CANDIDATES of all blocks, into `sorted` of every block: in falling order
@@ -436,28 +475,37 @@ struct Row {
     int counts[BLOCKS], count = 0;
 #pragma unroll
     for (int b = 0; b < BLOCKS; b++) count += counts[b] = __shfl_sync(FULL, there, b);
-    int padded = padded_length(count);
-    for (int i = threadIdx.x; i < padded; i += THREADS) {
-      int start = 0, block = -1, offset = 0;
+    for (int i = threadIdx.x; i < count; i += THREADS) {
+      int start = 0, block = 0, offset = 0;
 #pragma unroll
       for (int b = 0; b < BLOCKS; b++) {
-        if (i >= start && i < start + counts[b]) block = b, offset = i - start;
+        if (i >= start) block = b, offset = i - start;
         start += counts[b];
       }
-      shared.sorted[i] = block < 0 ? ~0ull : get(in_block(&shared.found[offset], block));
+      shared.cumulated[i] = get(in_block(&shared.found[offset], block));
     }
-    sort(padded);
+    sort(count);
     return count;
   }
 
-  __device__ __forceinline__ int padded_length(int count) const {
-    int padded = 32;
-    while (padded < count) padded *= 2;
-    return padded;
-  }
-
-  // Bitonic.
-  __device__ __forceinline__ void sort(int padded) {
+  // From `cumulated` into `sorted`.
+  __device__ __forceinline__ void sort(int count) {
+    __syncthreads();
+    if (count <= THREADS / 2) {
+      // A few threads for each token count those before it.
+      int share = count <= THREADS / 8 ? 8 : count <= THREADS / 4 ? 4 : 2;
+      int token = threadIdx.x / share, before = 0;
+      u64 mine = token < count ? shared.cumulated[token] : 0;
+#pragma unroll 4
+      for (int i = threadIdx.x % share; i < count; i += share) before += shared.cumulated[i] < mine;
+      for (int offset = 1; offset < share; offset <<= 1) before += __shfl_xor_sync(FULL, before, offset);
+      if (token < count) shared.sorted[before] = mine;
+      __syncthreads();
+      return;
+    }
+    // Bitonic.
+    int padded = count <= THREADS ? THREADS : CANDIDATES;
+    for (int i = threadIdx.x; i < padded; i += THREADS) shared.sorted[i] = i < count ? shared.cumulated[i] : ~0ull;
     __syncthreads();
     for (int size = 2; size <= padded; size *= 2) {
       for (int stride = size / 2; stride > 0; stride /= 2) {
@@ -498,17 +546,12 @@ struct Row {
     __syncthreads();
   }
 
-  // The first of a rising sequence of `count` booleans that holds, or `count`.
+  // The first of `count` that holds, or `count`; where one holds, all after it do.
   template <typename Holds> __device__ __forceinline__ int first_that(int count, Holds holds) const {
-    int from = 0, to = count;
-    while (from < to) {
-      int middle = (from + to) / 2;
-      if (holds(middle))
-        to = middle;
-      else
-        from = middle + 1;
-    }
-    return from;
+    int before = 0;
+    for (int i = 0; i < count; i += THREADS)
+      before += __syncthreads_count(i + (int)threadIdx.x < count && !holds(i + threadIdx.x));
+    return before;
   }
   // Of the first `count` sorted tokens the first whose cumulated weight reaches `mass`, or the last.
   __device__ __forceinline__ int reaching(u64 mass, int count) const {
@@ -609,9 +652,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
                   const float* __restrict__ top_ps, const float* __restrict__ min_ps,
                   const float* __restrict__ uniforms, u32* __restrict__ tokens, float* __restrict__ log_probs,
                   float* __restrict__ model_log_probs) {
-  __shared__ Shared shared;
   extern __shared__ uint4 memory[];
-  elem* buffer = reinterpret_cast<elem*>(memory);
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  elem* buffer = reinterpret_cast<elem*>(memory + SHARED_BYTES / 16);
   int index = blockIdx.x / GRID_BLOCKS;
   u32 rank = blockIdx.x % GRID_BLOCKS;
   if (rank >= BLOCKS) return;
@@ -639,39 +682,19 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
   row.scale = inverse * LOG2_E;
 
   // Weights of all tokens, at this temperature and at 1; and where a few are kept, tokens that may be of them.
-  float mass = 0.f, model_mass = 0.f, mass_from_bound = 0.f;
-  int bound = NAN_KEY, lowest = vocabulary;
-  u32 count_from_bound = 0;
+  int bound = NAN_KEY;
+  Weighed weighed;
+  u64 masses[2], sums[4];
   if (cuts) {
     bound = row.bound(by_count ? min(top_k, (u32)HIGHEST) : HIGHEST, in_phase);
-#pragma unroll 4
-    for (int i = row.begin; i < row.end; i++) {
-      float x = row.at(i), w = row.weight(x);
-      mass += w;
-      model_mass += exp2_fast((x - peak) * LOG2_E);
-      if (to_key(x) >= bound) {
-        mass_from_bound += w;
-        count_from_bound++;
-        row.send(i, to_key(x));
-      }
-    }
-  } else if (inverse == 1.f) {
-#pragma unroll 4
-    for (int i = row.begin; i < row.end; i++) mass += row.weight(row.at(i));
-    model_mass = mass;
+    weighed = inverse == 1.f ? row.weigh<false, true>(bound) : row.weigh<true, true>(bound);
+    row.send(weighed, bound);
+    u64 values[4] = {fixed(weighed.mass), fixed(weighed.model_mass), fixed(weighed.from_bound), weighed.count};
+    masses[0] = values[0];
+    row.add_up(values);
   } else {
-#pragma unroll 4
-    for (int i = row.begin; i < row.end; i++) {
-      float below = row.at(i) - peak;
-      mass += exp2_fast(below * row.scale);
-      model_mass += exp2_fast(below * LOG2_E);
-    }
-  }
-  u64 masses[2] = {fixed(mass), fixed(model_mass)}, sums[4];
-  if (cuts) {
-    u64 with_bound[4] = {masses[0], masses[1], fixed(mass_from_bound), count_from_bound};
-    row.add_up(with_bound);
-  } else {
+    weighed = inverse == 1.f ? row.weigh<false, false>(bound) : row.weigh<true, false>(bound);
+    masses[0] = fixed(weighed.mass), masses[1] = fixed(weighed.model_mass);
     row.add_up(masses);
   }
   row.totals(sums);
@@ -684,6 +707,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
   };
 
   if (greedy) {
+    int lowest = vocabulary;
     for (int i = row.end - 1; i >= row.begin; i--)
       if (row.at(i) == peak) lowest = row.first + i;
     lowest = -row.highest(-lowest, in_phase);
@@ -693,7 +717,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
 
   // From the `count` sorted tokens in falling probability, as the host does.
   auto from_sorted = [&](int count) {
-    int kept = row.first_that(count, [&](int i) { return row.weight(from_key(row.sorted_key(i))) < min_p; });
+    int kept = count;
+    if (min_p > 0.f) kept = row.first_that(count, [&](int i) { return row.weight(from_key(row.sorted_key(i))) < min_p; });
     u64 weighs = shared.cumulated[kept - 1];
     u64 target = min((u64)((double)uniform * (double)weighs), weighs - 1);
     int drawn = row.first_that(kept - 1, [&](int i) { return shared.cumulated[i] > target; });
@@ -734,13 +759,14 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
   }
   if (cuts || min_p > 0.f) {
     u32 left = quota;
-    mass = 0.f;
+    float mass = 0.f;
+#pragma unroll 4
     for (int i = row.begin; i < row.end; i++) {
-      float x = row.at(i);
-      float w = row.weight(x);
+      float x = row.at(i), w = row.weight(x);
       int key = to_key(x);
-      bool kept = key > cut.key || (key == cut.key && left > 0 && left-- > 0);
-      mass += kept && w >= min_p ? w : 0.f;
+      bool tie = (key == cut.key) & (left > 0);
+      left -= tie;
+      mass += ((key > cut.key) | tie) & (w >= min_p) ? w : 0.f;
     }
     masses[0] = fixed(mass);
     u64 values[1] = {masses[0]};
@@ -783,9 +809,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
 extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
     sampling_top(const elem* __restrict__ logits, int vocabulary, int part, int wanted,
                  u32* __restrict__ ids, float* __restrict__ log_probs) {
-  __shared__ Shared shared;
   extern __shared__ uint4 memory[];
-  elem* buffer = reinterpret_cast<elem*>(memory);
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  elem* buffer = reinterpret_cast<elem*>(memory + SHARED_BYTES / 16);
   int index = blockIdx.x / GRID_BLOCKS;
   u32 rank = blockIdx.x % GRID_BLOCKS;
   if (rank >= BLOCKS) return;
@@ -801,18 +827,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
   }
   int count = min(wanted, vocabulary);
   int bound = row.bound(min(count, HIGHEST), in_phase);
-  float mass = 0.f;
-  u32 from_bound = 0;
-#pragma unroll 4
-  for (int i = row.begin; i < row.end; i++) {
-    float x = row.at(i);
-    mass += row.weight(x);
-    if (to_key(x) >= bound) {
-      from_bound++;
-      row.send(i, to_key(x));
-    }
-  }
-  u64 sums[4] = {fixed(mass), 0, 0, from_bound};
+  Weighed weighed = row.weigh<false, true>(bound);
+  row.send(weighed, bound);
+  u64 sums[4] = {fixed(weighed.mass), 0, fixed(weighed.from_bound), weighed.count};
   row.add_up(sums);
   row.totals(sums);
   bool sent = !__any_sync(FULL, row.told(threadIdx.x % BLOCKS, 3) > SENT);
@@ -822,7 +839,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
     row.sort_sent((int)sums[3]);
   } else {
     // Without their weights `select` only counts.
-    Cut cut = row.select(count, 1.f, sums[0], bound, {0, (u32)sums[3]}, true);
+    Cut cut = row.select(count, 1.f, sums[0], bound, {sums[2], (u32)sums[3]}, true);
     u32 left = row.quota(cut);
     row.gather([&](int key) { return key > cut.key || (key == cut.key && left > 0 && left-- > 0); });
   }

@@ -10,6 +10,8 @@ use crate::{
 const THREADS: u32 = 512;
 /// Blocks of a cluster, which share a row.
 const BLOCKS: usize = 8;
+/// Bytes of shared memory before the logits: `SHARED_BYTES` of the kernels.
+const SHARED_BYTES: usize = 30 << 10;
 /// The largest vocabulary: an eighth of it fits into shared memory as f32, and sums of fixed-point weights do not overflow.
 const MOST_TOKENS: usize = 1 << 18;
 /// The most tokens of [`top_log_probs`].
@@ -66,7 +68,7 @@ impl Draws {
     }
 
     fn kernel<T: Float>(&self, name: &'static str) -> (Kernel, Grid) {
-        let grid = Grid::new(self.rows * BLOCKS, THREADS).shared(self.part() * T::DTYPE.bytes());
+        let grid = Grid::new(self.rows * BLOCKS, THREADS).shared(SHARED_BYTES + self.part() * T::DTYPE.bytes());
         (Kernel::new(&KERNELS, name, Some(T::DTYPE)), grid)
     }
 }

@@ -35,20 +35,24 @@ struct Block {
 }
 
 impl Block {
-    fn of(rows: usize) -> Self {
-        if rows <= 8 {
+    /// Eight warps to a tile of outputs, two blocks to a multiprocessor; four warps and four blocks where all tiles are then
+    /// at work at once and would not be otherwise.
+    fn of(skinny: Skinny, processors: usize) -> Self {
+        let tiles = skinny.rows.div_ceil(8);
+        let at_once = skinny.outputs.div_ceil(skinny.tile()).div_ceil(processors);
+        if (3..=4).contains(&at_once) {
             Self {
-                tiles: 1,
+                tiles,
                 warps: 4,
                 stages: 3,
                 resident: 4,
             }
         } else {
             Self {
-                tiles: 2,
-                warps: 4,
-                stages: 3,
-                resident: 4,
+                tiles,
+                warps: 8,
+                stages: 2,
+                resident: 2,
             }
         }
     }
@@ -67,11 +71,15 @@ impl Block {
 /// What the source is compiled for.
 pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 5])> {
     let mut builds = Vec::new();
-    for epilogue in [Epilogue::Plain, Epilogue::Swiglu] {
+    for outputs in [16, 64] {
         for rows in [1, MOST_ROWS] {
-            builds.push(("bf16", Block::of(rows).defines(epilogue)));
+            let plain = Skinny::plain(rows, outputs, 8);
+            let swiglu = Skinny::swiglu(rows, outputs / 2, 8);
+            for skinny in [plain, swiglu] {
+                let defines = Block::of(skinny, 1).defines(skinny.epilogue);
+                builds.extend([("bf16", defines), ("float", defines)]);
+            }
         }
-        builds.push(("float", Block::of(1).defines(epilogue)));
     }
     builds
 }
@@ -115,15 +123,14 @@ pub fn linear<T: Float>(
         x.pointer().is_multiple_of(16) && weight.pointer().is_multiple_of(16),
         || "x and weight must be aligned to 16 bytes".to_owned(),
     )?;
-    let block = Block::of(rows);
+    let block = Block::of(skinny, gpu.processors());
     let mut kernel = Kernel::new(&SOURCE, name, Some(T::DTYPE));
     for (name, value) in block.defines(epilogue) {
         kernel = kernel.define(name, value);
     }
-    let tile = match (T::DTYPE, epilogue) {
-        (Dtype::F32, _) => block.warps,
-        (Dtype::Bf16, Epilogue::Plain) => 16,
-        (Dtype::Bf16, Epilogue::Swiglu) => 8,
+    let tile = match T::DTYPE {
+        Dtype::F32 => block.warps,
+        Dtype::Bf16 => skinny.tile(),
     };
     let blocks = outputs.div_ceil(tile).min(block.resident * gpu.processors());
     gpu.launch(

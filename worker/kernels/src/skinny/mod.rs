@@ -63,6 +63,15 @@ impl Skinny {
             Epilogue::Swiglu => 2 * self.outputs,
         }
     }
+
+    /// Outputs that a block of threads computes together: 16 rows of the weight.
+    #[cfg(feature = "cuda")]
+    fn tile(&self) -> usize {
+        match self.epilogue {
+            Epilogue::Plain => 16,
+            Epilogue::Swiglu => 8,
+        }
+    }
 }
 
 #[cfg(feature = "cuda")]

@@ -309,18 +309,16 @@ pub fn cases() -> Vec<Case> {
         case("vocabulary backward 4096x3584x152064 bf16", |gpu, random| {
             prepare_backward(gpu, random, 4096, None)
         }),
-        case("vocabulary backward 4096, chunks 4096x12672", |gpu, random| {
-            prepare_backward(gpu, random, 4096, Some((4096, 12672)))
+        case("vocabulary forward 1024x3584x152064 bf16", |gpu, random| {
+            prepare_forward(gpu, random, 1024, None)
         }),
-        case("vocabulary backward 4096, chunks 2048x16896", |gpu, random| {
-            prepare_backward(gpu, random, 4096, Some((2048, 16896)))
+        case("vocabulary backward 1024x3584x152064 bf16", |gpu, random| {
+            prepare_backward(gpu, random, 1024, None)
         }),
-        case("vocabulary product logits", |gpu, random| product(gpu, random, 0)),
-        case("vocabulary product d_hidden", |gpu, random| product(gpu, random, 1)),
-        case("vocabulary product d_weight", |gpu, random| product(gpu, random, 2)),
-        case("vocabulary product d_weight bf16", |gpu, random| {
-            product(gpu, random, 3)
-        }),
+        case(
+            "vocabulary forward 4096, chunks that stay in the cache",
+            |gpu, random| prepare_forward(gpu, random, 4096, Some((2048, 4224))),
+        ),
     ]
 }
 
@@ -442,38 +440,6 @@ fn prepare_backward(
                 Some(&d_weight),
                 &scratch,
             )
-        }),
-    })
-}
-
-fn product(gpu: &Gpu, random: &mut Draw, which: usize) -> Result<Prepared, GpuError> {
-    let (rows, chunk) = (4096, 8448);
-    let (x, w, d) = (
-        tiled(gpu, random, rows * WIDTH, 1.0)?,
-        tiled(gpu, random, chunk * WIDTH, 0.03)?,
-        tiled(gpu, random, rows * chunk, 0.01)?,
-    );
-    let out = gpu.zeros::<f32>(rows * chunk)?;
-    let out16 = gpu.zeros::<bf16>(chunk * WIDTH)?;
-    let gpu = gpu.clone();
-    Ok(Prepared {
-        bytes: 0.0,
-        operations: Gemm::linear(rows, chunk, WIDTH).operations(),
-        run: Box::new(move || match which {
-            0 => gpu.gemm(Gemm::linear(rows, chunk, WIDTH), &x, &w, &out),
-            1 => gpu.gemm(
-                Gemm::input_gradient(rows, chunk, WIDTH).accumulate(),
-                &d,
-                &w,
-                &out.slice(0..rows * WIDTH)?,
-            ),
-            2 => gpu.gemm(
-                Gemm::weight_gradient(rows, chunk, WIDTH).accumulate(),
-                &d,
-                &x,
-                &out.slice(0..chunk * WIDTH)?,
-            ),
-            _ => gpu.gemm(Gemm::weight_gradient(rows, chunk, WIDTH).accumulate(), &d, &x, &out16),
         }),
     })
 }
