@@ -5,6 +5,11 @@ use flotilla_kernels::{Float, Gpu};
 use flotilla_model::{Config, LoadOptions, Row, Vlm};
 
 use crate::{error::DeviceError, runner::DeviceRunner};
+#[cfg(feature = "nccl")]
+use crate::{
+    parallel::{Collective, Nccl},
+    runner::follow,
+};
 
 /// How the card's answers differ from the host's.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,21 +82,48 @@ pub fn compare(card: &[Group], host: &[Group]) -> Difference {
     difference
 }
 
-/// Random weights of a configuration, in `T` on the card and in f32 on the host, over [`requests`]. Small blocks and steps, so
-/// that prompts come in chunks and prefixes are shared.
-pub fn text<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Difference, DeviceError> {
-    let model = Vlm::random(config.clone(), seed, &LoadOptions::default())?;
-    let limits = Limits {
+/// The longest sequence of [`requests`].
+const MAX_TOKENS: usize = 512;
+
+/// Small blocks and steps, so that prompts come in chunks and prefixes are shared.
+fn limits() -> Limits {
+    Limits {
         max_rows: 12,
         max_step_tokens: 64,
         kv_blocks: 512,
         block_size: 16,
         ..Limits::default()
-    };
-    let requests = requests(config.text.vocab_size);
+    }
+}
+
+/// Random weights of a configuration, in `T` on the card and in f32 on the host, over [`requests`].
+pub fn text<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Difference, DeviceError> {
+    let model = Vlm::random(config.clone(), seed, &LoadOptions::default())?;
+    let runner = DeviceRunner::<T>::load(gpu, model.deep_copy()?, &limits(), MAX_TOKENS)?;
+    beside_host(runner, &model)
+}
+
+/// The same by a group of GPUs, of which each rank calls this: what rank 0 finds.
+#[cfg(feature = "nccl")]
+pub fn text_in_group<T: Float>(
+    gpu: &Gpu,
+    config: &Config,
+    seed: u64,
+    nccl: Nccl,
+) -> Result<Option<Difference>, DeviceError> {
+    let model = Vlm::random(config.clone(), seed, &LoadOptions::default())?;
+    if nccl.rank() > 0 {
+        follow::<T>(gpu, &model, &limits(), MAX_TOKENS, nccl)?;
+        return Ok(None);
+    }
+    let runner = DeviceRunner::<T>::load_in_group(gpu, model.deep_copy()?, &limits(), MAX_TOKENS, nccl)?;
+    beside_host(runner, &model).map(Some)
+}
+
+fn beside_host<T: Float>(runner: DeviceRunner<T>, model: &Vlm) -> Result<Difference, DeviceError> {
+    let (limits, requests) = (limits(), requests(model.config().text.vocab_size));
     let failed = |error: flotilla_engine::EngineError| DeviceError::Engine(Box::new(error));
-    let host = generate(VlmRunner::new(&model, &limits), &requests, limits, &|| false).map_err(failed)?;
-    let runner = DeviceRunner::<T>::load(gpu, model.deep_copy()?, &limits, 512)?;
     let card = generate(runner, &requests, limits, &|| false).map_err(failed)?;
+    let host = generate(VlmRunner::new(model, &limits), &requests, limits, &|| false).map_err(failed)?;
     Ok(compare(&card, &host))
 }

@@ -9,6 +9,13 @@ pub enum DeviceError {
     /// Operands that do not fit together.
     #[error(transparent)]
     Shape(#[from] ShapeError),
+    /// A model that the ranks of a group cannot share.
+    #[error(transparent)]
+    Shard(#[from] crate::parallel::ShardError),
+    /// A group of GPUs.
+    #[cfg(feature = "nccl")]
+    #[error(transparent)]
+    Group(#[from] crate::parallel::CollectiveError),
     /// A tensor of the host.
     #[error(transparent)]
     Host(#[from] candle_core::Error),

@@ -9,6 +9,7 @@
 //! | `plan.rs` | how much memory serving takes on each card |
 //! | `weights.rs` | packed weights, one copy for engine and learner |
 //! | `pool.rs` | keys and values in blocks |
+//! | `peers.rs` | what a step exchanges with the GPUs that hold the rest of the model |
 //! | `text.rs` | the language model, computed |
 //! | `vision.rs` | the vision tower of Qwen2.5-VL, computed |
 //! | `runner.rs` | the model as the engine runs it |
@@ -23,6 +24,8 @@ pub mod learner;
 #[cfg(feature = "cuda")]
 pub mod measure;
 pub mod parallel;
+#[cfg(feature = "cuda")]
+mod peers;
 pub mod plan;
 #[cfg(feature = "cuda")]
 pub mod pool;

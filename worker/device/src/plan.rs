@@ -34,12 +34,12 @@ impl Default for Serving {
     }
 }
 
-/// Bytes on each card of a group.
+/// Bytes on the fullest card of a group, which is rank 0's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// The language model's part.
     pub weights: usize,
-    /// The vision tower, whole on every card.
+    /// The vision tower, which rank 0 holds whole.
     pub vision: usize,
     /// Activations of the largest step, and logits.
     pub step: usize,
@@ -69,7 +69,7 @@ impl Plan {
 }
 
 impl Serving {
-    /// What each of `size` cards of `card` bytes holds.
+    /// What cards of `card` bytes hold where `size` of them share a model.
     pub fn plan(
         &self,
         text: &TextShape,

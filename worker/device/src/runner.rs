@@ -9,6 +9,8 @@ use flotilla_engine::{
     runner::{Answers, Cause, Chunk, Drawn, Logits, VisualCounts},
 };
 use flotilla_kernels::{Buffer, Float, Gpu, sampling::BROKEN};
+#[cfg(feature = "nccl")]
+use flotilla_model::{Config, weights::Weights};
 use flotilla_model::{Pass, Visual, Vlm, rope::Position};
 
 use crate::{
@@ -18,6 +20,11 @@ use crate::{
     text::{Capacity, TextModel},
     vision::QwenTower,
     weights::TextWeights,
+};
+#[cfg(feature = "nccl")]
+use crate::{
+    parallel::{Collective, Nccl, Shard},
+    shape::TextShape,
 };
 
 /// A vision-language model on the card.
@@ -55,7 +62,27 @@ impl<T: Float> DeviceRunner<T> {
             Some(tower) => Vision::Qwen(Box::new(tower)),
             None => Vision::Host(Box::new(model)),
         };
-        Self::assemble(gpu, weights, vision, limits, max_tokens)
+        let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
+        Ok(Self::assemble(text, vision, limits))
+    }
+
+    /// As [`Self::load`], by rank 0 of a group of GPUs, which share the language model. The others must be in
+    /// [`follow`], with the same model and limits.
+    #[cfg(feature = "nccl")]
+    pub fn load_in_group(
+        gpu: &Gpu,
+        model: Vlm,
+        limits: &Limits,
+        max_tokens: usize,
+        nccl: Nccl,
+    ) -> Result<Self, DeviceError> {
+        let mut text = part(gpu, model.config(), model.weights(), capacity(limits, max_tokens), nccl)?;
+        text.lead();
+        let vision = match QwenTower::load(gpu, model.config(), model.weights())? {
+            Some(tower) => Vision::Qwen(Box::new(tower)),
+            None => Vision::Host(Box::new(model)),
+        };
+        Ok(Self::assemble(text, vision, limits))
     }
 
     /// Text alone, over weights that a learner may share.
@@ -65,29 +92,18 @@ impl<T: Float> DeviceRunner<T> {
         limits: &Limits,
         max_tokens: usize,
     ) -> Result<Self, DeviceError> {
-        Self::assemble(gpu, weights, Vision::None, limits, max_tokens)
+        let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
+        Ok(Self::assemble(text, Vision::None, limits))
     }
 
-    fn assemble(
-        gpu: &Gpu,
-        weights: TextWeights<T>,
-        vision: Vision<T>,
-        limits: &Limits,
-        max_tokens: usize,
-    ) -> Result<Self, DeviceError> {
-        let capacity = Capacity {
-            tokens: limits.max_step_tokens,
-            sequences: limits.max_rows,
-            blocks: max_tokens.div_ceil(limits.block_size),
-            block_size: limits.block_size,
-        };
-        Ok(Self {
-            text: TextModel::new(gpu, weights, capacity)?,
+    fn assemble(text: TextModel<T>, vision: Vision<T>, limits: &Limits) -> Self {
+        Self {
+            text,
             vision,
             features: FeatureCache::new(limits.feature_bytes),
             counts: VisualCounts::default(),
             shares: true,
-        })
+        }
     }
 
     /// Whether a prefix that decoded sequences share is read once for all of them; at first it is. Results are the same up to
@@ -203,7 +219,7 @@ impl<T: Float> DeviceRunner<T> {
         for (place, index) in step.chunks.iter().enumerate() {
             places[*index] = decodes + place;
         }
-        let vocabulary = self.text.shape().vocabulary;
+        let vocabulary = self.text.vocabulary();
         let (mut drawn, mut values) = (Vec::new(), Vec::new());
         for (piece, place) in pieces.iter().zip(places).filter(|(piece, _)| piece.wanted) {
             if piece.draw.is_some() && place < decodes {
@@ -222,6 +238,52 @@ impl<T: Float> DeviceRunner<T> {
             }
         }
         Ok(Answers::new(drawn, Logits { values, vocabulary }))
+    }
+}
+
+/// The largest step that an engine with these limits makes.
+fn capacity(limits: &Limits, max_tokens: usize) -> Capacity {
+    Capacity {
+        tokens: limits.max_step_tokens,
+        sequences: limits.max_rows,
+        blocks: max_tokens.div_ceil(limits.block_size),
+        block_size: limits.block_size,
+    }
+}
+
+/// This rank's part of the language model.
+#[cfg(feature = "nccl")]
+fn part<T: Float>(
+    gpu: &Gpu,
+    config: &Config,
+    weights: &Weights,
+    capacity: Capacity,
+    nccl: Nccl,
+) -> Result<TextModel<T>, DeviceError> {
+    let shard = Shard::new(&TextShape::from(&config.text), nccl.rank(), nccl.size())?;
+    let weights = TextWeights::load_part(gpu, &config.text, weights, &shard)?;
+    Ok(TextModel::in_group(gpu, weights, capacity, shard, nccl)?)
+}
+
+/// What every rank but 0 does: holds its part of the language model and repeats the steps of the
+/// [leader](DeviceRunner::load_in_group), until that ends.
+#[cfg(feature = "nccl")]
+pub fn follow<T: Float>(
+    gpu: &Gpu,
+    model: &Vlm,
+    limits: &Limits,
+    max_tokens: usize,
+    nccl: Nccl,
+) -> Result<(), DeviceError> {
+    let mut text = part::<T>(gpu, model.config(), model.weights(), capacity(limits, max_tokens), nccl)?;
+    Ok(text.follow()?)
+}
+
+/// The others of a group learn that nothing more comes.
+#[cfg(feature = "nccl")]
+impl<T> Drop for DeviceRunner<T> {
+    fn drop(&mut self) {
+        let _ = self.text.end();
     }
 }
 
@@ -257,7 +319,7 @@ impl<T: Float> Runner for DeviceRunner<T> {
     }
 
     fn copy(&mut self, pool: &mut DevicePool<T>, pairs: &[(u32, u32)]) -> Result<(), Cause> {
-        Ok(pool.copy(self.text.gpu(), pairs)?)
+        Ok(self.text.copy(pool, pairs)?)
     }
 
     fn step(&mut self, pool: &mut DevicePool<T>, chunks: &[Chunk<'_, Prompt>]) -> Result<Answers, Cause> {
@@ -288,6 +350,7 @@ impl<T: Float> Runner for DeviceRunner<T> {
         }
         let words = step.words(&pieces, pool.block_size, &Mail::new(step.size));
         self.text.step(pool, step.size, &words, &features)?;
+        self.text.settle()?;
         Ok(self.answers(&step, &pieces)?)
     }
 

@@ -14,7 +14,16 @@ use flotilla_kernels::{
 };
 use flotilla_model::rope::frequencies;
 
+#[cfg(feature = "nccl")]
 use crate::{
+    parallel::{
+        CollectiveError, Nccl, Shard,
+        orders::{self, Order},
+    },
+    peers::Group,
+};
+use crate::{
+    peers::Peers,
     pool::DevicePool,
     shape::TextShape,
     step::{Mail, Size},
@@ -64,7 +73,19 @@ pub struct Capacity {
     pub block_size: usize,
 }
 
-/// A language model on the card.
+impl Capacity {
+    /// Rounded up, with room for what a step rounds up.
+    fn rounded(self) -> Self {
+        Self {
+            tokens: self.tokens.next_multiple_of(256) + 256,
+            sequences: self.sequences.next_multiple_of(32) * 2,
+            blocks: self.blocks.next_power_of_two().max(64),
+            ..self
+        }
+    }
+}
+
+/// A language model on the card, or the part of one that a rank of a group holds.
 #[derive(Debug)]
 pub struct TextModel<T> {
     gpu: Gpu,
@@ -73,7 +94,9 @@ pub struct TextModel<T> {
     axis_of: Buffer<u8>,
     capacity: Capacity,
     arena: Arena<T>,
+    /// Before the peers, whose operations they hold.
     graphs: HashMap<Size, Graph>,
+    peers: Peers,
     /// Sizes that have run once: their kernels are compiled and their products planned.
     warm: HashSet<Size>,
 }
@@ -81,14 +104,27 @@ pub struct TextModel<T> {
 impl<T: Float> TextModel<T> {
     /// Takes the weights as they are: a learner that has the same buffers changes this model.
     pub fn new(gpu: &Gpu, weights: TextWeights<T>, capacity: Capacity) -> Result<Self, GpuError> {
+        Self::with_peers(gpu, weights, capacity.rounded(), Peers::None)
+    }
+
+    /// One rank's part of a model: `weights` are those of `shard`. Every rank must be given the same steps; each then has
+    /// all logits and draws the same tokens.
+    #[cfg(feature = "nccl")]
+    pub fn in_group(
+        gpu: &Gpu,
+        weights: TextWeights<T>,
+        capacity: Capacity,
+        shard: Shard,
+        nccl: Nccl,
+    ) -> Result<Self, GpuError> {
+        let capacity = capacity.rounded();
+        let group = Group::new(gpu, nccl, shard, capacity.sequences)?;
+        Self::with_peers(gpu, weights, capacity, Peers::Group(Box::new(group)))
+    }
+
+    fn with_peers(gpu: &Gpu, weights: TextWeights<T>, capacity: Capacity, peers: Peers) -> Result<Self, GpuError> {
         let shape = &weights.shape;
-        let capacity = Capacity {
-            tokens: capacity.tokens.next_multiple_of(256) + 256,
-            sequences: capacity.sequences.next_multiple_of(32) * 2,
-            blocks: capacity.blocks.next_power_of_two().max(64),
-            ..capacity
-        };
-        let arena = Arena::new(gpu, shape, capacity)?;
+        let arena = Arena::new(gpu, shape, peers.vocabulary(shape), capacity)?;
         let axes = shape
             .axes()
             .into_iter()
@@ -101,6 +137,7 @@ impl<T: Float> TextModel<T> {
             weights,
             capacity,
             graphs: HashMap::new(),
+            peers,
             warm: HashSet::new(),
         })
     }
@@ -118,6 +155,93 @@ impl<T: Float> TextModel<T> {
     /// Sizes.
     pub fn shape(&self) -> &TextShape {
         &self.weights.shape
+    }
+
+    /// Tokens that logits are of: all, also where this is one rank's part.
+    pub fn vocabulary(&self) -> usize {
+        self.peers.vocabulary(self.shape())
+    }
+
+    /// Waits for everything that was computed. In a group, do it before results are read: a peer that is gone is an error
+    /// here, and would be waited for elsewhere.
+    #[cfg(feature = "nccl")]
+    pub fn wait(&mut self) -> Result<(), CollectiveError> {
+        match &mut self.peers {
+            Peers::None => Ok(self.gpu.synchronize()?),
+            Peers::Group(group) => group.wait(),
+        }
+    }
+
+    /// In a group, waits for what was computed, so that a peer that is gone is an error and not waited for. Without one,
+    /// whatever is read waits.
+    pub fn settle(&mut self) -> Result<(), GpuError> {
+        self.peers.settle()
+    }
+
+    /// Makes this rank, which is 0, the one whose steps the others repeat; they must be in [`Self::follow`].
+    #[cfg(feature = "nccl")]
+    pub fn lead(&mut self) {
+        if let Peers::Group(group) = &mut self.peers {
+            group.lead();
+        }
+    }
+
+    /// Repeats the steps of rank 0 until it ends, or fails with the name of the rank that did. The pool is made as the
+    /// leader's is; it lives as long as steps come that use it.
+    #[cfg(feature = "nccl")]
+    pub fn follow(&mut self) -> Result<(), CollectiveError> {
+        let gpu = self.gpu.clone();
+        let hidden = self.shape().hidden;
+        let mut pool: Option<DevicePool<T>> = None;
+        while let Peers::Group(group) = &mut self.peers {
+            let order = orders::take::<T>(group.nccl(), &gpu, hidden)?;
+            let (Order::Step { pool: wanted, .. } | Order::Copy { pool: wanted, .. }) = &order else {
+                self.forget_graphs();
+                return Ok(());
+            };
+            let used = match pool.take() {
+                Some(pool) if (pool.blocks, pool.block_size) == *wanted => pool,
+                old => {
+                    self.forget_graphs();
+                    drop(old);
+                    DevicePool::new(&gpu, self.shape(), wanted.0, wanted.1)?
+                }
+            };
+            match order {
+                Order::Step {
+                    size, words, features, ..
+                } => {
+                    self.fits(size).map_err(GpuError::from)?;
+                    self.step(&used, size, &words, &features)?;
+                    // The leader waits before it reads; this is where a failure shows here.
+                    self.wait()?;
+                }
+                Order::Copy { pairs, .. } => used.copy(&gpu, &pairs)?,
+                Order::End => {}
+            }
+            pool = Some(used);
+        }
+        Ok(())
+    }
+
+    /// The group that this is a part of.
+    #[cfg(feature = "nccl")]
+    pub fn group(&mut self) -> Option<&mut Nccl> {
+        match &mut self.peers {
+            Peers::None => None,
+            Peers::Group(group) => Some(group.nccl()),
+        }
+    }
+
+    /// Ends the model and gives its place in a group back.
+    #[cfg(feature = "nccl")]
+    pub fn into_group(self) -> Option<Nccl> {
+        let Self { graphs, peers, .. } = self;
+        drop(graphs);
+        match peers {
+            Peers::None => None,
+            Peers::Group(group) => Some(group.into_nccl()),
+        }
     }
 
     /// The largest step.
@@ -151,7 +275,11 @@ impl<T: Float> TextModel<T> {
         words: &[u32],
         features: &[(Vec<i32>, Buffer<T>)],
     ) -> Result<(), GpuError> {
-        self.gpu.write(&self.arena.mail, words)?;
+        self.peers
+            .tell_step((pool.blocks, pool.block_size), size, words, features)?;
+        let mut words = words.to_vec();
+        self.peers.localize(&mut words[Mail::new(size).ids]);
+        self.gpu.write(&self.arena.mail, &words)?;
         let recordable = size.prefill == 0 && features.is_empty();
         if !recordable || self.warm.insert(size) {
             return self.compute(pool, size, features);
@@ -164,6 +292,15 @@ impl<T: Float> TextModel<T> {
             }
         };
         self.gpu.replay(graph)
+    }
+
+    /// Copies whole blocks of a pool, at all ranks of a group.
+    pub fn copy(&mut self, pool: &DevicePool<T>, pairs: &[(u32, u32)]) -> Result<(), GpuError> {
+        if pairs.is_empty() {
+            return Ok(());
+        }
+        self.peers.tell_copy((pool.blocks, pool.block_size), pairs)?;
+        pool.copy(&self.gpu, pairs)
     }
 
     /// Forgets recorded steps: they hold the pool that they were recorded with.
@@ -184,10 +321,11 @@ impl<T: Float> TextModel<T> {
     fn compute(&self, pool: &DevicePool<T>, size: Size, features: &[(Vec<i32>, Buffer<T>)]) -> Result<(), GpuError> {
         let (gpu, shape) = (&self.gpu, self.shape());
         let tokens = size.tokens();
-        let views = Views::new(&self.arena, shape, size)?;
+        let views = Views::new(&self.arena, shape, self.vocabulary(), size)?;
         let words = Words::new(size, &self.arena.mail)?;
         let (stream, normed, branch) = (&views.stream, &views.normed, &views.branch);
         rows::embed(gpu, shape.hidden, &self.weights.embedding, &words.ids, stream)?;
+        self.peers.sum(stream)?;
         for (at, features) in features {
             rows::place(gpu, shape.hidden, features, &gpu.upload(at)?, stream)?;
         }
@@ -213,6 +351,7 @@ impl<T: Float> TextModel<T> {
             add_and_norm(&layer.post_norm)?;
             self.gate(tokens, &layer.gate_up, &views)?;
             self.linear(tokens, &views.gated, &layer.down, branch)?;
+            self.peers.sum(branch)?;
         }
         add_and_norm(&self.weights.norm)?;
         self.answer(size, &words, &views)
@@ -303,15 +442,18 @@ impl<T: Float> TextModel<T> {
             let queries = attention::Rows::new(&queries, width);
             attention::prefill(gpu, &rule, queries, size.prefill, &words.offsets, &stored, &mixed)?;
         }
-        self.linear(tokens, &views.mixed, &layer.output, &views.branch)
+        self.linear(tokens, &views.mixed, &layer.output, &views.branch)?;
+        self.peers.sum(&views.branch)
     }
 
     /// Logits after the last tokens, and the draws.
     fn answer(&self, size: Size, words: &Words, views: &Views<T>) -> Result<(), GpuError> {
         let (gpu, shape) = (&self.gpu, self.shape());
         rows::gather_rows(gpu, shape.hidden, &views.normed, &words.last, &views.last)?;
+        let own = self.peers.own_logits(&views.logits)?;
         let head = Gemm::linear(size.sequences(), shape.vocabulary, shape.hidden);
-        gpu.gemm(head, &views.last, &self.weights.head, &views.logits)?;
+        gpu.gemm(head, &views.last, &self.weights.head, &own)?;
+        self.peers.gather(&views.logits)?;
         let decodes = size.decodes;
         if decodes == 0 {
             return Ok(());
@@ -321,9 +463,9 @@ impl<T: Float> TextModel<T> {
             gpu,
             &sampling::Draws {
                 rows: decodes,
-                vocabulary: shape.vocabulary,
+                vocabulary: self.vocabulary(),
             },
-            &views.logits.slice(0..decodes * shape.vocabulary)?,
+            &views.logits.slice(0..decodes * self.vocabulary())?,
             &sampling::Parameters {
                 temperature: &words.temperature,
                 top_k: &words.top_k,
@@ -374,13 +516,24 @@ impl<T: Float> TextModel<T> {
     }
 }
 
+#[cfg(feature = "nccl")]
+impl<T> TextModel<T> {
+    /// Lets the others leave [`Self::follow`].
+    pub fn end(&mut self) -> Result<(), CollectiveError> {
+        match &mut self.peers {
+            Peers::None => Ok(()),
+            Peers::Group(group) => group.end(),
+        }
+    }
+}
+
 /// Whether a product is bound by reading its weight, so that our own kernel is the faster one.
 fn is_skinny(rows: usize, inputs: usize) -> bool {
     (1..=MOST_ROWS).contains(&rows) && inputs.is_multiple_of(8)
 }
 
 impl<T: Float> Arena<T> {
-    fn new(gpu: &Gpu, shape: &TextShape, capacity: Capacity) -> Result<Self, GpuError> {
+    fn new(gpu: &Gpu, shape: &TextShape, vocabulary: usize, capacity: Capacity) -> Result<Self, GpuError> {
         let Capacity { tokens, sequences, .. } = capacity;
         let largest = Size {
             decodes: sequences,
@@ -409,7 +562,7 @@ impl<T: Float> Arena<T> {
             gate_up: gpu.alloc(tokens * 2 * shape.intermediate)?,
             gated: gpu.alloc(tokens * shape.intermediate)?,
             last: gpu.alloc(sequences * shape.hidden)?,
-            logits: gpu.alloc(sequences * shape.vocabulary)?,
+            logits: gpu.alloc(sequences * vocabulary)?,
             drawn: gpu.alloc(3 * sequences)?,
             mail: gpu.alloc(Mail::new(largest).words)?,
             paged: paged::Scratch::new(gpu, &decode)?,
@@ -432,7 +585,7 @@ struct Views<T> {
 }
 
 impl<T: Float> Views<T> {
-    fn new(arena: &Arena<T>, shape: &TextShape, size: Size) -> Result<Self, GpuError> {
+    fn new(arena: &Arena<T>, shape: &TextShape, vocabulary: usize, size: Size) -> Result<Self, GpuError> {
         let (tokens, sequences) = (size.tokens(), size.sequences());
         let rows = |buffer: &Buffer<T>, width: usize| buffer.slice(0..tokens * width);
         Ok(Self {
@@ -445,7 +598,7 @@ impl<T: Float> Views<T> {
             gate_up: rows(&arena.gate_up, 2 * shape.intermediate)?,
             gated: rows(&arena.gated, shape.intermediate)?,
             last: arena.last.slice(0..sequences * shape.hidden)?,
-            logits: arena.logits.slice(0..sequences * shape.vocabulary)?,
+            logits: arena.logits.slice(0..sequences * vocabulary)?,
         })
     }
 }

@@ -3,7 +3,11 @@
 use flotilla_kernels::{Buffer, Float, Gpu, GpuError, rows};
 use flotilla_model::{text::TextConfig, weights::Weights};
 
-use crate::{error::DeviceError, shape::TextShape};
+use crate::{
+    error::DeviceError,
+    parallel::{Shard, reference::HostModel},
+    shape::TextShape,
+};
 
 /// One layer. Matrices are `[outputs, inputs]`.
 #[derive(Clone, Debug)]
@@ -79,41 +83,76 @@ impl<T: Float> TextWeights<T> {
 
     /// Those of a model of the host, packed.
     pub fn load(gpu: &Gpu, config: &TextConfig, weights: &Weights) -> Result<Self, DeviceError> {
-        let shape = TextShape::from(config);
-        let pack = |names: &[String]| -> Result<Buffer<T>, DeviceError> {
+        let whole = Shard::new(&TextShape::from(config), 0, 1)?;
+        Self::load_part(gpu, config, weights, &whole)
+    }
+
+    /// One rank's part of them.
+    pub fn load_part(gpu: &Gpu, config: &TextConfig, weights: &Weights, shard: &Shard) -> Result<Self, DeviceError> {
+        let shape = shard.local();
+        let pack = |names: &[String], part: &dyn Fn(&[T]) -> Vec<T>| -> Result<Buffer<T>, DeviceError> {
             let parts = names
                 .iter()
                 .map(|name| values(weights, name))
                 .collect::<Result<Vec<_>, _>>()?;
-            Ok(gpu.upload(&parts.concat())?)
+            let whole = parts.concat();
+            let all = shard.size() == 1;
+            Ok(gpu.upload(&if all { whole } else { part(&whole) })?)
         };
         let model = config.names.model;
-        let one = |name: String| pack(&[name]);
-        let embedding = one(format!("{model}embed_tokens.weight"))?;
+        let norm = |name: String| pack(&[name], &<[T]>::to_vec);
+        let table = |name: String| pack(&[name], &|whole| shard.table(whole));
+        let embedding = table(format!("{model}embed_tokens.weight"))?;
         let head = if shape.tied {
             embedding.clone()
         } else {
-            one(config.head_name())?
+            table(config.head_name())?
         };
         let layers = (0..shape.layers).map(|index| {
             let at = format!("{model}layers.{index}");
             let attention = |kind: &str| ["q", "k", "v"].map(|name| format!("{at}.self_attn.{name}_proj.{kind}"));
+            let gate_up = ["gate", "up"].map(|name| format!("{at}.mlp.{name}_proj.weight"));
+            let output = format!("{at}.self_attn.o_proj.weight");
+            let down = format!("{at}.mlp.down_proj.weight");
             Ok(Layer {
-                input_norm: one(format!("{at}.input_layernorm.weight"))?,
-                qkv: pack(&attention("weight"))?,
-                qkv_bias: pack(&attention("bias"))?,
-                output: one(format!("{at}.self_attn.o_proj.weight"))?,
-                post_norm: one(format!("{at}.post_attention_layernorm.weight"))?,
-                gate_up: pack(&["gate", "up"].map(|name| format!("{at}.mlp.{name}_proj.weight")))?,
-                down: one(format!("{at}.mlp.down_proj.weight"))?,
+                input_norm: norm(format!("{at}.input_layernorm.weight"))?,
+                qkv: pack(&attention("weight"), &|whole| shard.qkv(whole))?,
+                qkv_bias: pack(&attention("bias"), &|whole| shard.qkv_bias(whole))?,
+                output: pack(&[output], &|whole| shard.output(whole))?,
+                post_norm: norm(format!("{at}.post_attention_layernorm.weight"))?,
+                gate_up: pack(&gate_up, &|whole| shard.gate_up(whole))?,
+                down: pack(&[down], &|whole| shard.down(whole))?,
             })
         });
         Ok(Self {
             layers: layers.collect::<Result<_, DeviceError>>()?,
             embedding,
-            norm: one(format!("{model}norm.weight"))?,
+            norm: norm(format!("{model}norm.weight"))?,
             head,
             shape,
+        })
+    }
+
+    /// Those of a reference, rounded.
+    pub fn of_host(gpu: &Gpu, model: &HostModel) -> Result<Self, GpuError> {
+        let put = |values: &[f32]| gpu.upload(&values.iter().map(|value| T::from_f32(*value)).collect::<Vec<_>>());
+        let layers = model.layers.iter().map(|layer| {
+            Ok(Layer {
+                input_norm: put(&layer.input_norm)?,
+                qkv: put(&layer.qkv)?,
+                qkv_bias: put(&layer.qkv_bias)?,
+                output: put(&layer.output)?,
+                post_norm: put(&layer.post_norm)?,
+                gate_up: put(&layer.gate_up)?,
+                down: put(&layer.down)?,
+            })
+        });
+        Ok(Self {
+            shape: model.shape.clone(),
+            layers: layers.collect::<Result<_, GpuError>>()?,
+            embedding: put(&model.embedding)?,
+            norm: put(&model.norm)?,
+            head: put(&model.head)?,
         })
     }
 

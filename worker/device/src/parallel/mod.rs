@@ -7,12 +7,15 @@
 //! | `rendezvous.rs` | how the processes find each other and prove that they know the same token |
 //! | `frame.rs` | what travels: bounded frames |
 //! | `nccl.rs` | collective operations of GPUs, in the order of a stream and inside graphs |
+//! | `orders.rs` | how the other ranks repeat the steps of the one that runs the engine |
 //! | `reference.rs` | a language model in plain f32, split or whole: what the split computation must equal |
 
 mod error;
 mod frame;
 #[cfg(feature = "nccl")]
 pub mod nccl;
+#[cfg(feature = "nccl")]
+pub(crate) mod orders;
 pub mod reference;
 mod rendezvous;
 pub mod shard;

@@ -43,6 +43,11 @@ impl Nccl {
         })
     }
 
+    /// The GPUs' own group, whose operations take no mutable reference: a model that records graphs holds it.
+    pub fn communicator(&self) -> &Communicator {
+        &self.communicator
+    }
+
     /// The connection of the processes.
     pub fn control(&mut self) -> &mut Tcp {
         &mut self.control

@@ -74,12 +74,12 @@ impl Tcp {
         Self::new(membership, membership.join(address)?)
     }
 
-    /// A group of one.
+    /// A group of one, which waits for nobody; its timeout is that of a GPU's own work.
     pub fn alone() -> Self {
         Self {
             rank: 0,
             size: 1,
-            timeout: Duration::ZERO,
+            timeout: Duration::from_secs(60),
             peers: vec![None],
             sequence: 0,
             broken: None,
@@ -121,6 +121,27 @@ impl Tcp {
     /// How long a peer is waited for.
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// Waits without a limit until something comes from a rank, or until it leaves: a server may have nothing to do for days.
+    pub fn idle(&mut self, from: usize) -> Result<(), CollectiveError> {
+        self.usable()?;
+        let Some(Some(peer)) = self.peers.get(from) else {
+            return Ok(());
+        };
+        let cause = loop {
+            match peer.stream.peek(&mut [0]) {
+                Ok(0) => break Cause::Closed,
+                Ok(_) => return Ok(()),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
+                Err(error) => break self.cause(error, false),
+            }
+        };
+        Err(self.fail(Operation::Broadcast, (from, cause)))
     }
 
     /// Leaves the group because of something outside of it, and tells the others why.

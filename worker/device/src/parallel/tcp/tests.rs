@@ -221,6 +221,31 @@ fn a_look_sees_a_rank_that_left_and_does_not_wait_for_one_that_did_not() {
 }
 
 #[test]
+fn an_idle_rank_outwaits_the_timeout_and_sees_the_other_leave() {
+    let members = (0..2).map(|rank| Membership {
+        timeout: Duration::from_millis(100),
+        ..member(rank, 2)
+    });
+    let heard = group(members.collect(), |mut tcp| {
+        if tcp.rank() == 0 {
+            thread::sleep(Duration::from_millis(400));
+            tcp.broadcast(&mut [7u8], 0).unwrap();
+            return String::new();
+        }
+        let mut heard = [0u8];
+        tcp.idle(0).unwrap();
+        tcp.broadcast(&mut heard, 0).unwrap();
+        assert_eq!(heard, [7]);
+        tcp.idle(0).unwrap_err().to_string()
+    });
+    let error = heard[1].as_ref().unwrap();
+    assert!(
+        error.contains("rank 0 (") && error.ends_with("it closed its connection"),
+        "{error}"
+    );
+}
+
+#[test]
 fn arguments_that_do_not_fit_break_nothing() {
     let done = whole(2, |mut tcp| {
         let gathered = tcp.all_gather(&[1u8, 2], &mut [0; 3]).unwrap_err().to_string();
