@@ -437,38 +437,45 @@ template <int TILES> struct Scalar {
 };
 
 // What waits for the memory: 16 tokens after 16 tokens of a warp, `stride` apart.
-template <typename Step, int TILES>
-__device__ __forceinline__ void attend_tokens(const Context& context, const Section& section, int kv_head, int token, int end,
-                                              int stride, const uint4* queries, Sums<TILES>& sums) {
-  const u32* table = context.tables + (i64)section.row * context.max_blocks;
-  int last_block = (end - 1) / BLOCK_SIZE;
-  // Eight tokens lie in one block, sixteen may lie in two. Past the end the last block stands in.
-  u32 low_block = 0, high_block = 0;
-  auto look_up = [&](int at) {
+template <typename Step, int TILES> struct Walk {
+  const u32* table;
+  int kv_head, token, end, stride;
+  // Of the tokens that are requested next. Eight tokens lie in one block, sixteen may lie in two.
+  u32 low_block, high_block;
+  Step step;
+
+  __device__ __forceinline__ void look_up(int at) {
     if (at >= end) return;
     low_block = __ldg(table + at / BLOCK_SIZE);
-    high_block = BLOCK_SIZE >= STEP ? low_block : __ldg(table + min((at + 8) / BLOCK_SIZE, last_block));
-  };
-  Step step;
-  look_up(token);
-  if (token < end) {
-    i64 low = context.place(low_block, kv_head, token), high = context.place(high_block, kv_head, token + 8);
-    step.request_keys(context.keys + low, context.keys + high);
-    step.request_values(context.values + low, context.values + high);
+    // Past the end the last block stands in.
+    high_block = BLOCK_SIZE >= STEP ? low_block : __ldg(table + min(at + 8, end - 1) / BLOCK_SIZE);
   }
-  look_up(token + stride);
-  for (; token < end; token += stride) {
-    int next = token + stride;
-    i64 low = context.place(low_block, kv_head, next), high = context.place(high_block, kv_head, next + 8);
-    float scores[TILES][4];
-    step.score(scores, queries);
-    if (next < end) step.request_keys(context.keys + low, context.keys + high);
-    look_up(next + stride);
-    sums.weigh(scores, end - token, context.scale);
-    step.add(sums, scores, end - token);
-    if (next < end) step.request_values(context.values + low, context.values + high);
+  // Requests the first tokens.
+  __device__ __forceinline__ void begin(const Context& context, const Section& section, int kv, int first, int last, int apart) {
+    table = context.tables + (i64)section.row * context.max_blocks;
+    kv_head = kv, token = first, end = last, stride = apart, low_block = 0, high_block = 0;
+    look_up(token);
+    if (token < end) {
+      i64 low = context.place(low_block, kv_head, token), high = context.place(high_block, kv_head, token + 8);
+      step.request_keys(context.keys + low, context.keys + high);
+      step.request_values(context.values + low, context.values + high);
+    }
+    look_up(token + stride);
   }
-}
+  __device__ __forceinline__ void run(const Context& context, const uint4* queries, Sums<TILES>& sums) {
+    for (; token < end; token += stride) {
+      int next = token + stride;
+      i64 low = context.place(low_block, kv_head, next), high = context.place(high_block, kv_head, next + 8);
+      float scores[TILES][4];
+      step.score(scores, queries);
+      if (next < end) step.request_keys(context.keys + low, context.keys + high);
+      look_up(next + stride);
+      sums.weigh(scores, end - token, context.scale);
+      step.add(sums, scores, end - token);
+      if (next < end) step.request_values(context.values + low, context.values + high);
+    }
+  }
+};
 
 __device__ __forceinline__ void store_two(float* to, float a, float b) { *reinterpret_cast<float2*>(to) = make_float2(a, b); }
 __device__ __forceinline__ void store_two(bf16* to, float a, float b) { *reinterpret_cast<u32*>(to) = to_bf16x2(a, b); }
@@ -647,39 +654,48 @@ extern "C" __global__ void __launch_bounds__(ROW_WARPS * 32, ROW_BLOCKS)
   // A row without tokens of its own lies in no share. One of these is looked after, too.
   int idle_row = blockIdx.x, idle = idle_row < rows && records[idle_row].section < 0;
   Section section = share.section;
-  for (int at = share.begin, index = share.index; at < share.end;) {
-    int inside = at - section.start, kv_head = inside / section.units, first = inside % section.units;
-    int last = min(section.units, first + share.end - at);
+  int at = share.begin, index = share.index, kv_head, first, last;
+  Walk<Step, 1> walk;
+  auto begin = [&]() {
+    int inside = at - section.start;
+    kv_head = inside / section.units, first = inside % section.units, last = min(section.units, first + share.end - at);
+    int token = section.begin + (first + (int)(threadIdx.x >> 5)) * STEP;
+    walk.begin(context, section, kv_head, token, min(section.begin + last * STEP, section.end), ROW_WARPS * STEP);
+  };
+  if (at < share.end) begin();
+  while (at < share.end) {
     Step::stage(shared.queries, context, section, kv_head, 1);
     __syncthreads();
     Sums<1> sums;
     sums.clear();
-    int token = section.begin + (first + (int)(threadIdx.x >> 5)) * STEP;
-    attend_tokens<Step, 1>(context, section, kv_head, token, min(section.begin + last * STEP, section.end), ROW_WARPS * STEP,
-                           shared.queries, sums);
-    bool whole = section.alone && last - first == section.units;
-    i64 slot = (int)blockIdx.x + index * kv_heads + kv_head;
-    write(context, sums, section.row, kv_head, whole ? nullptr : partials + slot * SLOT, shared);
+    walk.run(context, shared.queries, sums);
+
+    int row = section.row, head = kv_head, start = section.start + kv_head * section.units, units = section.units;
+    bool whole = section.alone && last - first == units;
+    float* slot = whole ? nullptr : partials + ((int)blockIdx.x + index * kv_heads + kv_head) * (i64)SLOT;
+    // What comes next is on its way while this is written.
+    at += last - first;
+    if (at < share.end) {
+      if (at == section.start + units * kv_heads) section = sections[++index];
+      begin();
+    }
+    write(context, sums, row, head, slot, shared);
     if (!whole) {
       // The last block to be done with the row and KV head merges, and makes ready for the next layer.
       __threadfence();
       __syncthreads();
       if (threadIdx.x == 0) {
-        int start = section.start + kv_head * section.units;
-        int count = share_of(start + section.units - 1, parts.lines.y, parts.lines.x) -
-                    share_of(start, parts.lines.y, parts.lines.x);
-        int* arrived = arrivals + section.row * kv_heads + kv_head;
-        shared.last = count == 0 || atomicAdd(arrived, 1) == count;
+        int others = share_of(start + units - 1, parts.lines.y, parts.lines.x) - share_of(start, parts.lines.y, parts.lines.x);
+        int* arrived = arrivals + row * kv_heads + head;
+        shared.last = others == 0 || atomicAdd(arrived, 1) == others;
         if (shared.last) *arrived = 0;
       }
       __syncthreads();
       if (shared.last) {
         __threadfence();
-        merge(context, parts, records[section.row], section.row, kv_head, shared);
+        merge(context, parts, records[row], row, head, shared);
       }
     }
-    at += last - first;
-    if (at == section.start + section.units * kv_heads && at < share.end) section = sections[++index];
   }
   for (; idle_row < rows; idle_row += gridDim.x, idle = idle_row < rows && records[idle_row].section < 0)
     for (int kv_head = 0; idle && kv_head < kv_heads; kv_head++)
@@ -814,8 +830,9 @@ template <int TILES> __device__ __forceinline__ void attend_prefix(const Context
   __syncthreads();
   Sums<TILES> sums;
   sums.clear();
-  attend_tokens<Step, TILES>(context, section, kv_head, section.begin + first * CHUNK,
-                             min(section.begin + last * CHUNK, section.end), STEP, shared + warp * TILES * Step::QUERIES, sums);
+  Walk<Step, TILES> walk;
+  walk.begin(context, section, kv_head, section.begin + first * CHUNK, min(section.begin + last * CHUNK, section.end), STEP);
+  walk.run(context, shared + warp * TILES * Step::QUERIES, sums);
   sums.template store<Step>(slots + TILES * warp * SLOT, section.columns - 8 * TILES * warp);
   __syncthreads();
 }
