@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(1024)
                Share* tile_shares, int* arrivals) {
   __shared__ u64 parts[32];
   int thread = threadIdx.x;
-  for (int row = thread; row < rows; row += blockDim.x) records[row] = Row{-1, 0, 0, 1, -1};
+  for (int row = thread; row < rows; row += blockDim.x) records[row] = Row{-1, 0, 0, 1, -1, 0, 0, 1};
   for (int at = thread; at < rows * kv_heads; at += blockDim.x) arrivals[at] = 0;
   __syncthreads();
   // Length of the line in the upper half, sections in the lower.
@@ -437,38 +437,45 @@ template <int TILES> struct Scalar {
 };
 
 // What waits for the memory: 16 tokens after 16 tokens of a warp, `stride` apart.
-template <typename Step, int TILES>
-__device__ __forceinline__ void attend_tokens(const Context& context, const Section& section, int kv_head, int token, int end,
-                                              int stride, const uint4* queries, Sums<TILES>& sums) {
-  const u32* table = context.tables + (i64)section.row * context.max_blocks;
-  int last_block = (end - 1) / BLOCK_SIZE;
-  // Eight tokens lie in one block, sixteen may lie in two. Past the end the last block stands in.
-  u32 low_block = 0, high_block = 0;
-  auto look_up = [&](int at) {
+template <typename Step, int TILES> struct Walk {
+  const u32* table;
+  int kv_head, token, end, stride;
+  // Of the tokens that are requested next. Eight tokens lie in one block, sixteen may lie in two.
+  u32 low_block, high_block;
+  Step step;
+
+  __device__ __forceinline__ void look_up(int at) {
     if (at >= end) return;
     low_block = __ldg(table + at / BLOCK_SIZE);
-    high_block = BLOCK_SIZE >= STEP ? low_block : __ldg(table + min((at + 8) / BLOCK_SIZE, last_block));
-  };
-  Step step;
-  look_up(token);
-  if (token < end) {
-    i64 low = context.place(low_block, kv_head, token), high = context.place(high_block, kv_head, token + 8);
-    step.request_keys(context.keys + low, context.keys + high);
-    step.request_values(context.values + low, context.values + high);
+    // Past the end the last block stands in.
+    high_block = BLOCK_SIZE >= STEP ? low_block : __ldg(table + min(at + 8, end - 1) / BLOCK_SIZE);
   }
-  look_up(token + stride);
-  for (; token < end; token += stride) {
-    int next = token + stride;
-    i64 low = context.place(low_block, kv_head, next), high = context.place(high_block, kv_head, next + 8);
-    float scores[TILES][4];
-    step.score(scores, queries);
-    if (next < end) step.request_keys(context.keys + low, context.keys + high);
-    look_up(next + stride);
-    sums.weigh(scores, end - token, context.scale);
-    step.add(sums, scores, end - token);
-    if (next < end) step.request_values(context.values + low, context.values + high);
+  // Requests the first tokens.
+  __device__ __forceinline__ void begin(const Context& context, const Section& section, int kv, int first, int last, int apart) {
+    table = context.tables + (i64)section.row * context.max_blocks;
+    kv_head = kv, token = first, end = last, stride = apart, low_block = 0, high_block = 0;
+    look_up(token);
+    if (token < end) {
+      i64 low = context.place(low_block, kv_head, token), high = context.place(high_block, kv_head, token + 8);
+      step.request_keys(context.keys + low, context.keys + high);
+      step.request_values(context.values + low, context.values + high);
+    }
+    look_up(token + stride);
   }
-}
+  __device__ __forceinline__ void run(const Context& context, const uint4* queries, Sums<TILES>& sums) {
+    for (; token < end; token += stride) {
+      int next = token + stride;
+      i64 low = context.place(low_block, kv_head, next), high = context.place(high_block, kv_head, next + 8);
+      float scores[TILES][4];
+      step.score(scores, queries);
+      if (next < end) step.request_keys(context.keys + low, context.keys + high);
+      look_up(next + stride);
+      sums.weigh(scores, end - token, context.scale);
+      step.add(sums, scores, end - token);
+      if (next < end) step.request_values(context.values + low, context.values + high);
+    }
+  }
+};
 
 __device__ __forceinline__ void store_two(float* to, float a, float b) { *reinterpret_cast<float2*>(to) = make_float2(a, b); }
 __device__ __forceinline__ void store_two(bf16* to, float a, float b) { *reinterpret_cast<u32*>(to) = to_bf16x2(a, b); }
@@ -485,152 +492,132 @@ struct Shared {
 };
 
 // Adds up the warps of a block, which did other tokens of the same row, and writes a partial result to `slot` or, where it is
-// null, the result.
+// null, the result. Code that runs once is kept short: fetching it takes longer than running it.
 __device__ __forceinline__ void write(const Context& context, Sums<1>& sums, int row, int kv_head, float* slot, Shared& shared) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
 #pragma unroll
   for (int x = 0; x < 2; x++) {
 #pragma unroll
     for (int offset = 4; offset < 32; offset <<= 1) sums.sum[0][x] += __shfl_xor_sync(0xffffffffu, sums.sum[0][x], offset);
-    if (g == 0) shared.maxima[warp][2 * c + x] = sums.best[0][x], shared.sums[warp][2 * c + x] = sums.sum[0][x];
   }
-  __syncthreads();
-  float most[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {}, own[2];
-#pragma unroll
-  for (int x = 0; x < 2; x++) {
-#pragma unroll
-    for (int other = 0; other < ROW_WARPS; other++) most[x] = fmaxf(most[x], shared.maxima[other][2 * c + x]);
-#pragma unroll
-    for (int other = 0; other < ROW_WARPS; other++)
-      total[x] += shared.sums[other][2 * c + x] * rescale(shared.maxima[other][2 * c + x], most[x]);
-    own[x] = rescale(sums.best[0][x], most[x]);
+  if (g == 0) {
+    *reinterpret_cast<float2*>(&shared.maxima[warp][2 * c]) = make_float2(sums.best[0][0], sums.best[0][1]);
+    *reinterpret_cast<float2*>(&shared.sums[warp][2 * c]) = make_float2(sums.sum[0][0], sums.sum[0][1]);
   }
 #pragma unroll
   for (int pair = 0; pair < PAIRS; pair++) {
     float(&out)[4] = sums.out[0][pair];
-    shared.outputs[warp][pair][lane] = make_float4(out[0] * own[0], out[1] * own[1], out[2] * own[0], out[3] * own[1]);
+    shared.outputs[warp][pair][lane] = make_float4(out[0], out[1], out[2], out[3]);
   }
   __syncthreads();
+  float2 most = make_float2(MINUS_INFINITY, MINUS_INFINITY);
+#pragma unroll 4
+  for (int other = 0; other < ROW_WARPS; other++) {
+    float2 one = *reinterpret_cast<const float2*>(&shared.maxima[other][2 * c]);
+    most.x = fmaxf(most.x, one.x), most.y = fmaxf(most.y, one.y);
+  }
   i64 head = (i64)row * context.heads + kv_head * PER_KV + 2 * c;
+#pragma unroll 1
   for (int pair = warp; pair < PAIRS; pair += ROW_WARPS) {
     float4 all = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll
+    float2 total = make_float2(0.f, 0.f);
+#pragma unroll 4
     for (int other = 0; other < ROW_WARPS; other++) {
-      float4 one = shared.outputs[other][pair][lane];
-      all.x += one.x, all.y += one.y, all.z += one.z, all.w += one.w;
+      float2 one = *reinterpret_cast<const float2*>(&shared.maxima[other][2 * c]);
+      float2 sum = *reinterpret_cast<const float2*>(&shared.sums[other][2 * c]);
+      float4 out = shared.outputs[other][pair][lane];
+      float share = rescale(one.x, most.x), next_share = rescale(one.y, most.y);
+      total.x += sum.x * share, total.y += sum.y * next_share;
+      all.x += out.x * share, all.y += out.y * next_share, all.z += out.z * share, all.w += out.w * next_share;
     }
     int dim = Choose<elem>::Step::dimension(pair, g, 0);
     if (HEAD_DIM % 64 != 0 && dim >= HEAD_DIM) continue;
 #pragma unroll
     for (int x = 0; x < 2; x++) {
       if (2 * c + x >= PER_KV) continue;
-      float a = x ? all.y : all.x, b = x ? all.w : all.z;
-      if (slot) store_two(slot + (2 * c + x) * HEAD_DIM + dim, a, b);
-      else store_two(context.out + (head + x) * HEAD_DIM + dim, a / total[x], b / total[x]);
-    }
-  }
-  if (warp == 0 && g == 0) {
-#pragma unroll
-    for (int x = 0; x < 2; x++) {
-      if (2 * c + x >= PER_KV) continue;
-      if (slot) slot[8 * HEAD_DIM + 2 * c + x] = most[x], slot[8 * HEAD_DIM + 8 + 2 * c + x] = total[x];
-      else if (context.lse) context.lse[head + x] = (most[x] + __log2f(total[x])) * 0.69314718f;
+      float a = x ? all.y : all.x, b = x ? all.w : all.z, largest = x ? most.y : most.x, sum = x ? total.y : total.x;
+      bool first = pair == 0 && g == 0;
+      if (slot) {
+        store_two(slot + (2 * c + x) * HEAD_DIM + dim, a, b);
+        if (first) slot[8 * HEAD_DIM + 2 * c + x] = largest, slot[8 * HEAD_DIM + 8 + 2 * c + x] = sum;
+      } else {
+        store_two(context.out + (head + x) * HEAD_DIM + dim, a / sum, b / sum);
+        if (first && context.lse) context.lse[head + x] = (largest + __log2f(sum)) * 0.69314718f;
+      }
     }
   }
 }
 
-// Where the partial results of a row and KV head are: those of its own tokens, and those of the prefix it shares.
+// Where the partial results of rows and of prefixes are.
 struct Parts {
   const float *partials, *wide_partials;
   int4 lines;  // lengths and shares of the line of rows and of that of prefixes
 };
 
-// Merges them into the result, always in the same order. A block does it together; its warps take one part after the other.
-__device__ __forceinline__ void merge(const Context& context, const Parts& parts, const Row& record, int row, int kv_head,
-                                      Shared& shared) {
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  float4 out[PER_KV];
-  float most[PER_KV], sum[PER_KV];
-#pragma unroll
-  for (int head = 0; head < PER_KV; head++) out[head] = make_float4(0.f, 0.f, 0.f, 0.f), most[head] = MINUS_INFINITY, sum[head] = 0.f;
-  // Other blocks have written them during this kernel: they are read from the second-level cache.
-  auto read = [&](const float* slot, int column, float4& part, float& part_most, float& part_sum) {
-    part_most = __ldcg(slot + 8 * HEAD_DIM + column), part_sum = __ldcg(slot + 8 * HEAD_DIM + 8 + column);
-    if (4 * lane < HEAD_DIM) part = __ldcg(reinterpret_cast<const float4*>(slot + column * HEAD_DIM + 4 * lane));
-  };
-  auto take = [&](int head, const float4& part, float part_most, float part_sum) {
-    float now = fmaxf(most[head], part_most), before = rescale(most[head], now), share = rescale(part_most, now);
-    most[head] = now, sum[head] = sum[head] * before + part_sum * share;
-    out[head].x = out[head].x * before + part.x * share, out[head].y = out[head].y * before + part.y * share;
-    out[head].z = out[head].z * before + part.z * share, out[head].w = out[head].w * before + part.w * share;
-  };
-  if (record.section >= 0) {
-    int start = record.start + kv_head * record.units, first = share_of(start, parts.lines.y, parts.lines.x);
-    int count = share_of(start + record.units - 1, parts.lines.y, parts.lines.x) - first + 1;
+// Merges those of a row and KV head into the result, always in the same order: a warp for a query head.
+__device__ __noinline__ void merge(const Context& context, const Parts& parts, const Row& record, int row, int kv_head) {
+  static constexpr int AT_ONCE = 4;
+  int lane = threadIdx.x & 31;
+#pragma unroll 1
+  for (int head = threadIdx.x >> 5; head < PER_KV; head += ROW_WARPS) {
+    int line = record.column + head, tile = line / record.width, wide_column = line % record.width;
+    int wide_section = record.tile + tile;
+    // Lanes 0 and 1 look for the first and the last share of the row's own tokens, lanes 2 and 3 for those of its prefix.
+    bool wide = GROUPED && lane & 2;
+    int start = wide ? record.tile_start + (tile * context.kv_heads + kv_head) * record.tile_units
+                     : record.start + kv_head * record.units;
+    int place = lane & 1 ? start + (wide ? record.tile_units : record.units) - 1 : start;
+    bool any = (wide ? record.tile : record.section) >= 0;
+    int share = any ? share_of(place, wide ? parts.lines.w : parts.lines.y, wide ? parts.lines.z : parts.lines.x) : 0;
+    int first = __shfl_sync(0xffffffffu, share, 0), last = __shfl_sync(0xffffffffu, share, 1);
+    int wide_first = __shfl_sync(0xffffffffu, share, 2), wide_last = __shfl_sync(0xffffffffu, share, 3);
+    int own = record.section >= 0 ? last - first + 1 : 0;
+    int all = own + (GROUPED && record.tile >= 0 ? wide_last - wide_first + 1 : 0);
     const float* slots = parts.partials + (i64)(first + record.section * context.kv_heads + kv_head) * SLOT;
-    for (int at = warp; at < count; at += ROW_WARPS) {
-      float4 part[PER_KV];
-      float part_most[PER_KV], part_sum[PER_KV];
+    const float* wide_slots =
+        parts.wide_partials + ((i64)(wide_first + wide_section * context.kv_heads + kv_head) * WIDE_TILES + wide_column / 8) * SLOT;
+
+    float most = MINUS_INFINITY, sum = 0.f;
+    float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 1
+    for (int from = 0; from < all; from += AT_ONCE) {
+      float part_most[AT_ONCE], part_sum[AT_ONCE];
+      float4 part[AT_ONCE];
 #pragma unroll
-      for (int head = 0; head < PER_KV; head++) read(slots + (i64)at * SLOT, head, part[head], part_most[head], part_sum[head]);
-#pragma unroll
-      for (int head = 0; head < PER_KV; head++) take(head, part[head], part_most[head], part_sum[head]);
-    }
-  }
-  if (GROUPED && record.tile >= 0) {
-    // The heads of a row may lie in two tiles.
-    const float* slots[PER_KV];
-    int count[PER_KV], most_count = 0;
-#pragma unroll
-    for (int head = 0; head < PER_KV; head++) {
-      int line = record.column + head, tile = line / record.width, column = line % record.width;
-      int start = record.tile_start + (tile * context.kv_heads + kv_head) * record.tile_units;
-      int first = share_of(start, parts.lines.w, parts.lines.z);
-      count[head] = share_of(start + record.tile_units - 1, parts.lines.w, parts.lines.z) - first + 1;
-      most_count = max(most_count, count[head]);
-      i64 slot = first + (record.tile + tile) * context.kv_heads + kv_head;
-      slots[head] = parts.wide_partials + (slot * WIDE_TILES + column / 8) * SLOT;
-    }
-    for (int at = warp; at < most_count; at += ROW_WARPS) {
-      float4 part[PER_KV];
-      float part_most[PER_KV], part_sum[PER_KV];
-#pragma unroll
-      for (int head = 0; head < PER_KV; head++) {
-        int column = (record.column + head) % record.width % 8;
-        part_most[head] = MINUS_INFINITY, part_sum[head] = 0.f, part[head] = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (at < count[head])
-          read(slots[head] + (i64)at * WIDE_TILES * SLOT, column, part[head], part_most[head], part_sum[head]);
+      for (int i = 0; i < AT_ONCE; i++) {
+        // Past the end the last one stands in, and counts for nothing.
+        int at = min(from + i, all - 1), column = at < own ? head : wide_column % 8;
+        const float* slot = at < own ? slots + (i64)at * SLOT : wide_slots + (i64)(at - own) * (WIDE_TILES * SLOT);
+        // Other blocks may have written them during this kernel: they are read from the second-level cache.
+        part_most[i] = from + i < all ? __ldcg(slot + 8 * HEAD_DIM + column) : MINUS_INFINITY;
+        part_sum[i] = __ldcg(slot + 8 * HEAD_DIM + 8 + column);
+        int dim = HEAD_DIM == 128 ? 4 * lane : min(4 * lane, HEAD_DIM - 4);
+        part[i] = __ldcg(reinterpret_cast<const float4*>(slot + column * HEAD_DIM + dim));
       }
 #pragma unroll
-      for (int head = 0; head < PER_KV; head++) take(head, part[head], part_most[head], part_sum[head]);
+      for (int i = 0; i < AT_ONCE; i++) {
+        float now = fmaxf(most, part_most[i]), before = rescale(most, now), share = rescale(part_most[i], now);
+        most = now, sum = sum * before + part_sum[i] * share;
+        total.x = total.x * before + part[i].x * share, total.y = total.y * before + part[i].y * share;
+        total.z = total.z * before + part[i].z * share, total.w = total.w * before + part[i].w * share;
+      }
     }
-  }
-
-  // Whoever still reads the outputs of warps is waited for.
-  __syncthreads();
-  float* outputs = reinterpret_cast<float*>(shared.outputs);
-#pragma unroll
-  for (int head = 0; head < PER_KV; head++) {
-    if (lane == 0) shared.maxima[warp][head] = most[head], shared.sums[warp][head] = sum[head];
-    if (4 * lane < HEAD_DIM) *reinterpret_cast<float4*>(outputs + (warp * PER_KV + head) * HEAD_DIM + 4 * lane) = out[head];
-  }
-  __syncthreads();
-  i64 first = (i64)row * context.heads + kv_head * PER_KV;
-  for (int at = threadIdx.x; at < PER_KV * HEAD_DIM; at += ROW_WARPS * 32) {
-    int head = at / HEAD_DIM;
-    float largest = MINUS_INFINITY, total = 0.f, all = 0.f;
-#pragma unroll
-    for (int other = 0; other < ROW_WARPS; other++) largest = fmaxf(largest, shared.maxima[other][head]);
-#pragma unroll
-    for (int other = 0; other < ROW_WARPS; other++) {
-      float share = rescale(shared.maxima[other][head], largest);
-      total += shared.sums[other][head] * share, all += outputs[other * PER_KV * HEAD_DIM + at] * share;
-    }
+    i64 at = (i64)row * context.heads + kv_head * PER_KV + head;
     // Of an unused row nothing was summed.
-    context.out[first * HEAD_DIM + at] = from_float<elem>(total == 0.f ? 0.f : all / total);
-    if (context.lse && at % HEAD_DIM == 0) context.lse[first + head] = (largest + __log2f(total)) * 0.69314718f;
+    float scale = sum == 0.f ? 0.f : 1.f / sum;
+    if (4 * lane < HEAD_DIM) {
+      store_two(context.out + at * HEAD_DIM + 4 * lane, total.x * scale, total.y * scale);
+      store_two(context.out + at * HEAD_DIM + 4 * lane + 2, total.z * scale, total.w * scale);
+    }
+    if (context.lse && lane == 0) context.lse[at] = (most + __log2f(sum)) * 0.69314718f;
   }
-  __syncthreads();
+}
+
+// Adds one, after all that this block has written and before all that it reads from here on.
+__device__ __forceinline__ int arrive(int* counter) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
 }
 
 // The line of rows, a block per share.
@@ -647,43 +634,48 @@ extern "C" __global__ void __launch_bounds__(ROW_WARPS * 32, ROW_BLOCKS)
   // A row without tokens of its own lies in no share. One of these is looked after, too.
   int idle_row = blockIdx.x, idle = idle_row < rows && records[idle_row].section < 0;
   Section section = share.section;
-  for (int at = share.begin, index = share.index; at < share.end;) {
-    int inside = at - section.start, kv_head = inside / section.units, first = inside % section.units;
-    int last = min(section.units, first + share.end - at);
+  int at = share.begin, index = share.index, kv_head, first, last;
+  Walk<Step, 1> walk;
+  auto begin = [&]() {
+    int inside = at - section.start;
+    kv_head = inside / section.units, first = inside % section.units, last = min(section.units, first + share.end - at);
+    int token = section.begin + (first + (int)(threadIdx.x >> 5)) * STEP;
+    walk.begin(context, section, kv_head, token, min(section.begin + last * STEP, section.end), ROW_WARPS * STEP);
+  };
+  if (at < share.end) begin();
+  while (at < share.end) {
     Step::stage(shared.queries, context, section, kv_head, 1);
     __syncthreads();
     Sums<1> sums;
     sums.clear();
-    int token = section.begin + (first + (int)(threadIdx.x >> 5)) * STEP;
-    attend_tokens<Step, 1>(context, section, kv_head, token, min(section.begin + last * STEP, section.end), ROW_WARPS * STEP,
-                           shared.queries, sums);
-    bool whole = section.alone && last - first == section.units;
-    i64 slot = (int)blockIdx.x + index * kv_heads + kv_head;
-    write(context, sums, section.row, kv_head, whole ? nullptr : partials + slot * SLOT, shared);
+    walk.run(context, shared.queries, sums);
+
+    int row = section.row, head = kv_head, start = section.start + kv_head * section.units, units = section.units;
+    bool whole = section.alone && last - first == units;
+    float* slot = whole ? nullptr : partials + ((int)blockIdx.x + index * kv_heads + kv_head) * (i64)SLOT;
+    // What comes next is on its way while this is written.
+    at += last - first;
+    if (at < share.end) {
+      if (at == section.start + units * kv_heads) section = sections[++index];
+      begin();
+    }
+    write(context, sums, row, head, slot, shared);
     if (!whole) {
       // The last block to be done with the row and KV head merges, and makes ready for the next layer.
-      __threadfence();
       __syncthreads();
       if (threadIdx.x == 0) {
-        int start = section.start + kv_head * section.units;
-        int count = share_of(start + section.units - 1, parts.lines.y, parts.lines.x) -
-                    share_of(start, parts.lines.y, parts.lines.x);
-        int* arrived = arrivals + section.row * kv_heads + kv_head;
-        shared.last = count == 0 || atomicAdd(arrived, 1) == count;
+        int others = share_of(start + units - 1, parts.lines.y, parts.lines.x) - share_of(start, parts.lines.y, parts.lines.x);
+        int* arrived = arrivals + row * kv_heads + head;
+        shared.last = others == 0 || arrive(arrived) == others;
         if (shared.last) *arrived = 0;
       }
       __syncthreads();
-      if (shared.last) {
-        __threadfence();
-        merge(context, parts, records[section.row], section.row, kv_head, shared);
-      }
+      if (shared.last) merge(context, parts, records[row], row, head);
     }
-    at += last - first;
-    if (at == section.start + section.units * kv_heads && at < share.end) section = sections[++index];
   }
   for (; idle_row < rows; idle_row += gridDim.x, idle = idle_row < rows && records[idle_row].section < 0)
     for (int kv_head = 0; idle && kv_head < kv_heads; kv_head++)
-      merge(context, parts, records[idle_row], idle_row, kv_head, shared);
+      merge(context, parts, records[idle_row], idle_row, kv_head);
 }
 
 #if GROUPED
@@ -814,8 +806,9 @@ template <int TILES> __device__ __forceinline__ void attend_prefix(const Context
   __syncthreads();
   Sums<TILES> sums;
   sums.clear();
-  attend_tokens<Step, TILES>(context, section, kv_head, section.begin + first * CHUNK,
-                             min(section.begin + last * CHUNK, section.end), STEP, shared + warp * TILES * Step::QUERIES, sums);
+  Walk<Step, TILES> walk;
+  walk.begin(context, section, kv_head, section.begin + first * CHUNK, min(section.begin + last * CHUNK, section.end), STEP);
+  walk.run(context, shared + warp * TILES * Step::QUERIES, sums);
   sums.template store<Step>(slots + TILES * warp * SLOT, section.columns - 8 * TILES * warp);
   __syncthreads();
 }
