@@ -2,7 +2,7 @@
 
 use std::{error::Error, path::Path, process::ExitCode};
 
-use flotilla_device::{TextShape, VisionShape, check, measure};
+use flotilla_device::{Sharing, TextShape, VisionShape, check, measure};
 use flotilla_kernels::{Gpu, bench::ceilings};
 use flotilla_model::Config;
 use half::bf16;
@@ -58,12 +58,25 @@ fn bench(name: &str) -> Result<ExitCode, Box<dyn Error>> {
         Err(error) => println!("FAILED {error}"),
     };
     let bench = measure::Bench::new(&gpu, &shape, ceilings)?;
+    let spec = measure::Grpo {
+        prompts: 8,
+        group: 8,
+        prompt_tokens: 1536,
+        new_tokens: 512,
+        reference: std::env::var_os("REFERENCE").is_some(),
+    };
+    match bench.grpo(spec) {
+        Ok(step) => println!("{:.0} tokens/s {step:?}\n{}", step.tokens_per_second(), step.plan),
+        Err(error) => println!("FAILED grpo {error}"),
+    }
     for rows in [1, 8, 32, 128, 256] {
         print(bench.decode(rows, 1024));
     }
-    for n in [8, 128] {
-        print(bench.group(n, 1536, true));
-        print(bench.group(n, 1536, false));
+    for (groups, n) in [(1, 8), (1, 128), (16, 8)] {
+        for sharing in [Sharing::WhereItPays, Sharing::Always, Sharing::Never] {
+            print(bench.groups(groups, n, 1536, sharing));
+        }
+        print(bench.alone(groups * n, 1536));
     }
     print(bench.prefill(1, 4096));
     print(bench.prefill(8, 2048));

@@ -2,15 +2,20 @@
 
 use std::time::Instant;
 
-use flotilla_engine::{Engine, EngineError, Limits, Prompt, Request, Sampling};
-use flotilla_kernels::{Float, Gpu, bench::Ceilings};
-use flotilla_model::Row;
+use flotilla_engine::{Engine, EngineError, Group, Limits, Prompt, Request, Sampling, generate};
+use flotilla_kernels::{
+    Float, Gpu,
+    bench::Ceilings,
+    optimizer::{AdamW, Rounding},
+};
+use flotilla_model::{Row, rope::Position};
 use half::bf16;
 use serde::Serialize;
 
 use crate::{
     error::DeviceError,
-    runner::DeviceRunner,
+    learner::{Known, Learner, Plan, Policy, Sample, Settings},
+    runner::{DeviceRunner, Sharing},
     shape::{QwenVision, TextShape},
     vision::QwenTower,
     weights::TextWeights,
@@ -83,7 +88,7 @@ impl Bench {
         &self.weights.shape
     }
 
-    fn engine(&self, rows: usize, tokens: usize, shares: bool) -> Result<Engine<DeviceRunner<bf16>>, DeviceError> {
+    fn engine(&self, rows: usize, tokens: usize, sharing: Sharing) -> Result<Engine<DeviceRunner<bf16>>, DeviceError> {
         let limits = Limits {
             max_rows: rows,
             max_step_tokens: self.step_tokens,
@@ -92,7 +97,7 @@ impl Bench {
             ..Limits::default()
         };
         let mut runner = DeviceRunner::of_text(&self.gpu, self.weights.clone(), &limits, tokens + BLOCK)?;
-        runner.set_shares(shares);
+        runner.set_sharing(sharing)?;
         Engine::new(runner, "", limits).map_err(failed)
     }
 
@@ -114,7 +119,7 @@ impl Bench {
     /// Decoding: `rows` sequences, each after a prompt of its own of `context` tokens.
     pub fn decode(&self, rows: usize, context: usize) -> Result<Line, DeviceError> {
         let steps = 48;
-        let mut engine = self.engine(rows, context + steps + 24, true)?;
+        let mut engine = self.engine(rows, context + steps + 24, Sharing::WhereItPays)?;
         for index in 0..rows {
             engine
                 .submit(&self.request(index, 1, context, steps + 24))
@@ -125,26 +130,34 @@ impl Bench {
         Ok(self.line(format!("decode {rows} x {context}"), rows, seconds, bytes, rows))
     }
 
-    /// Decoding: one group of `n` samples over a prompt; `shares` says whether its keys and values are read once.
-    pub fn group(&self, n: usize, prompt: usize, shares: bool) -> Result<Line, DeviceError> {
-        let steps = 48;
-        let mut engine = self.engine(n, prompt + steps + 24, shares)?;
-        engine.submit(&self.request(0, n, prompt, steps + 24)).map_err(failed)?;
-        let seconds = self.steady(&mut engine, n, steps)?;
-        let own = n * (12 + steps / 2);
-        let bytes = decode_bytes(self.shape(), prompt + own);
-        let how = if shares {
-            "prefix read once"
-        } else {
-            "prefix read for each"
-        };
+    /// Decoding: `groups` of `n` samples, each group over a prompt of its own.
+    pub fn groups(&self, groups: usize, n: usize, prompt: usize, sharing: Sharing) -> Result<Line, DeviceError> {
+        let (steps, rows) = (48, groups * n);
+        let mut engine = self.engine(rows, prompt + steps + 40, sharing)?;
+        for index in 0..groups {
+            engine
+                .submit(&self.request(index, n, prompt, steps + 40))
+                .map_err(failed)?;
+        }
+        let seconds = self.steady(&mut engine, rows, steps)?;
+        let bytes = decode_bytes(self.shape(), groups * prompt + rows * (20 + steps / 2));
+        let how = sharing.name();
         Ok(self.line(
-            format!("decode group of {n} over {prompt}, {how}"),
-            n,
+            format!("decode {groups} groups of {n} over {prompt}, {how}"),
+            rows,
             seconds,
             bytes,
-            n,
+            rows,
         ))
+    }
+
+    /// Decoding as in [`Self::groups`] without anything shared: every sample computes and stores a prompt of its own.
+    pub fn alone(&self, n: usize, prompt: usize) -> Result<Line, DeviceError> {
+        let line = self.decode(n, prompt)?;
+        Ok(Line {
+            what: format!("decode {n} over {prompt} each, nothing shared"),
+            ..line
+        })
     }
 
     /// Seconds of a step once all rows decode.
@@ -187,7 +200,7 @@ impl Bench {
 
     /// Prompts of `tokens` tokens each, `rows` of them, until each has its first token; the second time counts.
     pub fn prefill(&self, rows: usize, tokens: usize) -> Result<Line, DeviceError> {
-        let mut engine = self.engine(rows, tokens + 2, true)?;
+        let mut engine = self.engine(rows, tokens + 2, Sharing::WhereItPays)?;
         let mut seconds = 0.0;
         for round in 0..3 {
             for index in 0..rows {
@@ -216,6 +229,235 @@ impl Bench {
             floor: operations / self.ceilings.arithmetic * 1e3,
             bound: "arithmetic",
         })
+    }
+}
+
+/// One step of GRPO.
+#[derive(Clone, Copy, Debug)]
+pub struct Grpo {
+    /// Prompts.
+    pub prompts: usize,
+    /// Samples of each.
+    pub group: usize,
+    /// Tokens of a prompt, of which most would be a picture's.
+    pub prompt_tokens: usize,
+    /// Tokens of a sample.
+    pub new_tokens: usize,
+    /// Whether the log-probabilities of a frozen reference are computed, from a second copy of the weights.
+    pub reference: bool,
+}
+
+/// Seconds of one step of GRPO by stage, in one process over one copy of the weights.
+#[derive(Clone, Debug, Serialize)]
+pub struct GrpoStep {
+    /// Drawing the samples.
+    pub sample: f64,
+    /// Rewards and advantages, by a rule.
+    pub reward: f64,
+    /// Log-probabilities under the weights as they are.
+    pub old: f64,
+    /// Those of the reference.
+    pub reference: f64,
+    /// Gradients and the update.
+    pub update: f64,
+    /// Tokens of prompts and samples that are trained on.
+    pub tokens: usize,
+    /// Mean of `|d|` of the sampler's log-probabilities and the learner's.
+    pub apart: f64,
+    /// The most bytes that were allocated.
+    pub peak_bytes: usize,
+    /// Bytes as planned, keys and values of the engine included.
+    #[serde(skip)]
+    pub plan: Plan,
+}
+
+impl GrpoStep {
+    /// The whole.
+    pub fn seconds(&self) -> f64 {
+        self.sample + self.reward + self.old + self.reference + self.update
+    }
+
+    /// Tokens of prompts and samples per second of the whole step: the `perf/throughput` of EasyR1 and verl.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.seconds()
+    }
+}
+
+/// Temperature of the samples.
+const TEMPERATURE: f32 = 1.0;
+
+impl Bench {
+    /// The second of two steps of GRPO with all parameters trained: the first warms up. The weights change.
+    pub fn grpo(&self, spec: Grpo) -> Result<GrpoStep, DeviceError> {
+        let gpu = &self.gpu;
+        gpu.reset_peak();
+        let samples = spec.prompts * spec.group;
+        let tokens = spec.prompt_tokens + spec.new_tokens;
+        let limits = Limits {
+            max_rows: samples.min(128),
+            max_step_tokens: 4096,
+            kv_blocks: samples.min(128) * (tokens + 2 * BLOCK) / BLOCK + 64,
+            block_size: BLOCK,
+            ..Limits::default()
+        };
+        let pool = limits.kv_tokens() * self.shape().kv_values() * bf16::DTYPE.bytes();
+        let settings = Settings::new((4 * tokens).min(8192).max(tokens));
+        let reference = match spec.reference {
+            true => Some(TextWeights::random(gpu, self.shape(), 2)?),
+            false => None,
+        };
+        let mut learner = Learner::<bf16, bf16>::new(gpu, self.weights.clone(), settings)?;
+        let (_, card) = gpu.memory()?;
+        let plan = Plan::new(self.shape(), bf16::DTYPE, &settings, pool, card);
+        let mut step = None;
+        for round in 0..2 {
+            step = Some(self.grpo_step(spec, round, &limits, &mut learner, reference.as_ref(), plan.clone())?);
+        }
+        step.ok_or_else(|| DeviceError::Input("no step".to_owned()))
+    }
+
+    fn grpo_step(
+        &self,
+        spec: Grpo,
+        round: usize,
+        limits: &Limits,
+        learner: &mut Learner<bf16, bf16>,
+        reference: Option<&TextWeights<bf16>>,
+        plan: Plan,
+    ) -> Result<GrpoStep, DeviceError> {
+        let mut watch = Watch::new(&self.gpu)?;
+        let requests = (0..spec.prompts)
+            .map(|index| self.request(index + 1000 * round, spec.group, spec.prompt_tokens, spec.new_tokens));
+        let requests = requests.collect::<Vec<_>>();
+        let runner = DeviceRunner::of_text(
+            &self.gpu,
+            self.weights.clone(),
+            limits,
+            spec.prompt_tokens + spec.new_tokens + BLOCK,
+        )?;
+        let groups = generate(runner, &requests, *limits, &|| false).map_err(failed)?;
+        let sample = watch.lap()?;
+        let advantages = groups.iter().flat_map(advantages).collect::<Vec<_>>();
+        let reward = watch.lap()?;
+        let rows = rows(&requests, &groups);
+        let samples = rows.iter().map(|(ids, positions)| Sample {
+            ids,
+            positions,
+            prompt: spec.prompt_tokens,
+            features: &[],
+        });
+        let samples = samples.collect::<Vec<_>>();
+        let old = learner.log_probs(None, &samples, TEMPERATURE)?;
+        let old_seconds = watch.lap()?;
+        let frozen = reference.map(|weights| learner.log_probs(Some(weights), &samples, TEMPERATURE));
+        let frozen = frozen.transpose()?;
+        let reference_seconds = watch.lap()?;
+        let policy = Policy {
+            clip_low: 0.2,
+            clip_high: 0.3,
+            dual_clip: Some(3.0),
+            kl_coefficient: if frozen.is_some() { 1e-2 } else { 0.0 },
+        };
+        let weight = ((samples.len() * spec.new_tokens) as f32).recip();
+        learner.learn(&samples, TEMPERATURE, |index, log_probs| {
+            let mut slopes = Vec::new();
+            let known = Known {
+                old: &old[index],
+                reference: frozen.as_ref().map(|frozen| frozen[index].as_slice()),
+                advantage: &vec![advantages[index]; log_probs.len()],
+                weight: &vec![weight; log_probs.len()],
+            };
+            policy.gradient(log_probs, known, &mut slopes);
+            slopes
+        })?;
+        learner.update(&adamw(), 1.0)?;
+        let update = watch.lap()?;
+        Ok(GrpoStep {
+            sample,
+            reward,
+            old: old_seconds,
+            reference: reference_seconds,
+            update,
+            tokens: samples.iter().map(|sample| sample.ids.len()).sum(),
+            apart: apart(&groups, &old),
+            peak_bytes: self.gpu.peak_bytes(),
+            plan,
+        })
+    }
+}
+
+fn adamw() -> AdamW {
+    AdamW {
+        learning_rate: 1e-6,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+        step: 1,
+        seed: 1,
+        rounding: Rounding::Stochastic,
+    }
+}
+
+/// Advantages within a group, by a rule that any completion meets sometimes: an even last token.
+fn advantages(group: &Group) -> Vec<f32> {
+    let rewards = group.completions.iter().map(|completion| {
+        let even = completion.tokens.last().is_some_and(|token| token.id.is_multiple_of(2));
+        f32::from(u8::from(even))
+    });
+    let rewards = rewards.collect::<Vec<_>>();
+    let mean = rewards.iter().sum::<f32>() / rewards.len().max(1) as f32;
+    let variance = rewards.iter().map(|reward| (reward - mean).powi(2)).sum::<f32>() / rewards.len().max(1) as f32;
+    rewards
+        .iter()
+        .map(|reward| (reward - mean) / (variance.sqrt() + 1e-6))
+        .collect()
+}
+
+/// Ids and positions of every prompt with each of its samples.
+fn rows(requests: &[Request<Prompt>], groups: &[Group]) -> Vec<(Vec<u32>, Vec<Position>)> {
+    let of = |(request, group): (&Request<Prompt>, &Group)| {
+        let prompt = &request.prompt.row;
+        let rows = group.completions.iter().map(|completion| {
+            let row = prompt.followed_by(&completion.ids());
+            (row.ids, row.positions)
+        });
+        rows.collect::<Vec<_>>()
+    };
+    requests.iter().zip(groups).flat_map(of).collect()
+}
+
+/// Mean of `|d|` of the sampler's and the learner's log-probabilities.
+fn apart(groups: &[Group], learned: &[Vec<f32>]) -> f64 {
+    let completions = groups.iter().flat_map(|group| &group.completions).zip(learned);
+    let differences = completions.flat_map(|(completion, learned)| {
+        let tokens = completion.tokens.iter().zip(learned);
+        tokens.map(|(token, learned)| f64::from((token.log_probability - learned).abs()))
+    });
+    let (sum, count) = differences.fold((0.0, 0usize), |(sum, count), one| (sum + one, count + 1));
+    sum / count.max(1) as f64
+}
+
+/// Seconds of one stage after another, each with what the card does in it.
+struct Watch {
+    gpu: Gpu,
+    begin: Instant,
+}
+
+impl Watch {
+    fn new(gpu: &Gpu) -> Result<Self, DeviceError> {
+        gpu.synchronize()?;
+        Ok(Self {
+            gpu: gpu.clone(),
+            begin: Instant::now(),
+        })
+    }
+
+    fn lap(&mut self) -> Result<f64, DeviceError> {
+        self.gpu.synchronize()?;
+        let seconds = self.begin.elapsed().as_secs_f64();
+        self.begin = Instant::now();
+        Ok(seconds)
     }
 }
 

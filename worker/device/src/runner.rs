@@ -34,8 +34,30 @@ pub struct DeviceRunner<T> {
     vision: Vision<T>,
     features: FeatureCache<Buffer<T>>,
     counts: VisualCounts,
-    /// Whether a prefix that decoded sequences share is read once for all of them.
-    shares: bool,
+    /// Bytes of the card's level 2 cache; None where prefixes are never read once for several sequences.
+    cache: Option<usize>,
+}
+
+/// When prefixes that sequences share are read once.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sharing {
+    /// Each sequence reads its own, as if it shared nothing.
+    Never,
+    /// Wherever there is one.
+    Always,
+    /// Where that is the faster way.
+    WhereItPays,
+}
+
+impl Sharing {
+    /// In a table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Never => "each reads its prompt",
+            Self::Always => "prompt read once",
+            Self::WhereItPays => "as served",
+        }
+    }
 }
 
 /// Where pictures are encoded.
@@ -63,7 +85,7 @@ impl<T: Float> DeviceRunner<T> {
             None => Vision::Host(Box::new(model)),
         };
         let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
-        Ok(Self::assemble(text, vision, limits))
+        Self::assemble(text, vision, limits)
     }
 
     /// As [`Self::load`], by rank 0 of a group of GPUs, which share the language model. The others must be in
@@ -82,7 +104,7 @@ impl<T: Float> DeviceRunner<T> {
             Some(tower) => Vision::Qwen(Box::new(tower)),
             None => Vision::Host(Box::new(model)),
         };
-        Ok(Self::assemble(text, vision, limits))
+        Self::assemble(text, vision, limits)
     }
 
     /// Text alone, over weights that a learner may share.
@@ -93,23 +115,28 @@ impl<T: Float> DeviceRunner<T> {
         max_tokens: usize,
     ) -> Result<Self, DeviceError> {
         let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
-        Ok(Self::assemble(text, Vision::None, limits))
+        Self::assemble(text, Vision::None, limits)
     }
 
-    fn assemble(text: TextModel<T>, vision: Vision<T>, limits: &Limits) -> Self {
-        Self {
+    fn assemble(text: TextModel<T>, vision: Vision<T>, limits: &Limits) -> Result<Self, DeviceError> {
+        Ok(Self {
+            cache: Some(text.gpu().card()?.cache),
             text,
             vision,
             features: FeatureCache::new(limits.feature_bytes),
             counts: VisualCounts::default(),
-            shares: true,
-        }
+        })
     }
 
-    /// Whether a prefix that decoded sequences share is read once for all of them; at first it is. Results are the same up to
-    /// rounding: this is for measuring what it saves.
-    pub fn set_shares(&mut self, shares: bool) {
-        self.shares = shares;
+    /// When prefixes that decoded sequences share are read once for all of them: at first where that is the faster way.
+    /// Results are the same up to rounding: this is for measuring.
+    pub fn set_sharing(&mut self, sharing: Sharing) -> Result<(), DeviceError> {
+        self.cache = match sharing {
+            Sharing::Never => None,
+            Sharing::Always => Some(0),
+            Sharing::WhereItPays => Some(self.text.gpu().card()?.cache),
+        };
+        Ok(())
     }
 
     /// The language model.
@@ -337,7 +364,8 @@ impl<T: Float> Runner for DeviceRunner<T> {
             draw: chunk.draw,
         });
         let pieces = pieces.collect::<Vec<_>>();
-        let step = Step::new(&pieces, self.shares);
+        let layer = 2 * pool.block_size * self.text.shape().key_width() * T::DTYPE.bytes();
+        let step = Step::new(&pieces, self.cache.map(|bytes| bytes / layer));
         self.text.fits(step.size)?;
         let mut features = Vec::new();
         for (chunk, row) in chunks.iter().zip(&step.rows) {

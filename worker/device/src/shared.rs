@@ -41,6 +41,17 @@ pub fn groups(tables: &[&[u32]], least: usize) -> Vec<Group> {
     groups
 }
 
+/// Rows of one group from which reading its prefix once pays although the cache of the card holds it.
+const MANY: usize = 96;
+
+/// Whether reading shared prefixes once is faster than reading them for every row. While they all stay in the level 2 cache,
+/// which holds `cached` blocks of a layer, memory is not what their rows wait for, and the second kernel costs more than it
+/// saves unless a group is large: measured, docs/experiments.md.
+pub fn pays(groups: &[Group], cached: usize) -> bool {
+    let distinct: usize = groups.iter().map(|group| group.blocks).sum();
+    2 * distinct >= cached || groups.iter().any(|group| group.rows >= MANY)
+}
+
 /// Blocks with which both begin.
 fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
@@ -67,6 +78,15 @@ mod tests {
         let found = groups(&[&long, &long, &short], 2);
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].rows, found[0].blocks), (2, 100));
+    }
+
+    #[test]
+    fn prefixes_that_the_cache_holds_are_left_to_it() {
+        let group = |rows, blocks| Group { first: 0, rows, blocks };
+        assert!(!pays(&[group(8, 96)], 1600));
+        assert!(pays(&[group(8, 96); 16], 1600));
+        assert!(pays(&[group(128, 96)], 1600));
+        assert!(!pays(&[], 1600));
     }
 
     proptest! {

@@ -160,17 +160,25 @@ pub struct Step {
 const LEAST_SHARED: usize = 8;
 
 impl Step {
-    /// Orders the pieces; `shares` says whether common prefixes are looked for.
-    pub fn new(pieces: &[Piece<'_>], shares: bool) -> Self {
+    /// Orders the pieces. Common prefixes are read once where that [pays](shared::pays) with a cache of so many blocks; None
+    /// never looks for them.
+    pub fn new(pieces: &[Piece<'_>], cached: Option<usize>) -> Self {
         let (decodes, chunks): (Vec<_>, Vec<_>) =
             (0..pieces.len()).partition(|index| pieces[*index].ids.len() == 1 && pieces[*index].stored > 0);
         let tables = decodes.iter().map(|index| {
             let piece = &pieces[*index];
             &piece.blocks[..]
         });
-        let groups = match shares {
-            true => shared::groups(&tables.collect::<Vec<_>>(), LEAST_SHARED),
-            false => Vec::new(),
+        let groups = match cached {
+            Some(cached) => {
+                let groups = shared::groups(&tables.collect::<Vec<_>>(), LEAST_SHARED);
+                if shared::pays(&groups, cached) {
+                    groups
+                } else {
+                    Vec::new()
+                }
+            }
+            None => Vec::new(),
         };
         let size = Size {
             decodes: decodes.len(),
@@ -293,7 +301,7 @@ mod tests {
             piece(&[7, 8, 9], &[[0; 3], [1; 3], [2, 5, 6]], 0, &[3]),
             piece(&[5], &[[9; 3]], 4, &[2, 6]),
         ];
-        let step = Step::new(&pieces, true);
+        let step = Step::new(&pieces, Some(0));
         assert_eq!((&step.decodes[..], &step.chunks[..]), (&[1][..], &[0][..]));
         let mail = Mail::new(step.size);
         let words = step.words(&pieces, 4, &mail);
@@ -318,7 +326,7 @@ mod tests {
         let shared: Vec<u32> = (0..10).collect();
         let tables = [100, 101].map(|own| shared.iter().copied().chain([own]).collect::<Vec<_>>());
         let pieces = tables.each_ref().map(|table| piece(&[1], &[[0; 3]], 163, table));
-        let step = Step::new(&pieces, true);
+        let step = Step::new(&pieces, Some(0));
         assert_eq!(step.groups.len(), 1);
         let mail = Mail::new(step.size);
         let words = step.words(&pieces, 16, &mail);
