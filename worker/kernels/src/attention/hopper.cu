@@ -186,19 +186,36 @@ template <int N> __device__ __forceinline__ void to_left(u32 (&to)[N / 16][4], c
 }
 
 // ROWS rows from `first` on into a matrix of as many, by the loading group; those from `count` on are zeros, and so are columns
-// after HEAD_DIM.
-template <int ROWS, typename At> __device__ __forceinline__ void load_rows(u32 to, const elem* any, int first, int count, At at) {
-  constexpr int LANES = ALL_CHUNKS <= 8 ? 8 : 16;
+// after HEAD_DIM. A thread copies one chunk of every eighth row (or sixteenth), so that the swizzle is the same for all of them,
+// and an address takes one addition: copies are given at the rate at which products need them.
+static constexpr int LANES = ALL_CHUNKS <= 8 ? 8 : 16, EVERY = 128 / LANES;
+template <int ROWS>
+__device__ __forceinline__ void load_rows(u32 to, const elem* from, i64 stride, int first, int count) {
   int chunk = threadIdx.x % LANES, row = (threadIdx.x % 128) / LANES;
   if (chunk >= ALL_CHUNKS) return;
-  // A step is a multiple of 8 rows: the swizzle stays.
   to += chunk / 8 * (ROWS * 128) + row * 128 + ((chunk ^ row) & 7) * 16;
-#pragma unroll 8
-  for (int i = 0; i < ROWS; i += 128 / LANES) {
-    bool is = first + row + i < count && chunk < CHUNKS;
-    copy16(to + i * 128, is ? at(first + row + i) + chunk * 8 : any, is);
+  from += (first + row) * stride + chunk * 8;
+  int rows = chunk < CHUNKS ? count - first - row : 0;
+#pragma unroll
+  for (int i = 0; i < ROWS; i += EVERY, from += EVERY * stride) copy16(to + i * 128, from, i < rows);
+}
+#if PAGED
+// The same from blocks of a pool: a lane looks up one block, of which a tile has at most 16.
+template <int ROWS> __device__ __forceinline__ void load_blocks(u32 to, const elem* pool, const Keys& keys, int first) {
+  int chunk = threadIdx.x % LANES, row = (threadIdx.x % 128) / LANES, first_block = first >> keys.block_bits;
+  int looked_up = first_block + (threadIdx.x & 31);
+  u32 block = looked_up << keys.block_bits < keys.length ? keys.table[looked_up] : 0;
+  to += chunk / 8 * (ROWS * 128) + row * 128 + ((chunk ^ row) & 7) * 16;
+  pool += chunk * 8;
+#pragma unroll
+  for (int i = 0; i < ROWS; i += EVERY) {
+    int at = first + row + i;
+    i64 base = (i64)__shfl_sync(FULL, block, (at >> keys.block_bits) - first_block) * keys.block_stride;
+    const elem* from = pool + base + (at & ((1 << keys.block_bits) - 1)) * HEAD_DIM;
+    if (chunk < ALL_CHUNKS) copy16(to + i * 128, from, at < keys.length && chunk < CHUNKS);
   }
 }
+#endif
 
 // Once for each loading thread: the barrier is told when all copies that it has begun are there.
 __device__ __forceinline__ void tell_when_loaded(u32 barrier) {
@@ -294,7 +311,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       Keys keys = KEYS_OF(segment, head / (heads / kv_heads), kv_heads);
       int end = CAUSAL ? min(keys.length, first + TILE + keys.length - queries) : keys.length;
       const elem* query = q + (i64)begin * q_stride + head * HEAD_DIM;
-      load_rows<TILE>(q_tiles + slot * Q_BYTES, q, first, queries, [&](int row) { return query + (i64)row * q_stride; });
+      load_rows<TILE>(q_tiles + slot * Q_BYTES, query, q_stride, first, queries);
       tell_when_loaded(q_full + 8 * slot);
       int steps = (end + KEYS - 1) / KEYS;
       // In the order in which they are used: scores run ahead of their weights by one.
@@ -302,14 +319,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (step < steps) {
           int at = loaded + step, stage = at % STAGES;
           barrier_wait(k_free + 8 * stage, (at / STAGES & 1) ^ 1);
-          load_rows<KEYS>(k_tiles + stage * STAGE_BYTES, k, step * KEYS, keys.length, [&](int row) { return keys.key(row); });
+#if PAGED
+          load_blocks<KEYS>(k_tiles + stage * STAGE_BYTES, keys.k, keys, step * KEYS);
+#else
+          load_rows<KEYS>(k_tiles + stage * STAGE_BYTES, keys.k, keys.k_stride, step * KEYS, keys.length);
+#endif
           tell_when_loaded(k_full + 8 * stage);
         }
         if (step > 0) {
           int at = loaded + step - 1, stage = at % STAGES;
           barrier_wait(v_free + 8 * stage, (at / STAGES & 1) ^ 1);
-          load_rows<KEYS>(v_tiles + stage * STAGE_BYTES, v, (step - 1) * KEYS, keys.length,
-                          [&](int row) { return keys.value(row); });
+#if PAGED
+          load_blocks<KEYS>(v_tiles + stage * STAGE_BYTES, keys.v, keys, (step - 1) * KEYS);
+#else
+          load_rows<KEYS>(v_tiles + stage * STAGE_BYTES, keys.v, keys.v_stride, (step - 1) * KEYS, keys.length);
+#endif
           tell_when_loaded(v_full + 8 * stage);
         }
       }
@@ -464,8 +488,6 @@ __device__ __forceinline__ void load_norms(u32 to, const float* lse, const float
   }
 }
 
-static constexpr int QUERY_NORMS_AT = 2 * TILE_BYTES + 4 * TILE_BYTES;
-
 struct Barriers {
   // Of a tile there is one arrival more: of the thread that says which it is.
   u32 tile_full, tile_free, full, free;
@@ -478,12 +500,12 @@ struct Barriers {
     }
     __syncthreads();
   }
-  template <int N = STAGES> __device__ __forceinline__ void wait_full(int step) const { wait_loaded(full + 8 * (step % N), step / N & 1); }
+  __device__ __forceinline__ void wait_full(int step) const { wait_loaded(full + 8 * (step % STAGES), step / STAGES & 1); }
   __device__ __forceinline__ void release(u32 barrier) const {
     __syncwarp();
     if ((threadIdx.x & 31) == 0) barrier_arrive(barrier);
   }
-  template <int N = STAGES> __device__ __forceinline__ void release_stage(int step) const { release(free + 8 * (step % N)); }
+  __device__ __forceinline__ void release_stage(int step) const { release(free + 8 * (step % STAGES)); }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -527,8 +549,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         tile[0] = segment, tile[1] = first;
         barrier_arrive(barriers.tile_full);
       }
-      load_rows<TILE>(k_tile, k, first, keys.length, [&](int row) { return keys.key(row); });
-      load_rows<TILE>(v_tile, v, first, keys.length, [&](int row) { return keys.value(row); });
+      load_rows<TILE>(k_tile, keys.k, k_stride, first, keys.length);
+      load_rows<TILE>(v_tile, keys.v, v_stride, first, keys.length);
       tell_when_loaded(barriers.tile_full);
       int start, steps = steps_of(first, keys.length, queries, start);
       for (int head = kv_head * group_heads; head < (kv_head + 1) * group_heads; head++) {
@@ -539,9 +561,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           int stage = loaded % STAGES, at = (start + step) * STEP;
           u32 to = stages + stage * 2 * STEP_BYTES;
           barrier_wait(barriers.free + 8 * stage, (loaded / STAGES & 1) ^ 1);
-          load_rows<STEP>(to, q, at, queries, [&](int row) { return query + (i64)row * q_stride; });
-          load_rows<STEP>(to + STEP_BYTES, dout, at, queries,
-                          [&](int row) { return gradient + (i64)row * heads * HEAD_DIM; });
+          load_rows<STEP>(to, query, q_stride, at, queries);
+          load_rows<STEP>(to + STEP_BYTES, gradient, (i64)heads * HEAD_DIM, at, queries);
           load_norms<STEP>(k_tile + NORMS_AT + stage * 2 * STEP * 4, lse + norms, delta + norms, at, queries);
           tell_when_loaded(barriers.full + 8 * stage);
         }
@@ -639,7 +660,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                           const float* __restrict__ delta, const elem* __restrict__ q, int q_stride,
                           const u32* __restrict__ q_offsets, int segments, int tokens, KEY_OPERANDS, int heads, int kv_heads,
                           float scale) {
-  constexpr int STEP = 128, STEP_BYTES = PANELS * STEP * 128;
   extern __shared__ __align__(1024) u8 memory[];
   __shared__ __align__(8) u64 barrier_memory[2 + 2 * STAGES];
   __shared__ int tile[2];
@@ -669,17 +689,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       const elem* query = q + (i64)begin * q_stride + head * HEAD_DIM;
       const elem* gradient = dout + ((i64)begin * heads + head) * HEAD_DIM;
       i64 norms = (i64)head * tokens + begin;
-      load_rows<TILE>(q_tile, q, first, queries, [&](int row) { return query + (i64)row * q_stride; });
-      load_rows<TILE>(gradients, dout, first, queries, [&](int row) { return gradient + (i64)row * heads * HEAD_DIM; });
-      load_norms<TILE>(q_tile + QUERY_NORMS_AT, lse + norms, delta + norms, first, queries);
+      load_rows<TILE>(q_tile, query, q_stride, first, queries);
+      load_rows<TILE>(gradients, gradient, (i64)heads * HEAD_DIM, first, queries);
+      load_norms<TILE>(q_tile + NORMS_AT, lse + norms, delta + norms, first, queries);
       tell_when_loaded(barriers.tile_full);
       int end = end_of(first, keys.length, queries);
       for (int key = 0; key < end; key += STEP, loaded++) {
-        int stage = loaded % 2;
+        int stage = loaded % STAGES;
         u32 to = stages + stage * 2 * STEP_BYTES;
-        barrier_wait(barriers.free + 8 * stage, (loaded / 2 & 1) ^ 1);
-        load_rows<STEP>(to, k, key, keys.length, [&](int row) { return keys.key(row); });
-        load_rows<STEP>(to + STEP_BYTES, v, key, keys.length, [&](int row) { return keys.value(row); });
+        barrier_wait(barriers.free + 8 * stage, (loaded / STAGES & 1) ^ 1);
+        load_rows<STEP>(to, keys.k, k_stride, key, keys.length);
+        load_rows<STEP>(to + STEP_BYTES, keys.v, v_stride, key, keys.length);
         tell_when_loaded(barriers.full + 8 * stage);
       }
     }
@@ -699,7 +719,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     int length = k_offsets[segment + 1] - k_offsets[segment], ahead = length - queries;
     int end = end_of(first, length, queries);
     u32 our_queries = q_tile + group * 64 * 128, our_gradients = gradients + group * 64 * 128;
-    const float* norms = reinterpret_cast<const float*>(memory + QUERY_NORMS_AT) + row;
+    const float* norms = reinterpret_cast<const float*>(memory + NORMS_AT) + row;
     float norm[2] = {norms[0] * LOG2E, norms[8] * LOG2E}, mean[2] = {norms[TILE], norms[TILE + 8]};
 
     float weight[STEP / 2], change[STEP / 2], sum[DIM / 2];
@@ -707,13 +727,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
     for (int i = 0; i < DIM / 2; i++) sum[i] = 0.f;
     for (int key = 0; key < end; key += STEP, used++) {
-      u32 k_tile = stages + used % 2 * 2 * STEP_BYTES, v_tile = k_tile + STEP_BYTES;
-      barriers.wait_full<2>(used);
+      u32 k_tile = stages + used % STAGES * 2 * STEP_BYTES, v_tile = k_tile + STEP_BYTES;
+      barriers.wait_full(used);
       wgmma_begin();
       multiply_across<TILE, STEP>(weight, our_queries, k_tile);
       wgmma_commit();
       multiply_across<TILE, STEP>(change, our_gradients, v_tile);
       wgmma_commit();
+      // The last step's product is done.
+      wgmma_wait<2>();
+      pin(changes);
+      if (key > 0) barriers.release_stage(used - 1);
       wgmma_wait<1>();
       pin(weight);
       bool masked = key + STEP > length || (CAUSAL && key + STEP - 1 > first + group * 64 + ahead);
@@ -733,27 +757,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             total += w;
           }
       }
-      u32 weights[STEP / 16][4];
-      to_left<STEP>(weights, weight);
       after(total);
       wgmma_wait<0>();
       pin(change);
 #pragma unroll
-      for (int i = 0; i < STEP / 2; i++) {
-        u32 pair = weights[i / 8][i / 2 % 4];
-        change[i] = (i & 1 ? high_float(pair) : low_float(pair)) * (change[i] - mean[i / 2 % 2]);
-      }
+      for (int i = 0; i < STEP / 2; i++) change[i] = weight[i] * (change[i] - mean[i / 2 % 2]);
       to_left<STEP>(changes, change);
       pin(changes), pin(sum);
       wgmma_begin();
       multiply<STEP>(sum, changes, k_tile);
       wgmma_commit();
-      wgmma_wait<0>();
-      pin(sum), pin(changes);
-      barriers.release_stage<2>(used);
     }
     wgmma_wait<0>();
     pin(sum);
+    if (end > 0) barriers.release_stage(used - 1);
 
     asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
     int head = turn(round) % heads;

@@ -48,7 +48,7 @@ pub struct Pool<'a, T> {
     pub values: &'a Buffer<T>,
     /// Blocks of each sequence: `[sequences, max_blocks]`. Entries after a sequence's last block are not read.
     pub tables: &'a Buffer<u32>,
-    /// Tokens of a block: a power of two.
+    /// Tokens of a block: a power of two, at least 8.
     pub block_size: usize,
     /// Tokens that each sequence has in the pool, `[sequences]`, those of the chunk included.
     pub kv_lengths: &'a Buffer<i32>,
@@ -156,9 +156,11 @@ pub(super) fn prefill_on<T: Float>(
     let name = "attention over a pool";
     attention.check(name)?;
     let sequences = pool.kv_lengths.len();
-    ShapeError::unless(name, sequences > 0 && pool.block_size.is_power_of_two(), || {
-        format!("{sequences} sequences, blocks of {} tokens", pool.block_size)
-    })?;
+    ShapeError::unless(
+        name,
+        sequences > 0 && pool.block_size.is_power_of_two() && pool.block_size >= 8,
+        || format!("{sequences} sequences, blocks of {} tokens", pool.block_size),
+    )?;
     ShapeError::length(name, "offsets", offsets.len(), sequences + 1)?;
     let block = attention.kv_heads * pool.block_size * attention.head_dim;
     ShapeError::unless(name, pool.keys.len().is_multiple_of(block), || {
