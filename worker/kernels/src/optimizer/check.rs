@@ -155,7 +155,7 @@ fn optimizer(rounding: Rounding) -> AdamW {
     }
 }
 
-/// Steps of kernel and reference side by side: equal bits, and equal codes but for one in a hundred after twenty steps.
+/// Steps of kernel and reference side by side: equal bits, and equal codes but for one in a thousand a step.
 fn steps<T: Float, G: Float>(gpu: &Gpu, draw: &mut Draw, kind: StateKind, rounding: Rounding, steps: u32) -> Outcome {
     let mut worst = Distance::EQUAL;
     for length in LENGTHS {
@@ -194,7 +194,7 @@ fn steps<T: Float, G: Float>(gpu: &Gpu, draw: &mut Draw, kind: StateKind, roundi
         }
         let (found, held) = (gpu.download(&on_gpu)?, downloaded(gpu, &states)?);
         worst = worst.worst(match kind {
-            StateKind::Bit8 => nearly_equal(&found, &parameters, &held, &moments)?,
+            StateKind::Bit8 => nearly_equal(&found, &parameters, &held, &moments, steps)?,
             _ => {
                 Distance::equal(&found, &parameters)?;
                 moments_equal(&held, &moments)?
@@ -240,7 +240,7 @@ fn moments_equal(found: &Moments, wanted: &Moments) -> Outcome {
 /// Roots and quotients are approximate to the last bit here: where a moment is within a millionth of a code or of what decides
 /// between two, it may take the other one, and goes its own way for a few steps. Share of the parameters that are not the same
 /// (in f32: to seven digits) or whose codes are not.
-fn nearly_equal<T: Float>(found: &[T], wanted: &[T], held: &Moments, moments: &Moments) -> Outcome {
+fn nearly_equal<T: Float>(found: &[T], wanted: &[T], held: &Moments, moments: &Moments, steps: u32) -> Outcome {
     let (
         Moments::Bit8 { m, v, units },
         Moments::Bit8 {
@@ -264,7 +264,7 @@ fn nearly_equal<T: Float>(found: &[T], wanted: &[T], held: &Moments, moments: &M
     }
     let share = Distance {
         relative: differing as f64 / wanted.len().max(1000) as f64,
-        bound: 1e-2,
+        bound: 1e-3 * f64::from(1 + steps),
     };
     Ok(share.worst(Distance::within(units, units2, 1e-3)?))
 }
