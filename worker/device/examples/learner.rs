@@ -102,7 +102,8 @@ fn run_parts(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     let (shape, settings) = options.settings(card.free)?;
     let length = options.number("length", 2048);
     let mut sum = 0.0;
-    for part in parts::parts(&gpu, &shape, &settings, settings.rows(), length)? {
+    let products_only = options.word("only", "") == "products";
+    for part in parts::parts(&gpu, &shape, &settings, (settings.rows(), length), products_only)? {
         sum += part.seconds * part.count as f64;
         println!("{part}");
     }

@@ -252,13 +252,13 @@ impl Bench<'_> {
     }
 }
 
-/// Measures operations of a micro-batch of `rows` tokens in sequences of `length`.
+/// Measures operations of a micro-batch of `rows` tokens in sequences of `length`; of `products_only` those of linear layers.
 pub fn parts(
     gpu: &Gpu,
     shape: &TextShape,
     settings: &Settings,
-    rows: usize,
-    length: usize,
+    (rows, length): (usize, usize),
+    products_only: bool,
 ) -> Result<Vec<Operation>, GpuError> {
     let mut bench = Bench {
         gpu,
@@ -270,8 +270,10 @@ pub fn parts(
     bench.linear("output", shape.hidden, shape.query_width())?;
     bench.linear("gate and up", 2 * shape.intermediate, shape.hidden)?;
     bench.linear("down", shape.hidden, shape.intermediate)?;
-    bench.attention(length)?;
-    bench.rows()?;
-    bench.head(settings)?;
+    if !products_only {
+        bench.attention(length)?;
+        bench.rows()?;
+        bench.head(settings)?;
+    }
     Ok(bench.found)
 }

@@ -66,10 +66,19 @@ impl<T: Float, G: Float> Learner<T, G> {
         Ok(())
     }
 
+    /// Samples by micro-batches. Those without a completion are in none.
     fn bins(&self, samples: &[Sample<'_, T>]) -> Result<Vec<Vec<usize>>, DeviceError> {
-        let lengths = samples.iter().map(|sample| sample.ids.len()).collect::<Vec<_>>();
+        if let Some(sample) = samples.iter().find(|sample| sample.prompt > sample.ids.len()) {
+            let (prompt, tokens) = (sample.prompt, sample.ids.len());
+            return Err(DeviceError::Input(format!("a prompt of {prompt} of {tokens} tokens")));
+        }
+        let scored = (0..samples.len()).filter(|index| samples[*index].ids.len() > samples[*index].prompt);
+        let scored = scored.collect::<Vec<_>>();
+        let lengths = scored.iter().map(|index| samples[*index].ids.len()).collect::<Vec<_>>();
         let settings = self.settings();
-        Ok(micro_batches(&lengths, settings.tokens, settings.sequences)?)
+        let bins = micro_batches(&lengths, settings.tokens, settings.sequences)?;
+        let named = bins.iter().map(|bin| bin.iter().map(|place| scored[*place]).collect());
+        Ok(named.collect())
     }
 
     /// The micro-batch of some samples, and the features of all of their placeholders.
