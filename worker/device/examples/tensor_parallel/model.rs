@@ -6,7 +6,7 @@ use flotilla_device::{
     Capacity, DevicePool, TextModel, TextShape, TextWeights, VisionShape,
     check::text_in_group,
     parallel::{Collective, Nccl, Shard, Tcp, reference::HostModel},
-    plan::Serving,
+    plan::{Plan, Serving},
     step::{Mail, Piece, Step},
 };
 use flotilla_kernels::{Buffer, Float, Gpu, bench};
@@ -234,25 +234,30 @@ fn led<T: Float>(
     }
 }
 
-/// Steps of a large model with random weights: the largest whose part fits.
-pub fn measure(gpu: &Gpu, group: Nccl) -> Result<Nccl, Box<dyn Error>> {
+/// The largest model whose part fits with room for tokens, and the plan of its memory.
+fn largest(gpu: &Gpu, size: usize) -> Result<(&'static str, TextShape, Plan), Box<dyn Error>> {
     let (_, memory) = gpu.memory()?;
     let serving = Serving {
         step_tokens: 2048,
         sequences: 64,
         ..Serving::default()
     };
-    let size = group.size();
-    let name = ["qwen2.5-vl-72b", "qwen2.5-vl-7b"].into_iter().find(|name| {
-        let (text, vision) = (TextShape::named(name), VisionShape::named(name));
-        let plan = text.and_then(|text| serving.plan(&text, vision.as_ref(), memory, size).ok());
-        plan.is_some_and(|plan| plan.kv_tokens() > 40_000)
+    let fits = ["qwen2.5-vl-72b", "qwen2.5-vl-7b"].into_iter().find_map(|name| {
+        let text = TextShape::named(name)?;
+        let plan = serving
+            .plan(&text, VisionShape::named(name).as_ref(), memory, size)
+            .ok()?;
+        (plan.kv_tokens() > 40_000).then_some((name, text, plan))
     });
-    let name = name.ok_or("no model fits")?;
-    let shape = TextShape::named(name).ok_or("no such shape")?;
+    fits.ok_or_else(|| "no model fits".into())
+}
+
+/// Steps of a large model with random weights: the largest whose part fits.
+pub fn measure(gpu: &Gpu, group: Nccl) -> Result<Nccl, Box<dyn Error>> {
+    let size = group.size();
+    let (name, shape, plan) = largest(gpu, size)?;
     let shard = Shard::new(&shape, group.rank(), size)?;
     let local = shard.local();
-    let plan = serving.plan(&shape, None, memory, size)?;
     let before = gpu.allocated_bytes();
     let weights = TextWeights::<bf16>::random(gpu, &local, 3)?;
     let taken = gpu.allocated_bytes() - before;
