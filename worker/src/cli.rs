@@ -104,7 +104,7 @@ impl Command {
             Self::Inspect(arguments) => Some(&mut arguments.model),
             Self::Plan(arguments) => Some(&mut arguments.model),
             Self::Generate(arguments) => Some(&mut arguments.model),
-            Self::Bench(arguments) => Some(&mut arguments.model),
+            Self::Bench(arguments) => arguments.model.0.as_mut(),
             Self::Logits(arguments) => Some(&mut arguments.model),
             Self::Convert(arguments) => Some(&mut arguments.model),
         }

@@ -1,9 +1,10 @@
-//! The model on a GPU alone: `device check CONFIG.json…` compares it with the host's, `device bench [SHAPE]` measures it.
+//! The model on a GPU alone: `device check DIR…` compares it with the host's, `device bench [SHAPE]` measures it, `device parts
+//! [ROWS]` measures the matrix products of a decode step.
 
 use std::{error::Error, path::Path, process::ExitCode};
 
 use flotilla_device::{Sharing, TextShape, VisionShape, check, measure};
-use flotilla_kernels::{Gpu, bench::ceilings};
+use flotilla_kernels::{Gemm, Gpu, bench::ceilings};
 use flotilla_model::Config;
 use half::bf16;
 
@@ -13,8 +14,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let rest = arguments.collect::<Vec<_>>();
     match command.as_str() {
         "check" => compare(&rest),
+        "parts" => parts(rest.first().and_then(|rows| rows.parse().ok()).unwrap_or(256)),
         "bench" => bench(rest.first().map_or("qwen2.5-vl-7b", String::as_str)),
-        _ => Err("device check DIR… | device bench [SHAPE]".into()),
+        _ => Err("device check DIR… | device parts [ROWS] | device bench [SHAPE]".into()),
     }
 }
 
@@ -37,6 +39,46 @@ fn compare(models: &[String]) -> Result<ExitCode, Box<dyn Error>> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn parts(rows: usize) -> Result<ExitCode, Box<dyn Error>> {
+    let gpu = Gpu::new(0)?;
+    let shape = TextShape::named("qwen2.5-vl-7b").ok_or("no such shape")?;
+    for (name, outputs, inputs, count) in [
+        ("qkv", shape.packed_width(), shape.hidden, shape.layers),
+        ("output", shape.hidden, shape.query_width(), shape.layers),
+        ("gate and up", 2 * shape.intermediate, shape.hidden, shape.layers),
+        ("down", shape.hidden, shape.intermediate, shape.layers),
+        ("head", shape.vocabulary, shape.hidden, 1),
+    ] {
+        // Several weights, so that none stays in the cache.
+        let weights = (0..count.min(6)).map(|_| gpu.alloc::<bf16>(outputs * inputs)).collect::<Result<Vec<_>, _>>()?;
+        for (seed, weight) in weights.iter().enumerate() {
+            flotilla_kernels::rows::fill_normal(&gpu, weight, 0.02, seed as u64)?;
+        }
+        let x = gpu.alloc::<bf16>(rows * inputs)?;
+        flotilla_kernels::rows::fill_normal(&gpu, &x, 1.0, 99)?;
+        let out = gpu.alloc::<f32>(rows * outputs)?;
+        let rounded = out.cast::<bf16>()?.slice(0..rows * outputs)?;
+        let product = Gemm::linear(rows, outputs, inputs);
+        let mut next = 0;
+        let seconds = flotilla_kernels::bench::median(&gpu, || {
+            next = (next + 1) % weights.len();
+            match count {
+                1 => gpu.gemm(product, &x, &weights[next], &out),
+                _ => gpu.gemm(product, &x, &weights[next], &rounded),
+            }
+        })?;
+        let (bytes, rate) = (2.0 * (outputs * inputs) as f64 / seconds, product.operations() / seconds);
+        println!(
+            "{name:<14} {:>8.1} us x {count:>2} = {:>6.2} ms  {:>6.0} GB/s {:>5.0} TFLOP/s",
+            seconds * 1e6,
+            seconds * 1e3 * count as f64,
+            bytes / 1e9,
+            rate / 1e12
+        );
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn bench(name: &str) -> Result<ExitCode, Box<dyn Error>> {

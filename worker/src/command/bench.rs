@@ -1,13 +1,16 @@
 //! How fast a model runs on this machine, beside what the machine could do at most.
 
+mod shape;
+
 use std::{hint::black_box, time::Instant};
 
 use candle_core::{DType, Device, Tensor};
-use clap::{Args, ValueEnum};
+use clap::{ArgMatches, Args, FromArgMatches, ValueEnum};
 use flotilla_grpo::{gradient::Gradients, logprob::token_log_probs};
 use flotilla_model::{ModelError, Pass, Row, Span, TextBatch, Vlm};
 use serde_json::json;
 
+pub use self::shape::ShapeArguments;
 use super::{arguments::ModelArguments, bytes, throughput};
 use crate::{
     device::{DeviceArguments, threads},
@@ -20,7 +23,10 @@ use crate::{
 pub struct BenchArguments {
     /// Which model.
     #[command(flatten)]
-    pub model: ModelArguments,
+    pub model: MaybeModel,
+    /// A shape instead.
+    #[command(flatten)]
+    pub shape: ShapeArguments,
     /// Where it runs.
     #[command(flatten)]
     pub device: DeviceArguments,
@@ -46,6 +52,33 @@ pub struct BenchArguments {
     /// Print one JSON document instead of a table.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A model, which may be left out where a shape is named.
+#[derive(Clone, Debug, Default)]
+pub struct MaybeModel(pub Option<ModelArguments>);
+
+impl Args for MaybeModel {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let optional = |argument: clap::Arg| argument.required(false).required_unless_present("shape");
+        ModelArguments::augment_args(command).mut_arg("model", optional)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        ModelArguments::augment_args_for_update(command)
+    }
+}
+
+impl FromArgMatches for MaybeModel {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let model = matches.contains_id("model").then(|| ModelArguments::from_arg_matches(matches));
+        Ok(Self(model.transpose()?))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 /// Bytes that are read to measure the memory: more than any cache holds. A copy on a GPU is of twice as many.
@@ -87,7 +120,10 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
             "--prompt-tokens, --new-tokens, --batch and --rounds must be at least 1",
         ));
     }
-    let model = arguments.model.load(arguments.device.device)?;
+    let Some(named) = &arguments.model.0 else {
+        return shape::run(&arguments.shape, arguments.json);
+    };
+    let model = named.load(arguments.device.device)?;
     let failed = |error: ModelError| WorkerError::permanent("failed to compute", error);
     let bandwidth = memory_bandwidth(model.device(), arguments.rounds).map_err(failed)?;
     let arithmetic = matrix_rate(model.device(), model.dtype(), arguments.rounds).map_err(failed)?;
@@ -106,7 +142,7 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
             })
         });
         let document = json!({
-            "memory_bytes_per_second": bandwidth, "flops": arithmetic, "dtype": arguments.model.dtype.to_string(),
+            "memory_bytes_per_second": bandwidth, "flops": arithmetic, "dtype": named.dtype.to_string(),
             "measured": measured.collect::<Vec<_>>(), "engine": throughput::document(&engine),
         });
         println!("{document:#}");
@@ -116,7 +152,7 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
         "memory {}/s, matrix products {:.1} GFLOP/s in {}",
         bytes(bandwidth as u64),
         arithmetic / 1e9,
-        arguments.model.dtype
+        named.dtype
     );
     print(&lines, &engine);
     Ok(())
