@@ -48,16 +48,39 @@ __device__ __forceinline__ u32 across_at(u32 matrix, int row, int column) {
   return matrix + ((row + (lane & 7) + (lane >> 4) * 8) * PITCH + column + ((lane >> 3) & 1) * 8) * 2;
 }
 
-// Rows `first` up to `first + ROWS` of a matrix in global memory; those from `count` on are zeros.
-template <int ROWS, int THREADS, typename At>
-__device__ __forceinline__ void load_rows(u32 to, const elem* any, int first, int count, At at) {
+// Rows `first` up to `first + ROWS` of a matrix in global memory; those from `count` on are zeros. A thread copies one chunk of
+// every row that is a multiple of EVERY after its first: an address takes one addition.
+static constexpr int LANES = CHUNKS <= 8 ? 8 : 16;
+template <int ROWS, int THREADS>
+__device__ __forceinline__ void load_rows(u32 to, const elem* from, i64 stride, int first, int count) {
+  constexpr int EVERY = THREADS / LANES;
+  int chunk = threadIdx.x % LANES, row = threadIdx.x / LANES;
+  if (chunk >= CHUNKS) return;
+  to += (row * PITCH + chunk * 8) * 2;
+  from += (first + row) * stride + chunk * 8;
+  int rows = count - first - row;
 #pragma unroll
-  for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-    int row = i / CHUNKS, chunk = i % CHUNKS;
-    bool is = first + row < count;
-    copy16(to + (row * PITCH + chunk * 8) * 2, is ? at(first + row) + chunk * 8 : any, is);
+  for (int i = 0; i < ROWS; i += EVERY, from += EVERY * stride) copy16(to + i * PITCH * 2, from, i < rows);
+}
+#if PAGED
+// The same from blocks of a pool: a lane looks up one block.
+template <int ROWS, int THREADS>
+__device__ __forceinline__ void load_blocks(u32 to, const elem* pool, const Keys& keys, int first) {
+  constexpr int EVERY = THREADS / LANES;
+  int chunk = threadIdx.x % LANES, row = threadIdx.x / LANES, first_block = first >> keys.block_bits;
+  int looked_up = first_block + (threadIdx.x & 31);
+  u32 block = looked_up << keys.block_bits < keys.length ? keys.table[looked_up] : 0;
+  to += (row * PITCH + chunk * 8) * 2;
+  pool += chunk * 8;
+#pragma unroll
+  for (int i = 0; i < ROWS; i += EVERY) {
+    int at = first + row + i;
+    i64 base = (i64)__shfl_sync(FULL, block, (at >> keys.block_bits) - first_block) * keys.block_stride;
+    const elem* from = pool + base + (at & ((1 << keys.block_bits) - 1)) * HEAD_DIM;
+    if (chunk < CHUNKS) copy16(to + i * PITCH * 2, from, at < keys.length);
   }
 }
+#endif
 // Columns after HEAD_DIM, once: no copy writes them.
 template <int ROWS, int THREADS> __device__ __forceinline__ void clear_rest(elem* matrix) {
   if (HEAD_DIM < DIM)
@@ -162,10 +185,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
   u32 q_tile = shared_address(memory), k_tile = q_tile + ROWS * PITCH * 2, v_tile = k_tile + KEYS * PITCH * 2;
   clear_rest<ROWS + 2 * KEYS, THREADS>(memory);
-  auto query = [&](int row) { return q + (i64)(begin + row) * q_stride + head * HEAD_DIM; };
-  auto load_k = [&](int key) { load_rows<KEYS, THREADS>(k_tile, k, key, keys.length, [&](int row) { return keys.key(row); }); };
-  auto load_v = [&](int key) { load_rows<KEYS, THREADS>(v_tile, v, key, keys.length, [&](int row) { return keys.value(row); }); };
-  load_rows<ROWS, THREADS>(q_tile, q, first, queries, query);
+#if PAGED
+  auto load_k = [&](int key) { load_blocks<KEYS, THREADS>(k_tile, keys.k, keys, key); };
+  auto load_v = [&](int key) { load_blocks<KEYS, THREADS>(v_tile, keys.v, keys, key); };
+#else
+  auto load_k = [&](int key) { load_rows<KEYS, THREADS>(k_tile, keys.k, k_stride, key, keys.length); };
+  auto load_v = [&](int key) { load_rows<KEYS, THREADS>(v_tile, keys.v, v_stride, key, keys.length); };
+#endif
+  load_rows<ROWS, THREADS>(q_tile, q + (i64)begin * q_stride + head * HEAD_DIM, q_stride, first, queries);
   load_k(0);
   commit();
 
@@ -290,15 +317,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   auto load = [&](int step) {
     int head = kv_head * group + step / steps, at = (start + step % steps) * STEP;
     u32 stage = stages + (step & 1) * STAGE;
-    load_rows<STEP, THREADS>(stage, q, at, queries,
-                             [&](int row) { return q + (i64)(begin + row) * q_stride + head * HEAD_DIM; });
-    load_rows<STEP, THREADS>(stage + STAGE / 2, dout, at, queries,
-                             [&](int row) { return dout + ((i64)(begin + row) * heads + head) * HEAD_DIM; });
+    load_rows<STEP, THREADS>(stage, q + (i64)begin * q_stride + head * HEAD_DIM, q_stride, at, queries);
+    load_rows<STEP, THREADS>(stage + STAGE / 2, dout + ((i64)begin * heads + head) * HEAD_DIM, (i64)heads * HEAD_DIM, at,
+                             queries);
     float* to = norms + (step & 1) * 2 * STEP;
     load_norms(to, to + STEP, lse, delta, (i64)head * tokens + begin, at, queries, STEP);
   };
-  load_rows<ROWS, THREADS>(k_tile, k, first, keys.length, [&](int row) { return keys.key(row); });
-  load_rows<ROWS, THREADS>(v_tile, v, first, keys.length, [&](int row) { return keys.value(row); });
+  load_rows<ROWS, THREADS>(k_tile, keys.k, k_stride, first, keys.length);
+  load_rows<ROWS, THREADS>(v_tile, keys.v, v_stride, first, keys.length);
   if (all > 0) load(0);
   commit();
 
@@ -373,13 +399,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   clear_rest<2 * ROWS + 4 * STEP, THREADS>(memory);
   auto load = [&](int key, int step) {
     u32 stage = stages + (step & 1) * STAGE;
-    load_rows<STEP, THREADS>(stage, k, key, keys.length, [&](int row) { return keys.key(row); });
-    load_rows<STEP, THREADS>(stage + STAGE / 2, v, key, keys.length, [&](int row) { return keys.value(row); });
+    load_rows<STEP, THREADS>(stage, keys.k, k_stride, key, keys.length);
+    load_rows<STEP, THREADS>(stage + STAGE / 2, keys.v, v_stride, key, keys.length);
   };
-  load_rows<ROWS, THREADS>(q_tile, q, first, queries,
-                           [&](int row) { return q + (i64)(begin + row) * q_stride + head * HEAD_DIM; });
-  load_rows<ROWS, THREADS>(gradients, dout, first, queries,
-                           [&](int row) { return dout + ((i64)(begin + row) * heads + head) * HEAD_DIM; });
+  load_rows<ROWS, THREADS>(q_tile, q + (i64)begin * q_stride + head * HEAD_DIM, q_stride, first, queries);
+  load_rows<ROWS, THREADS>(gradients, dout + ((i64)begin * heads + head) * HEAD_DIM, (i64)heads * HEAD_DIM, first, queries);
   load_norms(norms, norms + ROWS, lse, delta, (i64)head * tokens + begin, first, queries, ROWS);
   if (end > 0) load(0, 0);
   commit();
