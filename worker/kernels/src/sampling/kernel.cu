@@ -1,6 +1,6 @@
 // A cluster of eight blocks takes a row: each loads an eighth of the logits once, by a bulk copy into shared memory, and does
-// everything else from there, while another block of the multiprocessor loads. Blocks tell each other sums by writing into each
-// other's shared memory. Cards before Hopper have no clusters: there one block takes a row and reads logits again from global
+// everything else from there, while another block of the multiprocessor loads. Blocks tell each other sums by asynchronous stores
+// into each other's shared memory, which a barrier in the receiver's counts: nobody waits for a fence. Cards before Hopper have no clusters: there one block takes a row and reads logits again from global
 // memory.
 //
 // A weight is e^((x - peak)/T), at most 1. A thread adds those of its tokens, which are consecutive, in f32; sums over threads
@@ -27,9 +27,6 @@ static constexpr int GROUPS = 16;
 static constexpr int ALL_GROUPS = GROUPS * BLOCKS;
 // Of that many of the highest of groups the lowest is a bound that some 250 of 152,064 tokens reach.
 static constexpr int HIGHEST = ALL_GROUPS * 110 / 128;
-// A block brings a part of the row that so many rows later will be loaded in its place to the cache: that many are worked on at
-// once, four clusters in each of an H100's eight groups of processors.
-static constexpr int AHEAD = 32;
 // Pivots that a pass measures.
 static constexpr int PIVOTS = 8;
 static constexpr int SLOTS = 2 * PIVOTS;
@@ -85,7 +82,7 @@ __device__ __forceinline__ u64 warp_cumulated(u64 x) {
   return x;
 }
 
-// What blocks have told each other, and what they have loaded, is there after it.
+// What blocks have found is there after it.
 __device__ __forceinline__ void cluster_barrier() {
 #if HOPPER
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
@@ -118,11 +115,44 @@ __device__ __forceinline__ u32 in_block(const void* p, u32 block) {
 #else
 #define SPACE "shared"
 #endif
-__device__ __forceinline__ void put(u32 address, u64 value) {
-  asm volatile("st." SPACE ".u64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
+// Stores a number in another block, and counts its bytes at the barrier there, both as addresses in that block.
+__device__ __forceinline__ void put(u32 address, u64 value, u32 barrier) {
+#if HOPPER
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(address), "l"(value),
+               "r"(barrier)
+               : "memory");
+#else
+  asm volatile("st.shared.u64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
+#endif
 }
-__device__ __forceinline__ void put(u32 address, int value) {
-  asm volatile("st." SPACE ".u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+__device__ __forceinline__ void put(u32 address, u32 value, u32 barrier) {
+#if HOPPER
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(address), "r"(value),
+               "r"(barrier)
+               : "memory");
+#else
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+#endif
+}
+// One thread says how many bytes a barrier of its block is to count.
+__device__ __forceinline__ void expect(const u64* barrier, u32 bytes) {
+#if HOPPER
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+#endif
+}
+// Every thread waits for them.
+__device__ __forceinline__ void await(const u64* barrier, u32 parity) {
+#if HOPPER
+  asm volatile(
+      "{\n.reg .pred done;\nAGAIN:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(
+          shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#else
+  __syncthreads();
+#endif
 }
 __device__ __forceinline__ u64 get(u32 address) {
   u64 value;
@@ -137,8 +167,8 @@ struct Shared {
   u64 warps[WARPS][SLOTS];
   u64 found_count;
   int bound;
-  // The bulk copy.
-  u64 loaded;
+  // Count the bytes of the bulk copy, of what is told, and of tokens sent to the first block.
+  u64 loaded, heard[2], received;
   // Tokens between two pivots: this block's, all of them sorted, and their cumulated weight.
   u64 found[CANDIDATES];
   u64 sorted[CANDIDATES];
@@ -181,19 +211,19 @@ struct Row {
   Shared& shared;
   const elem* logits;  // of this block
   const elem* kept;    // the same in shared memory
-  int index;           // of the row
   int first, tokens;   // of this block
   int begin, end;      // of this thread, in those of the block
   int vocabulary;
   u32 rank;
-  int phase;
+  int phase;    // which of the two places is told into next
+  u32 parities; // of the barriers of both
   int gathers;
   float peak;
   float scale;  // log2(e) / T
 
   __device__ __forceinline__ Row(Shared& shared, const elem* all, elem* buffer, int row, int vocabulary, int part,
                                  u32 rank)
-      : shared(shared), kept(buffer), index(row), vocabulary(vocabulary), rank(rank), phase(0), gathers(0),
+      : shared(shared), kept(buffer), vocabulary(vocabulary), rank(rank), phase(0), parities(0), gathers(0),
         peak(0.f), scale(0.f) {
     if (BLOCKS == 1) part = vocabulary;
     first = min((int)rank * part, vocabulary);
@@ -235,30 +265,30 @@ struct Row {
       highest = fmaxf(highest, x);
       nan |= x != x;
     };
-    // Other blocks must run before anything is written into their memory.
+#if HOPPER
+    if (threadIdx.x == 0) {
+      u64* const barriers[] = {&shared.loaded, &shared.heard[0], &shared.heard[1], &shared.received};
+      for (u64* barrier : barriers)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+#endif
+    // Other blocks must have come so far before anything is written into their memory.
     cluster_arrive();
 #if HOPPER
     // A bulk copy begins and ends at a multiple of 16 bytes.
     if (((u64)logits & 15) == 0 && tokens % VEC == 0 && tokens > 0) {
-      u32 bytes = tokens * sizeof(elem), loaded = shared_address(&shared.loaded);
+      u32 bytes = tokens * sizeof(elem);
       if (threadIdx.x == 0) {
+        expect(&shared.loaded, bytes);
         asm volatile(
-            "mbarrier.init.shared::cta.b64 [%0], 1;\n"
-            "fence.mbarrier_init.release.cluster;\n"
-            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %3;\n"
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%1], [%2], %3, [%0];" ::"r"(loaded),
-            "r"(shared_address(to)), "l"(logits), "r"(bytes)
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                shared_address(to)),
+            "l"(logits), "r"(bytes), "r"(shared_address(&shared.loaded))
             : "memory");
-        // Blocks load and compute in step, which would leave the memory idle half of the time.
-        if (index + AHEAD < gridDim.x / GRID_BLOCKS)
-          asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(logits + (i64)AHEAD * vocabulary), "r"(bytes)
-                       : "memory");
       }
       __syncthreads();
-      asm volatile(
-          "{\n.reg .pred done;\nAGAIN:\n"
-          "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], 0;\n@!done bra AGAIN;\n}" ::"r"(loaded)
-          : "memory");
+      await(&shared.loaded, 0);
 #pragma unroll 5
       for (int i = threadIdx.x; i < tokens / VEC; i += THREADS) {
         float values[VEC];
@@ -279,6 +309,14 @@ struct Row {
     return nan ? NAN_KEY : to_key(highest);
   }
 
+  // Waits until all blocks have told this one what they have to tell, so many bytes together.
+  __device__ __forceinline__ void hear(u32 bytes) {
+    if (threadIdx.x == 0) expect(&shared.heard[phase], bytes);
+    await(&shared.heard[phase], parities >> phase & 1);
+    parities ^= 1u << phase;
+    phase ^= 1;
+  }
+
   // The highest of all threads of all blocks. The highest of groups stay in `maxima` of the phase that is given back.
   __device__ __forceinline__ int highest(int key, int& in_phase) {
     key = warp_highest(key);
@@ -289,16 +327,16 @@ struct Row {
       key = (int)(u32)shared.warps[group][0];
 #pragma unroll
       for (int warp = group + GROUPS; warp < WARPS; warp += GROUPS) key = max(key, (int)(u32)shared.warps[warp][0]);
-      put(in_block(&shared.maxima[phase][rank][group], threadIdx.x / GROUPS), key);
+      u32 block = threadIdx.x / GROUPS;
+      put(in_block(&shared.maxima[phase][rank][group], block), (u32)key, in_block(&shared.heard[phase], block));
     }
-    cluster_barrier();
-    const int* maxima = shared.maxima[phase][0];
+    hear(ALL_GROUPS * sizeof(int));
+    const int* maxima = shared.maxima[phase ^ 1][0];
     int lane = threadIdx.x & 31;
     key = maxima[lane % ALL_GROUPS];
 #pragma unroll
     for (int i = 32; i < ALL_GROUPS; i += 32) key = max(key, maxima[i + lane]);
-    in_phase = phase;
-    phase ^= 1;
+    in_phase = phase ^ 1;
     return warp_highest(key);
   }
 
@@ -338,10 +376,10 @@ struct Row {
       u64 sum = 0;
 #pragma unroll
       for (int warp = 0; warp < WARPS; warp++) sum += shared.warps[warp][threadIdx.x % N];
-      put(in_block(&shared.told[phase][rank][threadIdx.x % N], threadIdx.x / N), sum);
+      u32 block = threadIdx.x / N;
+      put(in_block(&shared.told[phase][rank][threadIdx.x % N], block), sum, in_block(&shared.heard[phase], block));
     }
-    cluster_barrier();
-    phase ^= 1;
+    hear(N * BLOCKS * sizeof(u64));
   }
   __device__ __forceinline__ u64 told(u32 block, int slot) const { return shared.told[phase ^ 1][block][slot]; }
   // Of a slot; lanes may ask for different ones.
@@ -404,7 +442,8 @@ struct Row {
 #pragma unroll
       for (int j = 0; j < PIVOTS; j++) pivots[j] = __shfl_sync(FULL, mine, j);
       float mass[PIVOTS] = {};
-      u32 count[PIVOTS] = {};
+      // A float: integers are added at half the rate.
+      float count[PIVOTS] = {};
 #pragma unroll 2
       for (int i = begin; i < end; i++) {
         float x = at(i), w = weight(x);
@@ -413,13 +452,13 @@ struct Row {
         key = key < bracket.high ? key : LOWEST_KEY;
 #pragma unroll
         for (int j = 0; j < PIVOTS; j++)
-          asm("{\n.reg .pred above;\nsetp.ge.s32 above, %2, %3;\n@above add.f32 %0, %0, %4;\n@above add.u32 %1, %1, 1;\n}"
-              : "+f"(mass[j]), "+r"(count[j])
+          asm("{\n.reg .pred above;\nsetp.ge.s32 above, %2, %3;\n@above add.f32 %0, %0, %4;\n@above add.f32 %1, %1, 0f3f800000;\n}"
+              : "+f"(mass[j]), "+f"(count[j])
               : "r"(key), "r"(pivots[j]), "f"(w));
       }
       u64 values[SLOTS];
 #pragma unroll
-      for (int j = 0; j < PIVOTS; j++) values[j] = fixed(mass[j]), values[PIVOTS + j] = count[j];
+      for (int j = 0; j < PIVOTS; j++) values[j] = fixed(mass[j]), values[PIVOTS + j] = (u32)count[j];
       add_up(values);
       // Lanes look at one pivot each.
       Totals here = {bracket.from_high.mass + total(lane % PIVOTS),
@@ -444,9 +483,22 @@ struct Row {
       int key = to_key(at(i));
       if (key < bound) continue;
       u32 slot = atomicAdd(reinterpret_cast<u32*>(&shared.found_count), 1u);
-      if (slot < SENT) put(in_block(&shared.found[rank * SENT + slot], 0), entry(i, key));
+      if (slot < SENT) put(in_block(&shared.found[rank * SENT + slot], 0), entry(i, key), in_block(&shared.received, 0));
       left--;
     }
+  }
+
+  // Whether all of them have been sent; the first block waits until they are there. Slot 3 tells how many there were.
+  __device__ __forceinline__ bool receive() {
+    u32 there = (u32)told(threadIdx.x % BLOCKS, 3);
+    if (rank == 0) {
+      u32 sent = 0;
+#pragma unroll
+      for (int block = 0; block < BLOCKS; block++) sent += min((u32)__shfl_sync(FULL, there, block), (u32)SENT);
+      if (threadIdx.x == 0) expect(&shared.received, sent * sizeof(u64));
+      await(&shared.received, 0);
+    }
+    return !__any_sync(FULL, there > SENT);
   }
 
   // In the first block: sorts what has been sent, as many by each block as slot 3 tells.
@@ -725,11 +777,11 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
   }
   row.totals(sums);
   u64 whole = sums[0];
-  float log_mass = log_fixed(whole), log_model_mass = log_fixed(sums[1]);
+  u64 all = whole;
   auto write = [&](u32 id, float x) {
     tokens[index] = id;
-    log_probs[index] = (x - peak) * inverse - log_mass;
-    model_log_probs[index] = (x - peak) - log_model_mass;
+    log_probs[index] = (x - peak) * inverse - log_fixed(all);
+    model_log_probs[index] = (x - peak) - log_fixed(sums[1]);
   };
 
   if (greedy) {
@@ -756,7 +808,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
   if (cuts) {
     Totals from_bound = {sums[2], (u32)sums[3]};
     bool enough = by_count ? from_bound.count >= top_k : from_bound.mass >= row.nucleus(top_p, whole);
-    bool sent = !__any_sync(FULL, row.told(threadIdx.x % BLOCKS, 3) > SENT);
+    bool sent = row.receive();
     if (enough && sent) {
       // The first block does the rest.
       if (rank != 0) return;
@@ -858,7 +910,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
   u64 sums[4] = {fixed(weighed.mass), 0, fixed(weighed.from_bound), weighed.count};
   row.add_up(sums);
   row.totals(sums);
-  bool sent = !__any_sync(FULL, row.told(threadIdx.x % BLOCKS, 3) > SENT);
+  bool sent = row.receive();
   bool listed = sums[3] >= count && sent;
   if (listed) {
     if (rank != 0) return;
