@@ -2,8 +2,7 @@
 //
 // The work of a step is a line of units: 16 tokens of one row and KV head. It is cut into equal shares for as many blocks of
 // threads as are resident at once, so that one long row and many short ones load the card alike. A block walks through its
-// share; a row that lies in several shares leaves a partial result in each, which the last of their blocks to be done merges,
-// in an order that does not depend on which it is.
+// share; a row that lies in several shares leaves a partial result in each, which a last kernel merges in a fixed order.
 // Prefixes that groups of rows share are a line of their own, of 64 tokens for a tile of up to 128 query heads of the group.
 //
 // Scores and outputs are computed transposed: tokens (then dimensions) are the 16 rows of mma.m16n8k16, and the 7 or 8 query
@@ -13,7 +12,7 @@
 // done. Over a prefix the warps of a block do the same tokens for different heads, and these wait in shared memory.
 //
 // Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, ROW_WARPS (of a block
-// of the line of rows) and ROW_BLOCKS (of a multiprocessor).
+// of the line of rows), ROW_BLOCKS (of a multiprocessor) and MERGE_WARPS.
 
 static constexpr int PREFIX_WARPS = 4, PREFIX_BLOCKS = 2;
 // Tokens that a warp takes at once, and those of a prefix that a block has in shared memory.
@@ -83,6 +82,13 @@ __device__ __forceinline__ u64 scan(u64 value, u64& total, u64* parts) {
   return before + sum - value;
 }
 
+// How many shares a line is cut into, of at least so many units each. Where it costs few of them, a multiple of the stretches
+// between ends of rows: with rows of one length no share has an end inside.
+__device__ __forceinline__ int shares_for(int length, int stretches, int most, int least) {
+  int used = min(most, max(length / least, min(length, 1))), each = stretches > 0 ? used / stretches : 0;
+  return 8 * each * stretches >= 7 * used ? each * stretches : used;
+}
+
 // Cuts a line of `count` sections. No share is empty: every one between two that hold parts of a row holds a part of it.
 __device__ __forceinline__ void cut(int length, int count, int used, int most, int* header, const Section* sections,
                                     Share* shares) {
@@ -108,11 +114,10 @@ __device__ __forceinline__ void cut(int length, int count, int used, int most, i
 extern "C" __global__ void __launch_bounds__(1024)
     paged_plan(const int* lengths, const int* groups, int rows, int kv_heads, int group_count, int most_tiles, int most_shares,
                int most_tile_shares, int* header, Section* sections, Section* tile_sections, Row* records, Share* shares,
-               Share* tile_shares, int* arrivals) {
+               Share* tile_shares) {
   __shared__ u64 parts[32];
   int thread = threadIdx.x;
   for (int row = thread; row < rows; row += blockDim.x) records[row] = Row{-1, 0, 0, 1, -1, 0, 0, 1};
-  for (int at = thread; at < rows * kv_heads; at += blockDim.x) arrivals[at] = 0;
   __syncthreads();
   // Length of the line in the upper half, sections in the lower.
   u64 carry = 0, total;
@@ -135,8 +140,8 @@ extern "C" __global__ void __launch_bounds__(1024)
   }
   __syncthreads();
   if (group_count > 0) {
-    int length = (int)(carry >> 32);
-    cut(length, (int)(u32)carry, min(most_tile_shares, length), most_tile_shares, header + 2, tile_sections, tile_shares);
+    int length = (int)(carry >> 32), count = (int)(u32)carry, used = shares_for(length, count * kv_heads, most_tile_shares, 1);
+    cut(length, count, used, most_tile_shares, header + 2, tile_sections, tile_shares);
   }
   carry = 0;
   for (int first = 0; first < rows; first += blockDim.x) {
@@ -154,10 +159,10 @@ extern "C" __global__ void __launch_bounds__(1024)
     if (row < rows) records[row] = record;
   }
   __syncthreads();
-  int length = (int)(carry >> 32);
-  // A share has a unit for each warp.
-  int used = min(most_shares, max(length / ROW_WARPS, min(length, 1)));
-  cut(length, (int)(u32)carry, used, most_shares, header, sections, shares);
+  int length = (int)(carry >> 32), count = (int)(u32)carry;
+  // A unit for each warp.
+  int used = shares_for(length, count * kv_heads, most_shares, ROW_WARPS);
+  cut(length, count, used, most_shares, header, sections, shares);
 }
 
 __device__ __forceinline__ float power(float x) {
@@ -488,7 +493,6 @@ struct Shared {
   float4 outputs[ROW_WARPS][PAIRS][32];
   float maxima[ROW_WARPS][8], sums[ROW_WARPS][8];
   uint4 queries[Choose<elem>::Step::QUERIES];
-  int last;
 };
 
 // Adds up the warps of a block, which did other tokens of the same row, and writes a partial result to `slot` or, where it is
@@ -548,91 +552,15 @@ __device__ __forceinline__ void write(const Context& context, Sums<1>& sums, int
   }
 }
 
-// Where the partial results of rows and of prefixes are.
-struct Parts {
-  const float *partials, *wide_partials;
-  int4 lines;  // lengths and shares of the line of rows and of that of prefixes
-};
-
-// Merges those of a row and KV head into the result, always in the same order: a warp for a query head.
-__device__ __noinline__ void merge(const Context& context, const Parts& parts, const Row& record, int row, int kv_head) {
-  static constexpr int AT_ONCE = 4;
-  int lane = threadIdx.x & 31;
-#pragma unroll 1
-  for (int head = threadIdx.x >> 5; head < PER_KV; head += ROW_WARPS) {
-    int line = record.column + head, tile = line / record.width, wide_column = line % record.width;
-    int wide_section = record.tile + tile;
-    // Lanes 0 and 1 look for the first and the last share of the row's own tokens, lanes 2 and 3 for those of its prefix.
-    bool wide = GROUPED && lane & 2;
-    int start = wide ? record.tile_start + (tile * context.kv_heads + kv_head) * record.tile_units
-                     : record.start + kv_head * record.units;
-    int place = lane & 1 ? start + (wide ? record.tile_units : record.units) - 1 : start;
-    bool any = (wide ? record.tile : record.section) >= 0;
-    int share = any ? share_of(place, wide ? parts.lines.w : parts.lines.y, wide ? parts.lines.z : parts.lines.x) : 0;
-    int first = __shfl_sync(0xffffffffu, share, 0), last = __shfl_sync(0xffffffffu, share, 1);
-    int wide_first = __shfl_sync(0xffffffffu, share, 2), wide_last = __shfl_sync(0xffffffffu, share, 3);
-    int own = record.section >= 0 ? last - first + 1 : 0;
-    int all = own + (GROUPED && record.tile >= 0 ? wide_last - wide_first + 1 : 0);
-    const float* slots = parts.partials + (i64)(first + record.section * context.kv_heads + kv_head) * SLOT;
-    const float* wide_slots =
-        parts.wide_partials + ((i64)(wide_first + wide_section * context.kv_heads + kv_head) * WIDE_TILES + wide_column / 8) * SLOT;
-
-    float most = MINUS_INFINITY, sum = 0.f;
-    float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 1
-    for (int from = 0; from < all; from += AT_ONCE) {
-      float part_most[AT_ONCE], part_sum[AT_ONCE];
-      float4 part[AT_ONCE];
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; i++) {
-        // Past the end the last one stands in, and counts for nothing.
-        int at = min(from + i, all - 1), column = at < own ? head : wide_column % 8;
-        const float* slot = at < own ? slots + (i64)at * SLOT : wide_slots + (i64)(at - own) * (WIDE_TILES * SLOT);
-        // Other blocks may have written them during this kernel: they are read from the second-level cache.
-        part_most[i] = from + i < all ? __ldcg(slot + 8 * HEAD_DIM + column) : MINUS_INFINITY;
-        part_sum[i] = __ldcg(slot + 8 * HEAD_DIM + 8 + column);
-        int dim = HEAD_DIM == 128 ? 4 * lane : min(4 * lane, HEAD_DIM - 4);
-        part[i] = __ldcg(reinterpret_cast<const float4*>(slot + column * HEAD_DIM + dim));
-      }
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; i++) {
-        float now = fmaxf(most, part_most[i]), before = rescale(most, now), share = rescale(part_most[i], now);
-        most = now, sum = sum * before + part_sum[i] * share;
-        total.x = total.x * before + part[i].x * share, total.y = total.y * before + part[i].y * share;
-        total.z = total.z * before + part[i].z * share, total.w = total.w * before + part[i].w * share;
-      }
-    }
-    i64 at = (i64)row * context.heads + kv_head * PER_KV + head;
-    // Of an unused row nothing was summed.
-    float scale = sum == 0.f ? 0.f : 1.f / sum;
-    if (4 * lane < HEAD_DIM) {
-      store_two(context.out + at * HEAD_DIM + 4 * lane, total.x * scale, total.y * scale);
-      store_two(context.out + at * HEAD_DIM + 4 * lane + 2, total.z * scale, total.w * scale);
-    }
-    if (context.lse && lane == 0) context.lse[at] = (most + __log2f(sum)) * 0.69314718f;
-  }
-}
-
-// Adds one, after all that this block has written and before all that it reads from here on.
-__device__ __forceinline__ int arrive(int* counter) {
-  int before;
-  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-  return before;
-}
-
 // The line of rows, a block per share.
 extern "C" __global__ void __launch_bounds__(ROW_WARPS * 32, ROW_BLOCKS)
     paged_rows(const elem* q, const elem* keys, const elem* values, const u32* tables, elem* out, float* lse, float* partials,
-               const float* wide_partials, const int* header, const Section* sections, const Row* records, const Share* shares,
-               int* arrivals, int rows, int heads, int kv_heads, int max_blocks, float scale) {
+               const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks, float scale) {
   typedef Choose<elem>::Step Step;
   extern __shared__ uint4 memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   Context context = {q, keys, values, tables, out, lse, heads, kv_heads, max_blocks, scale * 1.44269504f};
   Share share = shares[blockIdx.x];
-  Parts parts = {partials, wide_partials, *reinterpret_cast<const int4*>(header)};
-  // A row without tokens of its own lies in no share. One of these is looked after, too.
-  int idle_row = blockIdx.x, idle = idle_row < rows && records[idle_row].section < 0;
   Section section = share.section;
   int at = share.begin, index = share.index, kv_head, first, last;
   Walk<Step, 1> walk;
@@ -650,32 +578,17 @@ extern "C" __global__ void __launch_bounds__(ROW_WARPS * 32, ROW_BLOCKS)
     sums.clear();
     walk.run(context, shared.queries, sums);
 
-    int row = section.row, head = kv_head, start = section.start + kv_head * section.units, units = section.units;
-    bool whole = section.alone && last - first == units;
+    int row = section.row, head = kv_head;
+    bool whole = section.alone && last - first == section.units;
     float* slot = whole ? nullptr : partials + ((int)blockIdx.x + index * kv_heads + kv_head) * (i64)SLOT;
     // What comes next is on its way while this is written.
     at += last - first;
     if (at < share.end) {
-      if (at == section.start + units * kv_heads) section = sections[++index];
+      if (at == section.start + section.units * kv_heads) section = sections[++index];
       begin();
     }
     write(context, sums, row, head, slot, shared);
-    if (!whole) {
-      // The last block to be done with the row and KV head merges, and makes ready for the next layer.
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        int others = share_of(start + units - 1, parts.lines.y, parts.lines.x) - share_of(start, parts.lines.y, parts.lines.x);
-        int* arrived = arrivals + row * kv_heads + head;
-        shared.last = others == 0 || arrive(arrived) == others;
-        if (shared.last) *arrived = 0;
-      }
-      __syncthreads();
-      if (shared.last) merge(context, parts, records[row], row, head);
-    }
   }
-  for (; idle_row < rows; idle_row += gridDim.x, idle = idle_row < rows && records[idle_row].section < 0)
-    for (int kv_head = 0; idle && kv_head < kv_heads; kv_head++)
-      merge(context, parts, records[idle_row], idle_row, kv_head);
 }
 
 #if GROUPED
@@ -786,13 +699,11 @@ template <int TILES> __device__ __forceinline__ void attend_prefix(const Context
     __syncthreads();
     const uint4 *keys = chunks + (chunk & 1) * 2 * Step::TOKENS, *values = keys + Step::TOKENS;
     int tokens = min(section.end - section.begin - chunk * CHUNK, CHUNK);
-    if (column < section.columns) {
-      for (int token = 0; token < tokens; token += STEP) {
-        float scores[TILES][4];
-        Step::score(scores, keys, token, queries);
-        sums.weigh(scores, tokens - token, context.scale);
-        Step::add(sums, scores, values, token);
-      }
+    for (int token = 0; token < tokens; token += STEP) {
+      float scores[TILES][4];
+      Step::score(scores, keys, token, queries);
+      sums.weigh(scores, tokens - token, context.scale);
+      Step::add(sums, scores, values, token);
     }
     __syncthreads();
   }
@@ -832,3 +743,75 @@ extern "C" __global__ void __launch_bounds__(PREFIX_WARPS * 32, PREFIX_BLOCKS)
   }
 }
 #endif
+
+// A block per query head of a row: merges partial results, always in the order of the lines.
+extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32)
+    paged_merge(elem* out, float* lse, const float* partials, const float* wide_partials, const int* header, const Row* records,
+                int heads, int kv_heads) {
+  static constexpr int AT_ONCE = 4;
+  __shared__ float outputs[MERGE_WARPS][HEAD_DIM], maxima[MERGE_WARPS], sums[MERGE_WARPS];
+  int row = blockIdx.y, head = blockIdx.x, kv_head = head / PER_KV, column = head % PER_KV, wide_column = 0;
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  Row record = records[row];
+  int4 lines = *reinterpret_cast<const int4*>(header);
+  int own = 0, wide = 0;
+  const float *slots = nullptr, *wide_slots = nullptr;
+  if (record.section >= 0) {
+    int start = record.start + kv_head * record.units, first = share_of(start, lines.y, lines.x);
+    own = share_of(start + record.units - 1, lines.y, lines.x) - first + 1;
+    slots = partials + (i64)(first + record.section * kv_heads + kv_head) * SLOT;
+    // Written by the block that had all of it.
+    if (own == 1 && record.alone) return;
+  }
+  if (GROUPED && record.tile >= 0) {
+    int line = record.column + column, tile = line / record.width;
+    int start = record.tile_start + (tile * kv_heads + kv_head) * record.tile_units;
+    int first = share_of(start, lines.w, lines.z);
+    wide = share_of(start + record.tile_units - 1, lines.w, lines.z) - first + 1;
+    wide_column = line % record.width;
+    i64 slot = first + (record.tile + tile) * kv_heads + kv_head;
+    wide_slots = wide_partials + (slot * WIDE_TILES + wide_column / 8) * SLOT;
+  }
+
+  float most = MINUS_INFINITY, sum = 0.f, total[4] = {};
+  for (int from = warp; from < own + wide; from += MERGE_WARPS * AT_ONCE) {
+    float part_most[AT_ONCE], part_sum[AT_ONCE];
+    float4 part[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      int at = from + i * MERGE_WARPS;
+      part_most[i] = MINUS_INFINITY, part_sum[i] = 0.f, part[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+      if (at >= own + wide) continue;
+      const float* slot = at < own ? slots + (i64)at * SLOT : wide_slots + (i64)(at - own) * (WIDE_TILES * SLOT);
+      int slot_column = at < own ? column : wide_column % 8;
+      part_most[i] = slot[8 * HEAD_DIM + slot_column], part_sum[i] = slot[8 * HEAD_DIM + 8 + slot_column];
+      if (4 * lane < HEAD_DIM) part[i] = *reinterpret_cast<const float4*>(slot + slot_column * HEAD_DIM + 4 * lane);
+    }
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      float now = fmaxf(most, part_most[i]), before = rescale(most, now), share = rescale(part_most[i], now);
+      most = now, sum = sum * before + part_sum[i] * share;
+      total[0] = total[0] * before + part[i].x * share, total[1] = total[1] * before + part[i].y * share;
+      total[2] = total[2] * before + part[i].z * share, total[3] = total[3] * before + part[i].w * share;
+    }
+  }
+  if (lane == 0) maxima[warp] = most, sums[warp] = sum;
+  if (4 * lane < HEAD_DIM)
+    *reinterpret_cast<float4*>(&outputs[warp][4 * lane]) = make_float4(total[0], total[1], total[2], total[3]);
+  __syncthreads();
+  most = MINUS_INFINITY, sum = 0.f;
+#pragma unroll
+  for (int other = 0; other < MERGE_WARPS; other++) most = fmaxf(most, maxima[other]);
+#pragma unroll
+  for (int other = 0; other < MERGE_WARPS; other++) sum += sums[other] * rescale(maxima[other], most);
+  i64 at = (i64)row * heads + head;
+  // Of an unused row nothing was summed.
+  float scale = sum == 0.f ? 0.f : 1.f / sum;
+  for (int dim = threadIdx.x; dim < HEAD_DIM; dim += MERGE_WARPS * 32) {
+    float all = 0.f;
+#pragma unroll
+    for (int other = 0; other < MERGE_WARPS; other++) all += outputs[other][dim] * rescale(maxima[other], most);
+    out[at * HEAD_DIM + dim] = from_float<elem>(all * scale);
+  }
+  if (lse && threadIdx.x == 0) lse[at] = (most + __log2f(sum)) * 0.69314718f;
+}

@@ -105,10 +105,7 @@ impl Layout {
 
     /// Integers of a plan.
     fn plan(&self) -> usize {
-        HEADER
-            + (SECTION + RECORD + self.kv_heads) * self.rows
-            + SECTION * self.tiles
-            + SHARE * (self.shares + self.tile_shares)
+        HEADER + (SECTION + RECORD) * self.rows + SECTION * self.tiles + SHARE * (self.shares + self.tile_shares)
     }
 
     /// Floats of the partial results of rows: one for every meeting of a share and a section's KV head.
@@ -129,8 +126,6 @@ struct Plan {
     records: Buffer<i32>,
     shares: Buffer<i32>,
     tile_shares: Buffer<i32>,
-    /// Of each row and KV head, how many of its shares are done.
-    arrivals: Buffer<i32>,
 }
 
 impl Plan {
@@ -149,19 +144,28 @@ impl Plan {
             records: take(RECORD * layout.rows)?,
             shares: take(SHARE * layout.shares)?,
             tile_shares: take(SHARE * layout.tile_shares)?,
-            arrivals: take(layout.rows * layout.kv_heads)?,
         })
     }
+}
+
+/// Whether there are few rows: they are cut into many parts.
+fn few(decode: &Decode) -> bool {
+    decode.rows * decode.kv_heads <= 64
 }
 
 /// Blocks of a multiprocessor on the line of rows. Many rows: several, of which one begins a row while others are amid theirs.
 /// Few rows: one, which leaves few partial results.
 fn row_blocks(decode: &Decode) -> usize {
-    if decode.rows * decode.kv_heads > 64 { 3 } else { 1 }
+    if few(decode) { 1 } else { 3 }
+}
+
+/// Warps that merge the parts of a row and query head.
+fn merge_warps(decode: &Decode) -> usize {
+    if few(decode) { 8 } else { 2 }
 }
 
 /// The constants of a build.
-fn defines(decode: &Decode) -> [(&'static str, usize); 6] {
+fn defines(decode: &Decode) -> [(&'static str, usize); 7] {
     [
         ("HEAD_DIM", decode.head_dim),
         ("BLOCK_SIZE", decode.block_size),
@@ -169,11 +173,12 @@ fn defines(decode: &Decode) -> [(&'static str, usize); 6] {
         ("GROUPED", usize::from(decode.groups > 0)),
         ("ROW_WARPS", ROW_WARPS / row_blocks(decode)),
         ("ROW_BLOCKS", row_blocks(decode)),
+        ("MERGE_WARPS", merge_warps(decode)),
     ]
 }
 
 /// What the source is compiled for: number format and constants of some models.
-pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 6])> {
+pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 7])> {
     let builds = [
         ("bf16", 1, 7, 128, 16, 0),
         ("bf16", 100, 7, 128, 16, 0),
@@ -247,7 +252,6 @@ pub fn plan(
             (&plan.records).into(),
             (&plan.shares).into(),
             (&plan.tile_shares).into(),
-            (&plan.arrivals).into(),
         ],
     )
 }
@@ -320,29 +324,38 @@ pub fn attend<T: Float>(
             out.into(),
             lse.into(),
             (&scratch.partials).into(),
-            (&wide).into(),
-            (&plan.header).into(),
             (&plan.sections).into(),
-            (&plan.records).into(),
             (&plan.shares).into(),
-            (&plan.arrivals).into(),
-            decode.rows.into(),
             decode.heads.into(),
             decode.kv_heads.into(),
             decode.max_blocks.into(),
             decode.scale.into(),
         ],
+    )?;
+    gpu.launch(
+        &kernel("paged_merge", T::DTYPE, decode),
+        Grid::of((decode.heads, decode.rows, 1), 32 * merge_warps(decode) as u32),
+        &[
+            out.into(),
+            lse.into(),
+            (&scratch.partials).into(),
+            (&wide).into(),
+            (&plan.header).into(),
+            (&plan.records).into(),
+            decode.heads.into(),
+            decode.kv_heads.into(),
+        ],
     )
 }
 
-/// Bytes of shared memory of a block on the line of rows: the outputs of its warps, their maxima and sums, queries, a flag.
+/// Bytes of shared memory of a block on the line of rows: the outputs of its warps, their maxima and sums, queries.
 fn row_memory(dtype: Dtype, head_dim: usize, warps: usize) -> usize {
     let outputs = warps * 8 * (head_dim.next_multiple_of(64) + 2) * size_of::<f32>();
     let queries = match dtype {
         Dtype::F32 => 8 * head_dim * 4,
         Dtype::Bf16 => 8 * head_dim.next_multiple_of(32) * 2,
     };
-    outputs + queries + 16
+    outputs + queries
 }
 
 /// Bytes of shared memory of a block over a prefix: queries, and two chunks of keys and values.
