@@ -52,7 +52,9 @@ fn parts(rows: usize) -> Result<ExitCode, Box<dyn Error>> {
         ("head", shape.vocabulary, shape.hidden, 1),
     ] {
         // Several weights, so that none stays in the cache.
-        let weights = (0..count.min(6)).map(|_| gpu.alloc::<bf16>(outputs * inputs)).collect::<Result<Vec<_>, _>>()?;
+        let weights = (0..count.min(6))
+            .map(|_| gpu.alloc::<bf16>(outputs * inputs))
+            .collect::<Result<Vec<_>, _>>()?;
         for (seed, weight) in weights.iter().enumerate() {
             flotilla_kernels::rows::fill_normal(&gpu, weight, 0.02, seed as u64)?;
         }
@@ -69,7 +71,10 @@ fn parts(rows: usize) -> Result<ExitCode, Box<dyn Error>> {
                 _ => gpu.gemm(product, &x, &weights[next], &rounded),
             }
         })?;
-        let (bytes, rate) = (2.0 * (outputs * inputs) as f64 / seconds, product.operations() / seconds);
+        let (bytes, rate) = (
+            2.0 * (outputs * inputs) as f64 / seconds,
+            product.operations() / seconds,
+        );
         println!(
             "{name:<14} {:>8.1} us x {count:>2} = {:>6.2} ms  {:>6.0} GB/s {:>5.0} TFLOP/s",
             seconds * 1e6,

@@ -71,7 +71,9 @@ impl Args for MaybeModel {
 
 impl FromArgMatches for MaybeModel {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let model = matches.contains_id("model").then(|| ModelArguments::from_arg_matches(matches));
+        let model = matches
+            .contains_id("model")
+            .then(|| ModelArguments::from_arg_matches(matches));
         Ok(Self(model.transpose()?))
     }
 

@@ -64,7 +64,8 @@ fn ours(what: &str) -> Vec<String> {
 
 /// Reads what the peer reached; the best where it was measured in several ways.
 pub fn read_peers(path: &Path) -> Result<Peers, WorkerError> {
-    let failed = |error: crate::error::Cause| WorkerError::permanent(format!("failed to read {}", path.display()), error);
+    let failed =
+        |error: crate::error::Cause| WorkerError::permanent(format!("failed to read {}", path.display()), error);
     let text = std::fs::read_to_string(path).map_err(|error| failed(error.into()))?;
     let mut peers = Peers::new();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
@@ -203,7 +204,8 @@ mod cuda {
                 Err(error) => return self.failed(&error),
             };
             let peer = self.peers.get(&line.what).copied();
-            self.document.push(json!({"line": line, "of_floor": line.share(), "peer_rate": peer}));
+            self.document
+                .push(json!({"line": line, "of_floor": line.share(), "peer_rate": peer}));
             if !self.json {
                 print!(
                     "{:<52} {:>10.1} {:>10.2} {:>10.2} {:>8.0}%",
@@ -233,7 +235,8 @@ mod cuda {
                 Err(error) => return self.failed(&error),
             };
             let (rate, peer) = (step.tokens_per_second(), self.peers.get("grpo").copied());
-            self.document.push(json!({"grpo": step, "tokens_per_second": rate, "peer_rate": peer, "published": PUBLISHED}));
+            self.document
+                .push(json!({"grpo": step, "tokens_per_second": rate, "peer_rate": peer, "published": PUBLISHED}));
             if self.json {
                 return;
             }
@@ -245,7 +248,10 @@ mod cuda {
                 ("reference", step.reference),
                 ("update", step.update),
             ] {
-                println!("  {stage:<10} {seconds:>8.2} s {:>5.1} %", 100.0 * seconds / step.seconds());
+                println!(
+                    "  {stage:<10} {seconds:>8.2} s {:>5.1} %",
+                    100.0 * seconds / step.seconds()
+                );
             }
             println!(
                 "  together   {:>8.2} s, {rate:.0} tokens/s, {:.1} to {:.1} times the published rate per GPU",
@@ -256,7 +262,10 @@ mod cuda {
             if let Some(peer) = peer {
                 println!("  peer       {peer:.0} tokens/s, ratio {:.2}", rate / peer);
             }
-            println!("  sampler and learner differ by {:.4} in the mean log-probability", step.apart);
+            println!(
+                "  sampler and learner differ by {:.4} in the mean log-probability",
+                step.apart
+            );
             println!("  {}", step.plan.to_string().replace('\n', "\n  "));
             println!("  {:<18} {:>8.2} GB at most", "measured", step.peak_bytes as f64 / 1e9);
         }
