@@ -93,11 +93,12 @@ fn bench(name: &str) -> Result<ExitCode, Box<dyn Error>> {
     println!("{} {ceilings:?}", gpu.card()?.name);
     let print = |line: Result<measure::Line, flotilla_device::DeviceError>| match line {
         Ok(line) => println!(
-            "{:<50} {:>9.1} {}/s {:>9.2} ms, floor {:>8.2} ms ({}), {:>3.0} %",
+            "{:<50} {:>9.1} {}/s {:>9.2} ms ({:>5.2} host), floor {:>8.2} ms ({}), {:>3.0} %",
             line.what,
             line.rate,
             line.unit,
             line.milliseconds,
+            line.host.unwrap_or_default(),
             line.floor,
             line.bound,
             100.0 * line.share()

@@ -36,6 +36,8 @@ pub struct Line {
     pub floor: f64,
     /// What sets the floor.
     pub bound: &'static str,
+    /// Milliseconds of a decode step in which the card had nothing to do: scheduling, and what is done with the tokens.
+    pub host: Option<f64>,
 }
 
 impl Line {
@@ -173,19 +175,25 @@ impl Bench {
         }
         self.gpu.synchronize()?;
         let (begin, allocations) = (Instant::now(), self.gpu.allocations());
+        let on_card = engine.runner().on_card();
         for _ in 0..steps {
             engine.step().map_err(failed)?;
         }
         self.gpu.synchronize()?;
         let seconds = begin.elapsed().as_secs_f64() / steps as f64;
+        let card = (engine.runner().on_card() - on_card).as_secs_f64() / steps as f64;
         let more = self.gpu.allocations() - allocations;
         if more > 0 {
             return Err(DeviceError::Input(format!("{more} allocations in {steps} warm steps")));
         }
-        Ok(seconds)
+        Ok(Steady {
+            seconds,
+            host: seconds - card,
+        })
     }
 
-    fn line(&self, what: String, rate: usize, seconds: f64, bytes: f64, rows: usize) -> Line {
+    fn line(&self, what: String, rate: usize, steady: Steady, bytes: f64, rows: usize) -> Line {
+        let Steady { seconds, host } = steady;
         let memory = bytes / self.ceilings.bandwidth;
         let arithmetic = decode_operations(self.shape(), rows) / self.ceilings.arithmetic;
         Line {
@@ -195,6 +203,7 @@ impl Bench {
             milliseconds: seconds * 1e3,
             floor: memory.max(arithmetic) * 1e3,
             bound: if memory > arithmetic { "memory" } else { "arithmetic" },
+            host: Some(host * 1e3),
         }
     }
 
@@ -228,8 +237,16 @@ impl Bench {
             milliseconds: seconds * 1e3,
             floor: operations / self.ceilings.arithmetic * 1e3,
             bound: "arithmetic",
+            host: None,
         })
     }
+}
+
+/// A step once it is always the same.
+struct Steady {
+    seconds: f64,
+    /// Those in which the card had nothing to do.
+    host: f64,
 }
 
 /// One step of GRPO.

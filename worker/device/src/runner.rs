@@ -1,6 +1,10 @@
 //! The model as the engine runs it.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use flotilla_engine::{
     Limits, Prompt, Runner,
@@ -36,6 +40,8 @@ pub struct DeviceRunner<T> {
     counts: VisualCounts,
     /// Bytes of the card's level 2 cache; None where prefixes are never read once for several sequences.
     cache: Option<usize>,
+    /// Time from the launch of steps until their answers were there.
+    on_card: Duration,
 }
 
 /// When prefixes that sequences share are read once.
@@ -125,7 +131,13 @@ impl<T: Float> DeviceRunner<T> {
             vision,
             features: FeatureCache::new(limits.feature_bytes),
             counts: VisualCounts::default(),
+            on_card: Duration::ZERO,
         })
+    }
+
+    /// Time from the launch of steps until their answers were there, since the beginning: the rest of a step is the host's.
+    pub fn on_card(&self) -> Duration {
+        self.on_card
     }
 
     /// When prefixes that decoded sequences share are read once for all of them: at first where that is the faster way.

@@ -192,8 +192,8 @@ mod cuda {
                     ceilings.arithmetic / 1e12
                 );
                 println!(
-                    "{:<52} {:>10} {:>10} {:>10} {:>9} {:>10} {:>7}",
-                    "WHAT", "PER SECOND", "MS", "FLOOR MS", "OF FLOOR", "PEER/S", "RATIO"
+                    "{:<48} {:>10} {:>9} {:>8} {:>9} {:>9} {:>10} {:>7}",
+                    "WHAT", "PER SECOND", "MS", "HOST MS", "FLOOR MS", "OF FLOOR", "PEER/S", "RATIO"
                 );
             }
         }
@@ -208,10 +208,11 @@ mod cuda {
                 .push(json!({"line": line, "of_floor": line.share(), "peer_rate": peer}));
             if !self.json {
                 print!(
-                    "{:<52} {:>10.1} {:>10.2} {:>10.2} {:>8.0}%",
+                    "{:<48} {:>10.1} {:>9.2} {:>8} {:>9.2} {:>8.0}%",
                     line.what,
                     line.rate,
                     line.milliseconds,
+                    line.host.map_or_else(|| "-".to_owned(), |host| format!("{host:.2}")),
                     line.floor,
                     100.0 * line.share()
                 );
