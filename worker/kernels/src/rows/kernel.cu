@@ -292,8 +292,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 #else
 
-// Second pass: a block has 32 columns, its warps take parts in turn, few enough that all loads are in flight; the sum of
-// a column is of theirs in order.
+// Second pass: a block has 32 columns, its warps take parts in turn, few enough that all loads are in flight; the sum
+// of a column is of theirs in order.
 static constexpr int WARPS = 32;
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     add_partials(const float* __restrict__ partials, float* __restrict__ sums, int parts, int width) {
