@@ -1,7 +1,7 @@
 // A cluster of eight blocks takes a row: each loads an eighth of the logits once, by a bulk copy into shared memory, and does
-// everything else from there, while another block of the multiprocessor loads. Blocks tell each other sums by asynchronous stores
-// into each other's shared memory, which a barrier in the receiver's counts: nobody waits for a fence. Cards before Hopper have no clusters: there one block takes a row and reads logits again from global
-// memory.
+// everything else from there, while another block of the multiprocessor loads. Blocks tell each other sums by asynchronous
+// stores into each other's shared memory, whose bytes a barrier of the receiver counts: nobody waits for a fence. Cards before
+// Hopper have no clusters: there one block takes a row and reads logits again from global memory.
 //
 // A weight is e^((x - peak)/T), at most 1. A thread adds those of its tokens, which are consecutive, in f32; sums over threads
 // are fixed-point numbers of 44 fractional bits, so that they and the cumulated sums agree bit for bit in every order.
@@ -69,8 +69,8 @@ __device__ __forceinline__ u64 warp_total(u64 x) {
 }
 // Of any whose sum is below 2^64.
 __device__ __forceinline__ u64 warp_total_wide(u64 x) {
-  u64 high = warp_add((u32)(x >> 44)), middle = warp_add((u32)(x >> 22) & 0x3fffffu), low = warp_add((u32)x & 0x3fffffu);
-  return (high << 44) + (middle << 22) + low;
+  u64 high = warp_add((u32)(x >> 44)), middle = warp_add((u32)(x >> 22) & 0x3fffffu);
+  return (high << 44) + (middle << 22) + warp_add((u32)x & 0x3fffffu);
 }
 // Of this lane and those before it.
 __device__ __forceinline__ u64 warp_cumulated(u64 x) {
@@ -118,8 +118,8 @@ __device__ __forceinline__ u32 in_block(const void* p, u32 block) {
 // Stores a number in another block, and counts its bytes at the barrier there, both as addresses in that block.
 __device__ __forceinline__ void put(u32 address, u64 value, u32 barrier) {
 #if HOPPER
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(address), "l"(value),
-               "r"(barrier)
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(address),
+               "l"(value), "r"(barrier)
                : "memory");
 #else
   asm volatile("st.shared.u64 [%0], %1;" ::"r"(address), "l"(value) : "memory");
@@ -127,8 +127,8 @@ __device__ __forceinline__ void put(u32 address, u64 value, u32 barrier) {
 }
 __device__ __forceinline__ void put(u32 address, u32 value, u32 barrier) {
 #if HOPPER
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(address), "r"(value),
-               "r"(barrier)
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(address),
+               "r"(value), "r"(barrier)
                : "memory");
 #else
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
@@ -452,7 +452,8 @@ struct Row {
         key = key < bracket.high ? key : LOWEST_KEY;
 #pragma unroll
         for (int j = 0; j < PIVOTS; j++)
-          asm("{\n.reg .pred above;\nsetp.ge.s32 above, %2, %3;\n@above add.f32 %0, %0, %4;\n@above add.f32 %1, %1, 0f3f800000;\n}"
+          asm("{\n.reg .pred above;\nsetp.ge.s32 above, %2, %3;\n"
+              "@above add.f32 %0, %0, %4;\n@above add.f32 %1, %1, 0f3f800000;\n}"
               : "+f"(mass[j]), "+f"(count[j])
               : "r"(key), "r"(pivots[j]), "f"(w));
       }
@@ -483,7 +484,8 @@ struct Row {
       int key = to_key(at(i));
       if (key < bound) continue;
       u32 slot = atomicAdd(reinterpret_cast<u32*>(&shared.found_count), 1u);
-      if (slot < SENT) put(in_block(&shared.found[rank * SENT + slot], 0), entry(i, key), in_block(&shared.received, 0));
+      u32 to = in_block(&shared.found[rank * SENT + slot], 0), barrier = in_block(&shared.received, 0);
+      if (slot < SENT) put(to, entry(i, key), barrier);
       left--;
     }
   }
@@ -777,10 +779,9 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
   }
   row.totals(sums);
   u64 whole = sums[0];
-  u64 all = whole;
   auto write = [&](u32 id, float x) {
     tokens[index] = id;
-    log_probs[index] = (x - peak) * inverse - log_fixed(all);
+    log_probs[index] = (x - peak) * inverse - log_fixed(sums[0]);
     model_log_probs[index] = (x - peak) - log_fixed(sums[1]);
   };
 
@@ -796,7 +797,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 2)
   // From the `count` sorted tokens in falling probability, as the host does.
   auto from_sorted = [&](int count) {
     int kept = count;
-    if (min_p > 0.f) kept = row.first_that(count, [&](int i) { return row.weight(from_key(row.sorted_key(i))) < min_p; });
+    auto too_unlikely = [&](int i) { return row.weight(from_key(row.sorted_key(i))) < min_p; };
+    if (min_p > 0.f) kept = row.first_that(count, too_unlikely);
     u64 weighs = shared.cumulated[kept - 1];
     u64 target = min((u64)((double)uniform * (double)weighs), weighs - 1);
     int drawn = row.first_that(kept - 1, [&](int i) { return shared.cumulated[i] > target; });
