@@ -67,6 +67,9 @@ pub struct Bench {
     step_tokens: usize,
 }
 
+/// Steps of one size before it is measured.
+const WARM: usize = 8;
+
 /// Tokens of a block of keys and values.
 const BLOCK: usize = 16;
 
@@ -120,34 +123,34 @@ impl Bench {
 
     /// Decoding: `rows` sequences, each after a prompt of its own of `context` tokens.
     pub fn decode(&self, rows: usize, context: usize) -> Result<Line, DeviceError> {
-        let steps = 48;
-        let mut engine = self.engine(rows, context + steps + 24, Sharing::WhereItPays)?;
+        let (steps, early) = (48, self.early(rows * context));
+        let new_tokens = early + steps + 2 * WARM;
+        let mut engine = self.engine(rows, context + new_tokens, Sharing::WhereItPays)?;
         for index in 0..rows {
-            engine
-                .submit(&self.request(index, 1, context, steps + 24))
-                .map_err(failed)?;
+            let request = self.request(index, 1, context, new_tokens);
+            engine.submit(&request).map_err(failed)?;
         }
-        let seconds = self.steady(&mut engine, rows, steps)?;
-        let bytes = decode_bytes(self.shape(), rows * (context + 12 + steps / 2));
-        Ok(self.line(format!("decode {rows} x {context}"), rows, seconds, bytes, rows))
+        let steady = self.steady(&mut engine, rows, steps)?;
+        let bytes = decode_bytes(self.shape(), rows * (context + early / 2 + WARM + steps / 2));
+        Ok(self.line(format!("decode {rows} x {context}"), rows, steady, bytes, rows))
     }
 
     /// Decoding: `groups` of `n` samples, each group over a prompt of its own.
     pub fn groups(&self, groups: usize, n: usize, prompt: usize, sharing: Sharing) -> Result<Line, DeviceError> {
-        let (steps, rows) = (48, groups * n);
-        let mut engine = self.engine(rows, prompt + steps + 40, sharing)?;
+        let (steps, rows, early) = (48, groups * n, self.early(groups * prompt));
+        let new_tokens = early + steps + 2 * WARM;
+        let mut engine = self.engine(rows, prompt + new_tokens, sharing)?;
         for index in 0..groups {
-            engine
-                .submit(&self.request(index, n, prompt, steps + 40))
-                .map_err(failed)?;
+            let request = self.request(index, n, prompt, new_tokens);
+            engine.submit(&request).map_err(failed)?;
         }
-        let seconds = self.steady(&mut engine, rows, steps)?;
-        let bytes = decode_bytes(self.shape(), groups * prompt + rows * (20 + steps / 2));
+        let steady = self.steady(&mut engine, rows, steps)?;
+        let bytes = decode_bytes(self.shape(), groups * prompt + rows * (early / 2 + WARM + steps / 2));
         let how = sharing.name();
         Ok(self.line(
             format!("decode {groups} groups of {n} over {prompt}, {how}"),
             rows,
-            seconds,
+            steady,
             bytes,
             rows,
         ))
@@ -162,11 +165,21 @@ impl Bench {
         })
     }
 
+    /// Tokens that the first sequences draw while the prompts of the last, `prompts` tokens in all, are still computed.
+    fn early(&self, prompts: usize) -> usize {
+        prompts.div_ceil(self.step_tokens) + 1
+    }
+
     /// Seconds of a step once all rows decode.
-    fn steady(&self, engine: &mut Engine<DeviceRunner<bf16>>, rows: usize, steps: usize) -> Result<f64, DeviceError> {
+    fn steady(
+        &self,
+        engine: &mut Engine<DeviceRunner<bf16>>,
+        rows: usize,
+        steps: usize,
+    ) -> Result<Steady, DeviceError> {
         // The first step of a size warms up, the second is recorded.
         let mut warm = 0;
-        while warm < 8 {
+        while warm < WARM {
             let step = engine.step().map_err(failed)?;
             warm = if step.events.len() == rows { warm + 1 } else { 0 };
             if engine.is_idle() {
@@ -177,7 +190,10 @@ impl Bench {
         let (begin, allocations) = (Instant::now(), self.gpu.allocations());
         let on_card = engine.runner().on_card();
         for _ in 0..steps {
-            engine.step().map_err(failed)?;
+            let drawn = engine.step().map_err(failed)?.events.len();
+            if drawn != rows {
+                return Err(DeviceError::Input(format!("a step of {drawn} of {rows} rows")));
+            }
         }
         self.gpu.synchronize()?;
         let seconds = begin.elapsed().as_secs_f64() / steps as f64;
@@ -505,6 +521,7 @@ pub fn vision(
         milliseconds: seconds * 1e3,
         floor: vision_operations(shape, patches) * count as f64 / ceilings.arithmetic * 1e3,
         bound: "arithmetic",
+        host: None,
     })
 }
 

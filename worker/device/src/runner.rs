@@ -389,9 +389,12 @@ impl<T: Float> Runner for DeviceRunner<T> {
             }
         }
         let words = step.words(&pieces, pool.block_size, &Mail::new(step.size));
+        let begin = Instant::now();
         self.text.step(pool, step.size, &words, &features)?;
         self.text.settle()?;
-        Ok(self.answers(&step, &pieces)?)
+        let answers = self.answers(&step, &pieces)?;
+        self.on_card += begin.elapsed();
+        Ok(answers)
     }
 
     fn flush(&mut self) {
