@@ -377,7 +377,7 @@ fn kernels(number: usize, seed: u64) -> Result<Vec<CheckReport>, flotilla_kernel
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let done = map_parts(threads, &parts, |part| {
         let gpu = Gpu::new(number)?;
-        Ok(part.iter().map(|one| examine(&gpu, one)).collect::<Vec<_>>())
+        Ok::<_, flotilla_kernels::GpuError>(part.iter().map(|one| examine(&gpu, one)).collect::<Vec<_>>())
     })?;
     Ok(done.into_iter().flatten().collect())
 }
