@@ -48,12 +48,9 @@ impl Distance {
 
     /// The worse of two, each against its bound.
     pub fn worst(self, other: Self) -> Self {
-        let share = |one: Self| {
-            if one.bound > 0.0 {
-                one.relative / one.bound
-            } else {
-                one.relative * f64::INFINITY
-            }
+        let share = |one: Self| match one.relative {
+            0.0 => 0.0,
+            relative => relative / one.bound,
         };
         if !other.holds() || (self.holds() && share(other) > share(self)) {
             other
