@@ -1,7 +1,7 @@
 // Attention on Hopper's tensor cores by wgmma, which reads its right operand from shared memory. One warp group loads, two
 // compute on 64 rows each: scores become weights in registers and are the left operand of the next product as they lie
-// (FlashAttention-3, Shah et al. 2024, without its exchange of turns between the groups). Blocks stay for many tiles, so that
-// the first loads of a tile run while the last one is computed.
+// (FlashAttention-3, Shah et al. 2024). Blocks stay for many tiles, so that the first loads of a tile run while the last one is
+// computed.
 //
 // A matrix in shared memory is panels of 64 columns: rows of 128 bytes, whose 16-byte chunks are permuted by the row's number
 // as wgmma's 128-byte swizzle has it. Panels are multiples of 1,024 bytes.
@@ -200,19 +200,20 @@ __device__ __forceinline__ void load_rows(u32 to, const elem* from, i64 stride, 
   for (int i = 0; i < ROWS; i += EVERY, from += EVERY * stride) copy16(to + i * 128, from, i < rows);
 }
 #if PAGED
-// The same from blocks of a pool: a lane looks up one block, of which a tile has at most 16.
+// The same from blocks of a pool: a lane looks up one block, of which a tile has at most 16. ROWS and EVERY are multiples of a
+// block or divide it, so that no sum of row numbers carries into the number of the block.
 template <int ROWS> __device__ __forceinline__ void load_blocks(u32 to, const elem* pool, const Keys& keys, int first) {
-  int chunk = threadIdx.x % LANES, row = (threadIdx.x % 128) / LANES, first_block = first >> keys.block_bits;
-  int looked_up = first_block + (threadIdx.x & 31);
-  u32 block = looked_up << keys.block_bits < keys.length ? keys.table[looked_up] : 0;
+  int chunk = threadIdx.x % LANES, row = (threadIdx.x % 128) / LANES, bits = keys.block_bits, mask = (1 << bits) - 1;
+  int looked_up = (first >> bits) + (threadIdx.x & 31);
+  u32 block = looked_up << bits < keys.length ? keys.table[looked_up] : 0;
   to += chunk / 8 * (ROWS * 128) + row * 128 + ((chunk ^ row) & 7) * 16;
-  pool += chunk * 8;
-#pragma unroll
+  pool += ((first & mask) + (row & mask)) * HEAD_DIM + chunk * 8;
+  int rows = chunk < CHUNKS ? keys.length - first - row : 0;
+#pragma unroll 8
   for (int i = 0; i < ROWS; i += EVERY) {
-    int at = first + row + i;
-    i64 base = (i64)__shfl_sync(FULL, block, (at >> keys.block_bits) - first_block) * keys.block_stride;
-    const elem* from = pool + base + (at & ((1 << keys.block_bits) - 1)) * HEAD_DIM;
-    if (chunk < ALL_CHUNKS) copy16(to + i * 128, from, at < keys.length && chunk < CHUNKS);
+    u32 its = __shfl_sync(FULL, block, (row >> bits) + (i >> bits));
+    const elem* from = pool + (u64)its * (u32)keys.block_stride + (i & mask) * HEAD_DIM;
+    if (chunk < ALL_CHUNKS) copy16(to + i * 128, from, i < rows);
   }
 }
 #endif
@@ -347,6 +348,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   int group = threadIdx.x / 128, row = group * 64 + (threadIdx.x / 32 % 4) * 16 + lane / 4;
   float factor = scale * LOG2E;
   int used = 0;
+  // The groups take turns in giving work to the tensor cores: while one does, the other computes exponentials.
+  auto my_turn = [&]() { asm volatile("bar.sync %0, 256;" ::"r"(3 + group) : "memory"); };
+  auto your_turn = [&]() { asm volatile("bar.arrive %0, 256;" ::"r"(4 - group) : "memory"); };
+  if (group == 1) your_turn();
   for (int round = 0;; round++) {
     int head = turn(round) % heads;
     int slot = round % STAGES;
@@ -408,9 +413,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     if (steps > 0) {
       wait_loaded(k_full + 8 * (used % STAGES), used / STAGES & 1);
+      my_turn();
       wgmma_begin();
       multiply_across<TILE, KEYS>(score, ours, k_tiles + used % STAGES * STAGE_BYTES);
       wgmma_commit();
+      your_turn();
       wgmma_wait<0>();
       pin(score);
       release(k_free + 8 * (used % STAGES));
@@ -421,11 +428,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         barrier_wait(k_full + 8 * (next % STAGES), next / STAGES & 1);
         wait_loaded(v_full + 8 * (used % STAGES), used / STAGES & 1);
         pin(score), pin(weights), pin(sum);
+        my_turn();
         wgmma_begin();
         multiply_across<TILE, KEYS>(score, ours, k_tiles + next % STAGES * STAGE_BYTES);
         wgmma_commit();
         multiply<KEYS>(sum, weights, v_tiles + used % STAGES * STAGE_BYTES);
         wgmma_commit();
+        your_turn();
         wgmma_wait<1>();
         pin(score);
         release(k_free + 8 * (next % STAGES));

@@ -281,8 +281,8 @@ pub(super) fn backward_on<T: Float>(
     let grid = |heads: usize, tokens: usize| match call.cores {
         Cores::Hopper => {
             let tiles = call.tiles(tokens, HOPPER_ROWS) * heads;
-            // Two tiles and stages of four more at most, and numbers of queries.
-            let shared = 6 * attention.head_dim.div_ceil(64) * HOPPER_ROWS * 128 + 3 * HOPPER_ROWS * 4;
+            // Two tiles, three stages of two steps of half as many rows, and numbers of queries of each stage or tile.
+            let shared = 5 * attention.head_dim.div_ceil(64) * HOPPER_ROWS * 128 + 3 * HOPPER_ROWS * 4;
             Grid::new(tiles.min(gpu.processors()), 384).shared(shared)
         }
         Cores::Tensor => {
