@@ -157,7 +157,7 @@ fn optimizer(rounding: Rounding) -> AdamW {
 
 /// Steps of kernel and reference side by side: equal bits, and equal codes but for one in a thousand a step.
 fn steps<T: Float, G: Float>(gpu: &Gpu, draw: &mut Draw, kind: StateKind, rounding: Rounding, steps: u32) -> Outcome {
-    let mut worst = Distance::EQUAL;
+    let mut worst = None::<Distance>;
     for length in LENGTHS {
         let mut parameters = draw.normal::<T>(length, 0.02);
         let mut moments = Moments::zeros(kind, length);
@@ -193,15 +193,16 @@ fn steps<T: Float, G: Float>(gpu: &Gpu, draw: &mut Draw, kind: StateKind, roundi
             Distance::equal(&left, &kept)?;
         }
         let (found, held) = (gpu.download(&on_gpu)?, downloaded(gpu, &states)?);
-        worst = worst.worst(match kind {
+        let one = match kind {
             StateKind::Bit8 => nearly_equal(&found, &parameters, &held, &moments, steps)?,
             _ => {
                 Distance::equal(&found, &parameters)?;
                 moments_equal(&held, &moments)?
             }
-        });
+        };
+        worst = Some(worst.map_or(one, |worst| worst.worst(one)));
     }
-    Ok(worst)
+    Ok(worst.unwrap_or(Distance::EQUAL))
 }
 
 fn downloaded(gpu: &Gpu, states: &States) -> Result<Moments, GpuError> {

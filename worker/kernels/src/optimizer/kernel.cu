@@ -323,7 +323,11 @@ template <bool WHOLE> __device__ __forceinline__ void update(Operands o, u64 bas
   if (o.zero_gradients) zero();
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+// Blocks on a multiprocessor at once. Arithmetic on codes takes as long as memory does: more warps with fewer registers hide more
+// of it, at the price of a few spilled words.
+static constexpr int RESIDENT = STATE == 2 ? 6 : 4;
+
+extern "C" __global__ void __launch_bounds__(256, RESIDENT)
     adamw(elem* parameters, gradient_elem* gradients, m_elem* m, v_elem* v, float2* units, u64 length, const float* clip,
           const float* factors, const u32* updates, float step_size, float decay, float correction, float beta2, float rest1,
           float rest2, float epsilon, u64 seed, u32 step, u32 tensor, u32 zero_gradients) {
