@@ -11,6 +11,8 @@ use flotilla_model::ModelError;
 use serde::Serialize;
 
 use super::{bench, bytes};
+#[cfg(feature = "cuda")]
+use crate::train::parallel::map_parts;
 use crate::{
     device::{self, DeviceArguments, Fault, Wanted},
     error::WorkerError,
@@ -153,40 +155,31 @@ pub struct CheckReport {
     pub detail: String,
 }
 
-/// Examines and prints. An error if a check fails or the GPU that was asked for cannot be used.
+/// Examines and prints as it goes. An error if a check fails or the GPU that was asked for cannot be used.
 pub fn run(arguments: &DoctorArguments) -> Result<(), WorkerError> {
-    let (report, verdict) = examine(arguments)?;
+    let (report, verdict) = examine(arguments, &mut |lines| {
+        if !arguments.json {
+            print!("{lines}");
+        }
+    })?;
     if arguments.json {
         let json = serde_json::to_string_pretty(&report);
         println!(
             "{}",
             json.map_err(|error| WorkerError::permanent("failed to write the report", error))?
         );
-    } else {
-        print!("{}", text(&report));
     }
     verdict
 }
 
-/// The report, and the error that it means.
-pub fn examine(arguments: &DoctorArguments) -> Result<(Report, Result<(), WorkerError>), WorkerError> {
+/// The report, and the error that it means; `tell` is given the report for people, part by part.
+pub fn examine(
+    arguments: &DoctorArguments,
+    tell: &mut dyn FnMut(&str),
+) -> Result<(Report, Result<(), WorkerError>), WorkerError> {
     let wanted = arguments.device.device;
     let opened = wanted.try_open();
-    let cpu = cpu(arguments.quick).map_err(|error| WorkerError::permanent("failed to measure the CPU", error))?;
-    let gpu = match &opened {
-        Ok(opened) => gpu(opened.place, arguments)?,
-        Err(_) => None,
-    };
-    let mut models = Vec::new();
-    if let Ok(opened) = &opened {
-        for directory in &arguments.models {
-            models.push(ModelReport {
-                model: directory.display().to_string(),
-                checks: parity::check(directory, &opened.device)?,
-            });
-        }
-    }
-    let report = Report {
+    let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         features: features(),
         device: match &opened {
@@ -201,11 +194,24 @@ pub fn examine(arguments: &DoctorArguments) -> Result<(Report, Result<(), Worker
                 reason: fault.to_string(),
             },
         },
-        cpu,
+        cpu: cpu(arguments.quick).map_err(|error| WorkerError::permanent("failed to measure the CPU", error))?,
         driver: driver(device::look()),
-        gpu,
-        models,
+        gpu: None,
+        models: Vec::new(),
     };
+    tell(&machine_lines(&report));
+    if let Ok(opened) = &opened {
+        report.gpu = gpu(opened.place, arguments, tell)?;
+        for directory in &arguments.models {
+            tell(&format!("model    {}, beside the CPU in f32\n", directory.display()));
+            let checks = parity::check(directory, &opened.device)?;
+            tell(&check_lines(&checks));
+            report.models.push(ModelReport {
+                model: directory.display().to_string(),
+                checks,
+            });
+        }
+    }
     let verdict = verdict(wanted, opened.err(), &report);
     Ok((report, verdict))
 }
@@ -296,13 +302,17 @@ fn driver(found: Result<device::Machine, Fault>) -> DriverReport {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpu(_: device::Place, _: &DoctorArguments) -> Result<Option<GpuReport>, WorkerError> {
+fn gpu(_: device::Place, _: &DoctorArguments, _: &mut dyn FnMut(&str)) -> Result<Option<GpuReport>, WorkerError> {
     Ok(None)
 }
 
 #[cfg(feature = "cuda")]
-fn gpu(place: device::Place, arguments: &DoctorArguments) -> Result<Option<GpuReport>, WorkerError> {
-    use flotilla_kernels::{Gpu, bench::ceilings, check};
+fn gpu(
+    place: device::Place,
+    arguments: &DoctorArguments,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Option<GpuReport>, WorkerError> {
+    use flotilla_kernels::{Gpu, bench::ceilings};
 
     let device::Place::Cuda(number) = place else {
         return Ok(None);
@@ -315,10 +325,41 @@ fn gpu(place: device::Place, arguments: &DoctorArguments) -> Result<Option<GpuRe
     } else {
         Some(ceilings(&gpu).map_err(failed)?)
     };
-    let seed = arguments.seed.unwrap_or_else(rand::random);
-    let checks = if arguments.quick { Vec::new() } else { check::all() };
-    let checks = checks.into_iter().map(|one| {
-        let (ok, detail) = match (one.run)(&gpu, &mut check::Draw::new(seed)) {
+    let mut report = GpuReport {
+        capability: format!("{}.{}", card.capability.0, card.capability.1),
+        processors: card.processors,
+        memory: card.memory,
+        free: card.free,
+        cache: card.cache,
+        nvrtc: format!("{}.{}", card.nvrtc.0, card.nvrtc.1),
+        cublas: format!("{}.{}.{}", card.blas / 10_000, card.blas / 100 % 100, card.blas % 100),
+        name: card.name,
+        copy_bytes_per_second: measured.map(|measured| measured.bandwidth),
+        bf16_flops: measured.map(|measured| measured.arithmetic),
+        seed: arguments.seed.unwrap_or_else(rand::random),
+        checks: Vec::new(),
+    };
+    tell(&gpu_lines(&report));
+    if !arguments.quick {
+        tell(&format!(
+            "kernels  beside their references on the CPU, seed {}; the first time each is compiled\n",
+            report.seed
+        ));
+        report.checks = kernels(number, report.seed).map_err(failed)?;
+        tell(&check_lines(&report.checks));
+    }
+    Ok(Some(report))
+}
+
+/// Every kernel beside its reference, on all cores: compiling and the references take the time, not the GPU.
+#[cfg(feature = "cuda")]
+fn kernels(number: usize, seed: u64) -> Result<Vec<CheckReport>, flotilla_kernels::GpuError> {
+    use flotilla_kernels::{Gpu, check};
+
+    /// Checks that follow each other often share a source, which each handle of the GPU compiles once.
+    const TOGETHER: usize = 4;
+    let examine = |gpu: &Gpu, one: &check::Check| {
+        let (ok, detail) = match (one.run)(gpu, &mut check::Draw::new(seed)) {
             Ok(distance) => (
                 distance.holds(),
                 format!("{:.2e} of {:.0e}", distance.relative, distance.bound),
@@ -330,112 +371,88 @@ fn gpu(place: device::Place, arguments: &DoctorArguments) -> Result<Option<GpuRe
             ok,
             detail,
         }
-    });
-    Ok(Some(GpuReport {
-        capability: format!("{}.{}", card.capability.0, card.capability.1),
-        processors: card.processors,
-        memory: card.memory,
-        free: card.free,
-        cache: card.cache,
-        nvrtc: format!("{}.{}", card.nvrtc.0, card.nvrtc.1),
-        cublas: format!("{}.{}.{}", card.blas / 10_000, card.blas / 100 % 100, card.blas % 100),
-        name: card.name,
-        copy_bytes_per_second: measured.map(|measured| measured.bandwidth),
-        bf16_flops: measured.map(|measured| measured.arithmetic),
-        seed,
-        checks: checks.collect(),
-    }))
+    };
+    let checks = check::all();
+    let parts = checks.chunks(TOGETHER).collect::<Vec<_>>();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let done = map_parts(threads, &parts, |part| {
+        let examined = |gpu| part.iter().map(|one| examine(&gpu, one)).collect::<Vec<_>>();
+        Gpu::new(number).map(examined)
+    })?;
+    Ok(done.into_iter().flatten().collect())
 }
 
-/// The report for people.
-pub fn text(report: &Report) -> String {
+/// Lines on everything but GPUs. Writing to a string does not fail.
+fn machine_lines(report: &Report) -> String {
     let mut out = String::new();
-    // Writing to a string does not fail.
-    let _ = lines(&mut out, report);
-    out
-}
-
-fn lines(out: &mut String, report: &Report) -> std::fmt::Result {
     let built = if report.features.is_empty() {
         "CPU only".to_owned()
     } else {
         report.features.join(", ")
     };
-    writeln!(out, "flotilla-worker {}, built with {built}", report.version)?;
+    let _ = writeln!(out, "flotilla-worker {}, built with {built}", report.version);
     let device = &report.device;
     let chosen = device.chosen.as_deref().unwrap_or("none");
-    writeln!(
+    let _ = writeln!(
         out,
         "device   {chosen}: {} ({} was asked for)",
         device.reason, device.wanted
-    )?;
+    );
     let cpu = &report.cpu;
-    write!(out, "cpu      {} cores, {}", cpu.cores, cpu.vectors.join(" "))?;
+    let _ = write!(out, "cpu      {} cores, {}", cpu.cores, cpu.vectors.join(" "));
     if let (Some(read), Some(flops)) = (cpu.read_bytes_per_second, cpu.f32_flops) {
         let (read, flops) = (bytes(read as u64), flops / 1e9);
-        write!(out, "; reads {read}/s, f32 matrix products {flops:.0} GFLOP/s")?;
+        let _ = write!(out, "; reads {read}/s, f32 matrix products {flops:.0} GFLOP/s");
     }
-    writeln!(out)?;
-    match &report.driver {
-        DriverReport { fault: Some(fault), .. } if *fault == device.reason => writeln!(out, "driver   none")?,
-        DriverReport { fault: Some(fault), .. } => writeln!(out, "driver   none: {fault}")?,
-        driver => {
-            writeln!(
-                out,
-                "driver   runs CUDA up to {}",
-                driver.cuda.as_deref().unwrap_or("?")
-            )?;
-            for card in &driver.cards {
-                writeln!(out, "         {card}")?;
-            }
-            if !driver.missing_libraries.is_empty() {
-                writeln!(out, "         not found: {}", driver.missing_libraries.join(", "))?;
-            }
-        }
+    out.push('\n');
+    let driver = &report.driver;
+    let _ = match &driver.fault {
+        Some(fault) if *fault == device.reason => writeln!(out, "driver   none"),
+        Some(fault) => writeln!(out, "driver   none: {fault}"),
+        None => writeln!(
+            out,
+            "driver   runs CUDA up to {}",
+            driver.cuda.as_deref().unwrap_or("?")
+        ),
+    };
+    for card in &driver.cards {
+        let _ = writeln!(out, "         {card}");
     }
-    if let Some(gpu) = &report.gpu {
-        gpu_lines(out, gpu)?;
+    if !driver.missing_libraries.is_empty() {
+        let _ = writeln!(out, "         not found: {}", driver.missing_libraries.join(", "));
     }
-    for model in &report.models {
-        writeln!(out, "model    {}, beside the CPU in f32", model.model)?;
-        check_lines(out, &model.checks)?;
-    }
-    Ok(())
+    out
 }
 
-fn gpu_lines(out: &mut String, gpu: &GpuReport) -> std::fmt::Result {
-    let (free, memory, cache) = (
-        bytes(gpu.free as u64),
-        bytes(gpu.memory as u64),
-        bytes(gpu.cache as u64),
-    );
-    writeln!(
+#[cfg(any(test, feature = "cuda"))]
+fn gpu_lines(gpu: &GpuReport) -> String {
+    let mut out = String::new();
+    let [free, memory, cache] = [gpu.free, gpu.memory, gpu.cache].map(|count| bytes(count as u64));
+    let _ = writeln!(
         out,
         "gpu      {}, {} multiprocessors, {free} of {memory} free, {cache} of L2",
         gpu.name, gpu.processors
-    )?;
-    writeln!(out, "         NVRTC {}, cuBLASLt {}", gpu.nvrtc, gpu.cublas)?;
+    );
+    let _ = writeln!(out, "         NVRTC {}, cuBLASLt {}", gpu.nvrtc, gpu.cublas);
     if let (Some(copied), Some(flops)) = (gpu.copy_bytes_per_second, gpu.bf16_flops) {
         let (copied, flops) = (copied / 1e12, flops / 1e12);
-        writeln!(
+        let _ = writeln!(
             out,
             "         copies {copied:.2} TB/s, bf16 matrix products {flops:.0} TFLOP/s"
-        )?;
+        );
     }
-    if gpu.checks.is_empty() {
-        return Ok(());
-    }
-    writeln!(out, "kernels  beside their references on the CPU, seed {}", gpu.seed)?;
-    check_lines(out, &gpu.checks)
+    out
 }
 
-fn check_lines(out: &mut String, checks: &[CheckReport]) -> std::fmt::Result {
+fn check_lines(checks: &[CheckReport]) -> String {
+    let mut out = String::new();
     for check in checks {
         let verdict = if check.ok { "ok" } else { "FAILED" };
-        writeln!(out, "{verdict:<8} {:<60} {}", check.name, check.detail)?;
+        let _ = writeln!(out, "{verdict:<8} {:<60} {}", check.name, check.detail);
     }
     let held = checks.iter().filter(|check| check.ok).count();
-    writeln!(out, "         {held} of {} hold", checks.len())
+    let _ = writeln!(out, "         {held} of {} hold", checks.len());
+    out
 }
 
 #[cfg(test)]
@@ -500,10 +517,10 @@ mod tests {
             quick: true,
             ..DoctorArguments::default()
         };
-        let (report, verdict) = examine(&arguments).expect("a report");
+        let mut text = String::new();
+        let (report, verdict) = examine(&arguments, &mut |lines| text.push_str(lines)).expect("a report");
         assert!(verdict.is_ok());
         assert_eq!(report.device.chosen.as_deref(), Some("cpu"));
-        let text = text(&report);
         assert!(text.contains("device   cpu: asked for (cpu was asked for)"), "{text}");
         if cfg!(not(feature = "cuda")) {
             assert!(
@@ -524,7 +541,7 @@ mod tests {
             quick: true,
             ..DoctorArguments::default()
         };
-        let (report, verdict) = examine(&arguments).expect("a report");
+        let (report, verdict) = examine(&arguments, &mut |_| {}).expect("a report");
         assert!(report.device.chosen.is_none());
         assert_eq!(verdict.expect_err("no GPU").exit_code(), exit::PERMANENT);
     }
@@ -536,7 +553,8 @@ mod tests {
         let bad = report(vec![check(true), check(false)]);
         let error = verdict(Wanted::Auto, None, &bad).expect_err("a failed check");
         assert_eq!(error.exit_code(), 1);
-        let text = text(&bad);
+        let gpu = bad.gpu.expect("a GPU");
+        let text = gpu_lines(&gpu) + &check_lines(&gpu.checks);
         assert!(text.contains("FAILED   rms_norm bf16"), "{text}");
         assert!(text.contains("1 of 2 hold"), "{text}");
         assert!(
