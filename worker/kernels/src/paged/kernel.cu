@@ -11,10 +11,11 @@
 // as long as both sides agree. Nothing is staged in shared memory, and a warp waits for no other until its share of a row is
 // done. Over a prefix the warps of a block do the same tokens for different heads, and these wait in shared memory.
 //
-// Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, ROW_WARPS (of a block
-// of the line of rows), ROW_BLOCKS (of a multiprocessor) and MERGE_WARPS.
+// Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, MERGE_WARPS (of a
+// block that merges).
 
-static constexpr int PREFIX_WARPS = 4, PREFIX_BLOCKS = 2;
+// Warps of a block, and blocks of a multiprocessor: of rows, and of prefixes.
+static constexpr int ROW_WARPS = 4, ROW_BLOCKS = 3, PREFIX_WARPS = 4, PREFIX_BLOCKS = 2;
 // Tokens that a warp takes at once, and those of a prefix that a block has in shared memory.
 static constexpr int STEP = 16, CHUNK = 64;
 // Tiles of 8 columns (query heads): one for a row, up to four for each warp of a block over a prefix.
