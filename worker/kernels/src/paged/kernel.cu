@@ -6,10 +6,10 @@
 // Prefixes that groups of rows share are a line of their own, of 64 tokens for a tile of up to 128 query heads of the group.
 //
 // Scores and outputs are computed transposed: tokens (then dimensions) are the 16 rows of mma.m16n8k16, and the 7 or 8 query
-// heads of a KV head its 8 columns, so that no row of the tensor core is padding. Without a group, its operands come straight
-// from global memory: a thread reads 16 bytes of a key or value, and which dimension meets which index of the product is free
-// as long as both sides agree. Nothing is staged in shared memory, and a warp waits for no other until its share of a row is
-// done. Over a prefix the warps of a block do the same tokens for different heads, and these wait in shared memory.
+// heads of a KV head its 8 columns, so that no row of the tensor core is padding. Of a row, keys and values come straight from
+// global memory: a thread reads 16 bytes of one, and which dimension meets which index of the product is free as long as both
+// sides agree. A warp waits for no other until its share of a row is done. Over a prefix the warps of a block do the same
+// tokens for different heads, and these tokens wait in shared memory.
 //
 // Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, MERGE_WARPS (of a
 // block that merges).
