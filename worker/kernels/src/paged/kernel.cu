@@ -6,15 +6,16 @@
 // Prefixes that groups of rows share are a line of their own, of 64 tokens for a tile of up to 128 query heads of the group.
 //
 // Scores and outputs are computed transposed: tokens (then dimensions) are the 16 rows of mma.m16n8k16, and the 7 or 8 query
-// heads of a KV head its 8 columns, so that no row of the tensor core is padding. Without a group, its operands come straight
-// from global memory: a thread reads 16 bytes of a key or value, and which dimension meets which index of the product is free
-// as long as both sides agree. Nothing is staged in shared memory, and a warp waits for no other until its share of a row is
-// done. Over a prefix the warps of a block do the same tokens for different heads, and these wait in shared memory.
+// heads of a KV head its 8 columns, so that no row of the tensor core is padding. Of a row, keys and values come straight from
+// global memory: a thread reads 16 bytes of one, and which dimension meets which index of the product is free as long as both
+// sides agree. A warp waits for no other until its share of a row is done. Over a prefix the warps of a block do the same
+// tokens for different heads, and these tokens wait in shared memory.
 //
-// Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, ROW_WARPS (of a block
-// of the line of rows), ROW_BLOCKS (of a multiprocessor) and MERGE_WARPS.
+// Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, MERGE_WARPS (of a
+// block that merges).
 
-static constexpr int PREFIX_WARPS = 4, PREFIX_BLOCKS = 2;
+// Warps of a block, and blocks of a multiprocessor: of rows, and of prefixes.
+static constexpr int ROW_WARPS = 4, ROW_BLOCKS = 3, PREFIX_WARPS = 4, PREFIX_BLOCKS = 2;
 // Tokens that a warp takes at once, and those of a prefix that a block has in shared memory.
 static constexpr int STEP = 16, CHUNK = 64;
 // Tiles of 8 columns (query heads): one for a row, up to four for each warp of a block over a prefix.

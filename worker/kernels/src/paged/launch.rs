@@ -5,9 +5,10 @@ use crate::{
     gpu::{launch::Grid, source::Kernel},
 };
 
-/// Warps that a multiprocessor holds where they attend alone: so many that their registers suffice.
-const ROW_WARPS: usize = 12;
-/// Warps of a block over a prefix, and such blocks of a multiprocessor.
+/// Warps of a block on the line of rows, and such blocks of a multiprocessor: so many that their registers suffice.
+const ROW_WARPS: usize = 4;
+const ROW_BLOCKS: usize = 3;
+/// The same of prefixes.
 const PREFIX_WARPS: usize = 4;
 const PREFIX_BLOCKS: usize = 2;
 /// Tokens of a prefix that a block has in shared memory.
@@ -90,7 +91,7 @@ impl Layout {
         let grouped = decode.groups > 0;
         let columns = decode.rows * decode.heads_per_kv();
         Self {
-            shares: row_blocks(decode) * gpu.processors(),
+            shares: ROW_BLOCKS * gpu.processors(),
             tile_shares: if grouped { PREFIX_BLOCKS * gpu.processors() } else { 0 },
             rows: decode.rows,
             tiles: if grouped {
@@ -148,37 +149,24 @@ impl Plan {
     }
 }
 
-/// Whether there are few rows: they are cut into many parts.
-fn few(decode: &Decode) -> bool {
-    decode.rows * decode.kv_heads <= 64
-}
-
-/// Blocks of a multiprocessor on the line of rows. Many rows: several, of which one begins a row while others are amid theirs.
-/// Few rows: one, which leaves few partial results.
-fn row_blocks(decode: &Decode) -> usize {
-    if few(decode) { 1 } else { 3 }
-}
-
-/// Warps that merge the parts of a row and query head.
+/// Warps that merge the parts of a row and query head: few rows are cut into many parts, many rows into few.
 fn merge_warps(decode: &Decode) -> usize {
-    if few(decode) { 8 } else { 2 }
+    if decode.rows * decode.kv_heads > 64 { 2 } else { 8 }
 }
 
 /// The constants of a build.
-fn defines(decode: &Decode) -> [(&'static str, usize); 7] {
+fn defines(decode: &Decode) -> [(&'static str, usize); 5] {
     [
         ("HEAD_DIM", decode.head_dim),
         ("BLOCK_SIZE", decode.block_size),
         ("PER_KV", decode.heads_per_kv()),
         ("GROUPED", usize::from(decode.groups > 0)),
-        ("ROW_WARPS", ROW_WARPS / row_blocks(decode)),
-        ("ROW_BLOCKS", row_blocks(decode)),
         ("MERGE_WARPS", merge_warps(decode)),
     ]
 }
 
 /// What the source is compiled for: number format and constants of some models.
-pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 7])> {
+pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 5])> {
     let builds = [
         ("bf16", 1, 7, 128, 16, 0),
         ("bf16", 100, 7, 128, 16, 0),
@@ -312,10 +300,9 @@ pub fn attend<T: Float>(
             ],
         )?;
     }
-    let warps = ROW_WARPS / row_blocks(decode);
     gpu.launch(
         &kernel("paged_rows", T::DTYPE, decode),
-        Grid::new(layout.shares, 32 * warps as u32).shared(row_memory(T::DTYPE, decode.head_dim, warps)),
+        Grid::new(layout.shares, 32 * ROW_WARPS as u32).shared(row_memory(T::DTYPE, decode.head_dim)),
         &[
             q.into(),
             keys.into(),
@@ -349,8 +336,8 @@ pub fn attend<T: Float>(
 }
 
 /// Bytes of shared memory of a block on the line of rows: the outputs of its warps, their maxima and sums, queries.
-fn row_memory(dtype: Dtype, head_dim: usize, warps: usize) -> usize {
-    let outputs = warps * 8 * (head_dim.next_multiple_of(64) + 2) * size_of::<f32>();
+fn row_memory(dtype: Dtype, head_dim: usize) -> usize {
+    let outputs = ROW_WARPS * 8 * (head_dim.next_multiple_of(64) + 2) * size_of::<f32>();
     let queries = match dtype {
         Dtype::F32 => 8 * head_dim * 4,
         Dtype::Bf16 => 8 * head_dim.next_multiple_of(32) * 2,
