@@ -376,13 +376,8 @@ fn kernels(number: usize, seed: u64) -> Result<Vec<CheckReport>, flotilla_kernel
     let parts = checks.chunks(TOGETHER).collect::<Vec<_>>();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let done = map_parts(threads, &parts, |part| {
-<<<<<<< HEAD
-        let gpu = Gpu::new(number)?;
-        Ok::<_, flotilla_kernels::GpuError>(part.iter().map(|one| examine(&gpu, one)).collect::<Vec<_>>())
-=======
         let examined = |gpu| part.iter().map(|one| examine(&gpu, one)).collect::<Vec<_>>();
         Gpu::new(number).map(examined)
->>>>>>> gpu-cuda
     })?;
     Ok(done.into_iter().flatten().collect())
 }
