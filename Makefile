@@ -25,7 +25,7 @@ PYTHON_ENV = $(CARGO_TARGET_DIR)/python
 # Flags of `make soak`.
 SOAK ?= --minutes 10
 
-.PHONY: help build build-cuda demo test test-cluster test-clients test-browser test-cuda soak cluster control-plane bench-operator lint fmt generate check-generated \
+.PHONY: help build build-cuda demo test test-cluster test-clients test-browser test-cuda check-kernels soak cluster control-plane bench-operator lint fmt generate check-generated \
   install-manifest images-check sandbox deny clean
 
 help: ## show the targets
@@ -59,6 +59,14 @@ test-browser: build ## the chat page in headless Chromium (needs Node.js and Chr
 	cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund && FLOTILLA_WORKER=$(BIN)/flotilla-worker npm test
 
 # The reference's numbers, computed on the GPU: inside the model, by the commands, and each kernel beside its reference.
+check-kernels: $(CUDA)/nvrtc/ready ## every kernel's source compiled for Hopper, without a GPU (needs Python, for NVRTC)
+	LD_LIBRARY_PATH=$(CUDA)/nvrtc/nvidia/cu13/lib $(CARGO) run --locked --quiet -p flotilla-kernels --features cuda --example kernels -- compile
+
+$(CUDA)/nvrtc/ready: scripts/cuda/nvrtc.txt
+	python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes --upgrade \
+	  --target $(CUDA)/nvrtc -r $<
+	touch $@
+
 test-cuda: ## kernels, both model families and their gradients on the GPU of this machine (needs a driver and CUDA 13's libraries)
 	$(CARGO) test --locked -p flotilla-kernels --features cuda
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-model --features cuda --test parity
