@@ -155,7 +155,7 @@ fn optimizer(rounding: Rounding) -> AdamW {
     }
 }
 
-/// Steps of kernel and reference side by side: equal bits, and equal codes but for one in a thousand a step.
+/// Steps of kernel and reference side by side: equal bits, and equal codes but for one in ten thousand a step.
 fn steps<T: Float, G: Float>(gpu: &Gpu, draw: &mut Draw, kind: StateKind, rounding: Rounding, steps: u32) -> Outcome {
     let mut worst = None::<Distance>;
     for length in LENGTHS {
@@ -239,8 +239,8 @@ fn moments_equal(found: &Moments, wanted: &Moments) -> Outcome {
 }
 
 /// Roots and quotients are approximate to the last bit here: where a moment is within a millionth of a code or of what decides
-/// between two, it may take the other one, and goes its own way for a few steps. Share of the parameters that are not the same
-/// (in f32: to seven digits) or whose codes are not.
+/// between two, it may take the other one, and goes its own way for a few steps: far, where its gradients are small beside those
+/// of its block. Share of the parameters that are not the same (in f32: to six digits) or whose codes are not.
 fn nearly_equal<T: Float>(found: &[T], wanted: &[T], held: &Moments, moments: &Moments, steps: u32) -> Outcome {
     let (
         Moments::Bit8 { m, v, units },
@@ -256,16 +256,12 @@ fn nearly_equal<T: Float>(found: &[T], wanted: &[T], held: &Moments, moments: &M
     let mut differing = 0;
     for at in 0..wanted.len() {
         let (p, p2) = (found[at].to_f32(), wanted[at].to_f32());
-        let apart = (i32::from(m[at]) - i32::from(m2[at])).abs() + (i32::from(v[at]) - i32::from(v2[at])).abs();
-        if (p - p2).abs() > 0.02 * p2.abs() + 1e-4 || apart > 4 {
-            let (found, wanted) = ((p, m[at], v[at]), (p2, m2[at], v2[at]));
-            return Err(CheckError::Differs(format!("at {at}: {found:?}, {wanted:?} expected")));
-        }
-        differing += usize::from((p - p2).abs() > 3e-7 * p2.abs() + 1e-9 || apart != 0);
+        let same = (p - p2).abs() <= 3e-6 * p2.abs() + 3e-8 && (m[at], v[at]) == (m2[at], v2[at]);
+        differing += usize::from(!same);
     }
     let share = Distance {
-        relative: differing as f64 / wanted.len().max(1000) as f64,
-        bound: 1e-3 * f64::from(1 + steps),
+        relative: differing as f64 / wanted.len().max(10_000) as f64,
+        bound: 1e-4 * f64::from(1 + steps),
     };
     Ok(share.worst(Distance::within(units, units2, 1e-3)?))
 }

@@ -17,6 +17,9 @@
 //! stochastically, without bias in `m` and in `v`: to the nearest, a mean that moves by a thousandth never leaves its code. And
 //! a code of 0 is never written for `v`: a second moment that vanishes beside a first one that does not would be an update of
 //! `m / epsilon`. Encoding needs one root and no search, and is the same arithmetic on a CPU.
+//!
+//! What it costs: rounding adds noise of mean zero to `m`, of the size of the update itself for a parameter whose gradients are
+//! 10⁻⁴ of the largest of its block, a quarter of it at 10⁻³, and little above.
 
 #[cfg(feature = "cuda")]
 mod check;
