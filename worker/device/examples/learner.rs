@@ -1,7 +1,8 @@
 //! The learner alone on a GPU: `learner check [NAME…]`; `learner bench [KEY=VALUE…]` measures training steps from random
 //! weights (`model`, `layers`, `sequences`, `length`, `micro` tokens per micro-batch, `keep` as `none`, `fit` or `all`,
 //! `states` as `f32`, `bf16` or `8bit`, `gradients` as `bf16` or `f32`, `updates`); `learner parts [KEY=VALUE…]` measures the
-//! operations of a step one by one; `learner plan [KEY=VALUE…]` needs no GPU.
+//! operations of a step one by one; `learner group gpus=N [KEY=VALUE…]` compares and measures N GPUs that share the batch;
+//! `learner plan [KEY=VALUE…]` needs no GPU.
 
 use std::{collections::HashMap, error::Error, process::ExitCode};
 
@@ -18,6 +19,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     match command.as_str() {
         "check" => run_checks(&rest),
         "bench" => run_bench(&Options::new(&rest)),
+        #[cfg(feature = "nccl")]
+        "group" => group::run(&Options::new(&rest)),
         "parts" => run_parts(&Options::new(&rest)),
         "plan" => {
             let options = Options::new(&rest);
@@ -78,8 +81,8 @@ fn run_bench(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
         updates: options.number("updates", 3),
     };
     let measured = match settings.gradients {
-        Dtype::Bf16 => measure::measure::<half::bf16>(&gpu, &workload, card.free)?,
-        Dtype::F32 => measure::measure::<f32>(&gpu, &workload, card.free)?,
+        Dtype::Bf16 => measure::measure::<half::bf16>(&gpu, &workload, card.free, |_| Ok(()))?,
+        Dtype::F32 => measure::measure::<f32>(&gpu, &workload, card.free, |_| Ok(()))?,
     };
     println!("{measured}");
     println!(
@@ -106,6 +109,78 @@ fn run_parts(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     }
     println!("together {sum:.3} s for {} tokens", settings.rows());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Several GPUs, a thread for each.
+#[cfg(feature = "nccl")]
+mod group {
+    use std::{error::Error, process::ExitCode, thread};
+
+    use flotilla_device::learner::{check, measure};
+    use flotilla_kernels::{
+        Gpu,
+        gpu::nccl::{Communicator, UniqueId},
+    };
+
+    use super::Options;
+
+    type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+    pub fn run(options: &Options) -> std::result::Result<ExitCode, Box<dyn Error>> {
+        let gpus = options.number("gpus", 2);
+        let same = on_all(gpus, |gpu, group| Ok(check::share_of_a_group(&gpu, group)?))?;
+        for (rank, (bits, distance)) in same.iter().enumerate() {
+            let equal = bits == &same[0].0;
+            println!("rank {rank}: the bits of rank 0: {equal}; from one GPU with all micro-batches: {distance:.2e}");
+        }
+        let (shape, settings) = options.settings(Gpu::new(0)?.card()?.free)?;
+        let workload = measure::Workload {
+            shape,
+            settings,
+            lengths: vec![options.number("length", 2048); options.number("sequences", 8)],
+            updates: options.number("updates", 3),
+        };
+        let measured = on_all(gpus, |gpu, group| {
+            let free = gpu.card()?.free;
+            Ok(measure::measure::<half::bf16>(&gpu, &workload, free, |learner| {
+                learner.reduce(group)
+            })?)
+        })?;
+        println!("of each of {gpus} GPUs: {}", measured[0]);
+        let slowest = measured.iter().map(|one| one.step).fold(0.0, f64::max);
+        println!(
+            "{} tokens/s together, {:.1} % of {:.0} TFLOP/s by the data sheet on each",
+            (measured[0].tokens * gpus) as f64 / slowest,
+            100.0 * measured[0].utilisation(measure::DATASHEET),
+            measure::DATASHEET / 1e12
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn on_all<T: Send>(
+        gpus: usize,
+        work: impl Fn(Gpu, &Communicator) -> Result<T> + Sync,
+    ) -> std::result::Result<Vec<T>, Box<dyn Error>> {
+        let id = UniqueId::new()?;
+        let id = id.to_bytes();
+        thread::scope(|scope| {
+            let ranks = (0..gpus).map(|rank| {
+                let work = &work;
+                scope.spawn(move || {
+                    let gpu = Gpu::new(rank)?;
+                    let group = Communicator::new(&gpu, &UniqueId::from_bytes(id), rank, gpus)?;
+                    work(gpu, &group)
+                })
+            });
+            let ranks = ranks.collect::<Vec<_>>();
+            let results = ranks
+                .into_iter()
+                .map(|rank| rank.join().map_err(|_| "a rank panicked")?);
+            results
+                .map(|result: Result<T>| result.map_err(|error| error.to_string().into()))
+                .collect()
+        })
+    }
 }
 
 /// `KEY=VALUE` arguments.

@@ -532,6 +532,43 @@ fn rounded_sums(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
     worst(pairs.map(|((name, narrow), (_, wide))| named(name, Distance::within(narrow, wide, 6e-3)?)))
 }
 
+/// Trains a share of four micro-batches per update, of as many as there are members, for five updates. Returns the weights, and
+/// how far they are from those of one GPU with all micro-batches.
+#[cfg(feature = "nccl")]
+pub fn share_of_a_group(
+    gpu: &Gpu,
+    group: &flotilla_kernels::gpu::nccl::Communicator,
+) -> Result<(Vec<Vec<f32>>, f64), CheckError> {
+    let mut draw = Draw::new(11);
+    let shape = small(false);
+    let tensors = draw_tensors(&mut draw, &shape);
+    let mut batches = Vec::new();
+    for index in 0..4 {
+        let batch = draw_batch(&mut draw, &shape, &[40 + index, 70])?;
+        let features = draw.normal::<f32>(batch.placeholders.len() * shape.hidden, 1.0);
+        batches.push((draw_slopes(&mut draw, &batch), gpu.upload(&features)?, batch));
+    }
+    let train = |(rank, size): (usize, usize), alone: bool| -> Result<Vec<Vec<f32>>, CheckError> {
+        let mut learner = Learner::<f32, f32>::new(gpu, upload(gpu, &shape, &tensors)?, settings::<f32>(256))?;
+        for _ in 0..5 {
+            for (slopes, features, batch) in batches.iter().skip(rank).step_by(size) {
+                learner.score(batch, Some(features), 1.0)?;
+                learner.backward(slopes, None)?;
+            }
+            if !alone {
+                learner.reduce(group)?;
+            }
+            learner.update(&ADAMW, 1.0)?;
+        }
+        let weights = learner.weights().named().into_iter();
+        weights.map(|(_, buffer)| Ok(gpu.download(&buffer)?)).collect()
+    };
+    let shared = train((group.rank(), group.size()), false)?;
+    let alone = train((0, 1), true)?;
+    let distance = Distance::within(&shared.concat(), &alone.concat(), 1e-3)?;
+    Ok((shared, distance.relative))
+}
+
 pub(super) const ADAMW: AdamW = AdamW {
     learning_rate: 3e-3,
     beta1: 0.9,

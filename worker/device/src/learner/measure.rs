@@ -38,6 +38,8 @@ pub struct Measured {
     pub forward: f64,
     /// Seconds of backward passes.
     pub backward: f64,
+    /// Seconds of the exchange of gradients with other GPUs.
+    pub exchange: f64,
     /// Seconds of norm, clipping and update.
     pub update: f64,
     /// Seconds on the host's clock from the first forward pass until the update has been done.
@@ -61,8 +63,13 @@ pub fn operations(shape: &TextShape, batch: &Batch) -> f64 {
     3.0 * (shape.token_operations() * batch.tokens() as f64 + shape.attention_operations(1) * batch.pairs())
 }
 
-/// Measures training with weights of bf16 and gradients summed in `G`.
-pub fn measure<G: Float>(gpu: &Gpu, workload: &Workload, card: usize) -> Result<Measured, DeviceError> {
+/// Measures training with weights of bf16 and gradients summed in `G`. `exchange` is called before every update.
+pub fn measure<G: Float>(
+    gpu: &Gpu,
+    workload: &Workload,
+    card: usize,
+    mut exchange: impl FnMut(&mut Learner<bf16, G>) -> Result<(), DeviceError>,
+) -> Result<Measured, DeviceError> {
     let Workload { shape, settings, .. } = workload;
     gpu.reset_peak();
     let weights = TextWeights::<bf16>::random(gpu, shape, 1)?;
@@ -80,7 +87,7 @@ pub fn measure<G: Float>(gpu: &Gpu, workload: &Workload, card: usize) -> Result<
         rounding: Rounding::Stochastic,
     };
     let clock = gpu.clock()?;
-    let mut stages: [Vec<f64>; 4] = Default::default();
+    let mut stages: [Vec<f64>; 5] = Default::default();
     let mut losses = Vec::new();
     let mut allocations = 0;
     for index in 0..=workload.updates {
@@ -100,19 +107,21 @@ pub fn measure<G: Float>(gpu: &Gpu, workload: &Workload, card: usize) -> Result<
             })?;
             backwards += gpu.time(&clock, || learner.backward(&slopes, None))?;
         }
+        let exchanges = gpu.time(&clock, || exchange(&mut learner))?;
         let update = gpu.time(&clock, || learner.update(&adamw, 1.0))?;
         let step = begin.elapsed().as_secs_f64();
-        for (stage, seconds) in stages.iter_mut().zip([forwards, backwards, update, step]) {
+        for (stage, seconds) in stages.iter_mut().zip([forwards, backwards, exchanges, update, step]) {
             stage.push(seconds);
         }
         losses.push(loss);
     }
-    let [forward, backward, update, step] = stages.map(median);
+    let [forward, backward, exchange, update, step] = stages.map(median);
     Ok(Measured {
         tokens: batches.iter().map(Batch::tokens).sum(),
         micro_batches: batches.len(),
         forward,
         backward,
+        exchange,
         update,
         step,
         operations: batches.iter().map(|batch| operations(shape, batch)).sum(),
@@ -169,6 +178,7 @@ impl fmt::Display for Measured {
         for (name, seconds) in [
             ("forward", self.forward),
             ("backward", self.backward),
+            ("exchange", self.exchange),
             ("update", self.update),
         ] {
             writeln!(f, "{name:<10} {seconds:>8.4} s {:>5.1} %", share(seconds))?;

@@ -9,6 +9,7 @@
 //! | `layer.rs` | one layer, forward and backward |
 //! | `passes.rs` | the whole model: log-probabilities, gradients, the update |
 //! | `step.rs` | samples of an update, distributed over micro-batches |
+//! | `parallel.rs` | sums of gradients over several GPUs that hold the same weights |
 //! | `state.rs` | moments as bytes, weights back to the host |
 //! | `reference.rs` | the same model in f64 on the host |
 //! | `check.rs` | parity with it, determinism, a loss that falls |
@@ -35,6 +36,8 @@ mod gradients;
 mod layer;
 #[cfg(feature = "cuda")]
 pub mod measure;
+#[cfg(feature = "nccl")]
+mod parallel;
 #[cfg(feature = "cuda")]
 pub mod parts;
 #[cfg(feature = "cuda")]

@@ -402,6 +402,22 @@ impl<T: Float, G: Float> Learner<T, G> {
         self.pending = None;
     }
 
+    /// Zeros in the place of gradients where no micro-batch has been summed, as if one with slopes of zero had been.
+    #[cfg(feature = "nccl")]
+    pub(super) fn clear_unless_summed(&mut self) -> Result<(), GpuError> {
+        if self.summed > 0 {
+            return Ok(());
+        }
+        for tensor in &self.tensors {
+            match &tensor.gradient {
+                Gradient::Matrix(gradient) => self.gpu.clear(gradient)?,
+                Gradient::Vector(gradient) => self.gpu.clear(gradient)?,
+            }
+        }
+        self.summed = 1;
+        Ok(())
+    }
+
     /// Every weight's gradient by name.
     pub fn gradients(&self) -> impl Iterator<Item = (&str, &Gradient<G>)> {
         self.tensors
