@@ -224,7 +224,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct EngineSettings {
-    /// Precision of weights and activations; 32 bits if absent.
+    /// Precision of weights and activations; if absent 32 bits on a CPU and bf16 on a GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Precision>,
     /// Blocks of the key-value cache.

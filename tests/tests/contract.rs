@@ -67,19 +67,26 @@ fn the_operator_links_no_tensor_library_and_the_worker_no_kubernetes_client() ->
 
 #[test]
 fn rooms_depend_on_each_other_only_along_the_arrows() -> anyhow::Result<()> {
-    let arrows: [(&str, &[&str]); 9] = [
+    let arrows: [(&str, &[&str]); 11] = [
         ("flotilla-api", &[]),
         ("flotilla-artifacts", &[]),
         ("flotilla-model", &[]),
         ("flotilla-engine", &["flotilla-model"]),
         ("flotilla-grpo", &[]),
+        ("flotilla-kernels", &[]),
+        (
+            "flotilla-device",
+            &["flotilla-engine", "flotilla-kernels", "flotilla-model"],
+        ),
         (
             "flotilla-worker",
             &[
                 "flotilla-api",
                 "flotilla-artifacts",
+                "flotilla-device",
                 "flotilla-engine",
                 "flotilla-grpo",
+                "flotilla-kernels",
                 "flotilla-model",
             ],
         ),

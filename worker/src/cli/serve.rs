@@ -83,13 +83,13 @@ pub struct ServeArguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArguments {
-    /// Precision of weights and activations.
-    #[arg(long, value_enum, default_value_t)]
-    pub dtype: Precision,
+    /// Precision of weights and activations; by default f32 on a CPU, bf16 on a GPU.
+    #[arg(long, value_enum)]
+    pub dtype: Option<Precision>,
     /// Blocks of the key-value cache; by default as many as --kv-cache-bytes hold.
     #[arg(long, value_name = "BLOCKS", value_parser = clap::value_parser!(u32).range(1..))]
     pub kv_blocks: Option<u32>,
-    /// Bytes of the key-value cache; 2 GiB by default.
+    /// Bytes of the key-value cache; by default 2 GiB on a CPU, on a GPU 85 % of the memory that the model leaves.
     #[arg(long, value_name = "BYTES", conflicts_with = "kv_blocks", value_parser = clap::value_parser!(u64).range(1..))]
     pub kv_cache_bytes: Option<u64>,
     /// Samples that are decoded at once.
@@ -221,7 +221,7 @@ pub(super) fn by_hand(arguments: ServeArguments) -> Result<Assignment, WorkerErr
 impl From<EngineArguments> for EngineSettings {
     fn from(arguments: EngineArguments) -> Self {
         Self {
-            dtype: Some(match arguments.dtype {
+            dtype: arguments.dtype.map(|dtype| match dtype {
                 Precision::F32 => role::Precision::F32,
                 Precision::Bf16 => role::Precision::Bf16,
                 Precision::F16 => role::Precision::F16,

@@ -123,7 +123,7 @@ pub fn run(arguments: &BenchArguments) -> Result<(), WorkerError> {
         ));
     }
     let Some(named) = &arguments.model.0 else {
-        return shape::run(&arguments.shape, arguments.json);
+        return shape::run(&arguments.shape, arguments.device.device, arguments.json);
     };
     let model = named.load(arguments.device.device)?;
     let failed = |error: ModelError| WorkerError::permanent("failed to compute", error);

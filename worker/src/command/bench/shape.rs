@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, path::Path};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use crate::error::WorkerError;
+#[cfg(feature = "cuda")]
+use crate::device::Place;
+use crate::{device::Wanted, error::WorkerError};
 
 /// Arguments of `bench --shape`.
 #[derive(Args, Clone, Debug)]
@@ -49,16 +51,15 @@ struct PeerLine {
     value: Option<f64>,
 }
 
-/// Our lines that answer the same question as a line of `scripts/peer_bench.py`.
-fn ours(what: &str) -> Vec<String> {
+/// Our line that answers the same question as a line of `scripts/peer_bench.py`: its rows of whole requests, prompts included, and
+/// its step of GRPO, which has other lengths, stand beside none.
+fn ours(what: &str) -> Option<String> {
     let words = what.split_whitespace().collect::<Vec<_>>();
     match words.as_slice() {
-        ["decode", "static" | "eager" | "batch", rows] => vec![format!("decode {rows} x 1024")],
-        ["group", "static" | "batch", rows] => vec![format!("decode 1 groups of {rows} over 1536, as served")],
-        ["prefill", shape] => vec![format!("prefill {}", shape.replace('x', " x "))],
-        ["vision", count] => vec![format!("vision {count} of 5476 patches")],
-        ["grpo", ..] => vec!["grpo".to_owned()],
-        _ => Vec::new(),
+        ["decode", "static" | "eager", rows] => Some(format!("decode {rows} x 1024")),
+        ["prefill", shape] => Some(format!("prefill {}", shape.replace('x', " x "))),
+        ["vision", count] => Some(format!("vision {count} of 5476 patches")),
+        _ => None,
     }
 }
 
@@ -70,7 +71,7 @@ pub fn read_peers(path: &Path) -> Result<Peers, WorkerError> {
     let mut peers = Peers::new();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         let line: PeerLine = serde_json::from_str(line).map_err(|error| failed(error.into()))?;
-        for name in ours(&line.what) {
+        if let Some(name) = ours(&line.what) {
             let best = peers.entry(name).or_insert(0.0);
             *best = line.value.unwrap_or_default().max(*best);
         }
@@ -81,7 +82,7 @@ pub fn read_peers(path: &Path) -> Result<Peers, WorkerError> {
 
 /// Prints the table, or one JSON document.
 #[cfg(not(feature = "cuda"))]
-pub fn run(arguments: &ShapeArguments, _json: bool) -> Result<(), WorkerError> {
+pub fn run(arguments: &ShapeArguments, _device: Wanted, _json: bool) -> Result<(), WorkerError> {
     if let Some(path) = &arguments.peer {
         read_peers(path)?;
     }
@@ -90,13 +91,21 @@ pub fn run(arguments: &ShapeArguments, _json: bool) -> Result<(), WorkerError> {
 
 /// Prints the table, or one JSON document.
 #[cfg(feature = "cuda")]
-pub fn run(arguments: &ShapeArguments, json: bool) -> Result<(), WorkerError> {
+pub fn run(arguments: &ShapeArguments, device: Wanted, json: bool) -> Result<(), WorkerError> {
     let name = arguments.shape.as_deref().unwrap_or_default();
     let peers = match &arguments.peer {
         Some(path) => read_peers(path)?,
         None => Peers::new(),
     };
-    cuda::run(name, &arguments.parts, &peers, json)
+    let number = match device.open()?.place {
+        Place::Cuda(number) => number,
+        Place::Cpu => {
+            return Err(WorkerError::invalid(
+                "bench --shape measures a GPU: `flotilla-worker doctor` says why there is none",
+            ));
+        }
+    };
+    cuda::run(name, number, &arguments.parts, &peers, json)
 }
 
 #[cfg(feature = "cuda")]
@@ -118,13 +127,13 @@ mod cuda {
     /// Published throughput of GRPO on a 7B vision-language model, in tokens per second and GPU.
     const PUBLISHED: (f64, f64) = (1200.0, 1400.0);
 
-    pub fn run(name: &str, parts: &[Part], peers: &Peers, json: bool) -> Result<(), WorkerError> {
+    pub fn run(name: &str, number: usize, parts: &[Part], peers: &Peers, json: bool) -> Result<(), WorkerError> {
         let failed = |error: DeviceError| WorkerError::retryable("failed to measure", error);
         let (Some(text), Some(vision)) = (TextShape::named(name), VisionShape::named(name)) else {
             let names = shape::NAMES.join(", ");
             return Err(WorkerError::invalid(format!("no shape {name:?}; there are {names}")));
         };
-        let gpu = Gpu::new(0).map_err(|error| failed(error.into()))?;
+        let gpu = Gpu::new(number).map_err(|error| failed(error.into()))?;
         let card = gpu.card().map_err(|error| failed(error.into()))?;
         let ceilings = ceilings(&gpu).map_err(|error| failed(error.into()))?;
         let mut table = Table::new(peers, json);
@@ -260,9 +269,6 @@ mod cuda {
                 rate / PUBLISHED.1,
                 rate / PUBLISHED.0
             );
-            if let Some(peer) = peer {
-                println!("  peer       {peer:.0} tokens/s, ratio {:.2}", rate / peer);
-            }
             println!(
                 "  sampler and learner differ by {:.4} in the mean log-probability",
                 step.apart
