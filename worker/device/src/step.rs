@@ -165,10 +165,7 @@ impl Step {
     pub fn new(pieces: &[Piece<'_>], cached: Option<usize>) -> Self {
         let (decodes, chunks): (Vec<_>, Vec<_>) =
             (0..pieces.len()).partition(|index| pieces[*index].ids.len() == 1 && pieces[*index].stored > 0);
-        let tables = decodes.iter().map(|index| {
-            let piece = &pieces[*index];
-            &piece.blocks[..]
-        });
+        let tables = decodes.iter().map(|index| pieces[*index].blocks);
         let groups = match cached {
             Some(cached) => {
                 let groups = shared::groups(&tables.collect::<Vec<_>>(), LEAST_SHARED);

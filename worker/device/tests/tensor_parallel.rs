@@ -1,5 +1,7 @@
 //! A model of several processes, which this test starts from its own executable: their logits are those of one process.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::{
     error::Error,
     io::{BufRead, BufReader},

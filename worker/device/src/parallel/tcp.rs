@@ -360,7 +360,7 @@ impl Tcp {
     }
 
     /// The same message to every peer, one of so many bytes from each.
-    fn to_all(
+    fn tell_all(
         &mut self,
         operation: Operation,
         message: &[u8],
@@ -424,7 +424,7 @@ impl Collective for Tcp {
         self.begin()?;
         let (size, length, width) = (self.size, values.len(), size_of::<T>());
         if length * width <= SHORT {
-            let theirs = self.to_all(Operation::AllReduce, &encoded(values), |_| length * width)?;
+            let theirs = self.tell_all(Operation::AllReduce, &encoded(values), |_| length * width)?;
             self.sum(values, &theirs);
             return Ok(());
         }
@@ -439,7 +439,7 @@ impl Collective for Tcp {
         let theirs = ranks.into_iter().zip(received).collect::<Vec<_>>();
         self.sum(&mut values[own.clone()], &theirs);
         let sums = encoded(&values[own]);
-        let theirs = self.to_all(Operation::AllReduce, &sums, |rank| {
+        let theirs = self.tell_all(Operation::AllReduce, &sums, |rank| {
             part(length, size, rank).len() * width
         })?;
         for (rank, bytes) in theirs {
@@ -458,7 +458,7 @@ impl Collective for Tcp {
             )
         })?;
         self.begin()?;
-        let theirs = self.to_all(Operation::AllGather, &encoded(own), |_| length * size_of::<T>())?;
+        let theirs = self.tell_all(Operation::AllGather, &encoded(own), |_| size_of_val(own))?;
         let place = |rank: usize| rank * length..(rank + 1) * length;
         whole[place(self.rank)].copy_from_slice(own);
         for (rank, bytes) in theirs {
@@ -484,7 +484,7 @@ impl Collective for Tcp {
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.begin()?;
-        self.to_all(Operation::Barrier, &[], |_| 0).map(drop)
+        self.tell_all(Operation::Barrier, &[], |_| 0).map(drop)
     }
 }
 

@@ -11,7 +11,7 @@ const LEAST_UNIT: f32 = 1e-30;
 /// Roots of less are roots of this, 2⁻¹⁰⁰; not with moments of 8 bits.
 const LEAST_V: f32 = 7.888_609e-31;
 /// Keeps the largest of a block just below its code.
-const BELOW_ONE: f32 = 1.0 - 9.536_743_164_062_5e-7;
+const BELOW_ONE: f32 = 1.0 - 1.0 / 1_048_576.0;
 
 /// The moments of one parameter, as the GPU holds them.
 #[derive(Clone, Debug, PartialEq)]

@@ -19,8 +19,8 @@ pub fn attend(
     } = *decode;
     let mut out = vec![0.0; rows * heads * head_dim];
     let mut lse = vec![f32::NEG_INFINITY; rows * heads];
-    for row in 0..rows {
-        let length = usize::try_from(lengths[row]).unwrap_or(0);
+    for (row, length) in lengths.iter().enumerate().take(rows) {
+        let length = usize::try_from(*length).unwrap_or(0);
         if length == 0 {
             continue;
         }

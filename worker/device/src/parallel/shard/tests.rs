@@ -57,6 +57,9 @@ fn tiles(ranges: impl Iterator<Item = Range<usize>>, indices: Range<usize>, time
     seen[indices].iter().all(|count| *count == times)
 }
 
+/// Columns of the input that a shard multiplies, and its part of the weight.
+type Part<'a> = &'a dyn Fn(&Shard) -> (Range<usize>, Vec<f32>);
+
 proptest! {
     #[test]
     fn shards_tile_the_whole(shape in shapes(), size in prop_oneof![Just(1usize), Just(2), Just(4)]) {
@@ -115,7 +118,7 @@ proptest! {
             }
         }
 
-        let sums = |width: usize, weight: &[f32], part: &dyn Fn(&Shard) -> (Range<usize>, Vec<f32>)| {
+        let sums = |width: usize, weight: &[f32], part: Part<'_>| {
             let x = draw(seed ^ 3, 3 * width);
             let whole = linear(&x, weight, width);
             let mut sum = vec![0f64; whole.len()];
