@@ -307,7 +307,7 @@ fn whole_rows<T: Element>(
     width: usize,
 ) -> Result<usize, ShapeError> {
     let length = buffer.len();
-    let rows = if width == 0 { 0 } else { length / width };
+    let rows = length.checked_div(width).unwrap_or_default();
     ShapeError::unless(kernel, rows * width == length && rows < 1 << 31, || {
         format!("{operand} has {length} elements, not rows of {width}")
     })?;

@@ -83,13 +83,16 @@ struct Problem<T> {
     targets: Vec<i32>,
 }
 
+/// Hidden states, weight and targets on the GPU.
+type Operands<T> = (Buffer<T>, Buffer<T>, Buffer<i32>);
+
 impl<T: Float> Problem<T> {
     fn new(random: &mut Draw, (rows, width, vocabulary, row_chunk, vocabulary_chunk): Shape, deviation: f32) -> Self {
         let target = |row: usize, random: &mut Draw| match row % 5 {
             // At the edges of chunks, at those of the vocabulary, ignored.
             0 => (vocabulary_chunk * random.below(3)).min(vocabulary - 1) as i32,
             1 => (vocabulary_chunk * random.between(1, 2) - 1).min(vocabulary - 1) as i32,
-            2 if row % 2 == 0 => -100,
+            2 if row.is_multiple_of(2) => -100,
             3 => vocabulary as i32 - 1,
             _ => random.below(vocabulary) as i32,
         };
@@ -117,7 +120,7 @@ impl<T: Float> Problem<T> {
         }
     }
 
-    fn upload(&self, gpu: &Gpu) -> Result<(Buffer<T>, Buffer<T>, Buffer<i32>), GpuError> {
+    fn upload(&self, gpu: &Gpu) -> Result<Operands<T>, GpuError> {
         Ok((
             gpu.upload(&self.hidden)?,
             gpu.upload(&self.weight)?,
