@@ -71,8 +71,7 @@ pub fn compare(card: &[Group], host: &[Group]) -> Difference {
             let apart = f64::from((a.log_probability - b.log_probability).abs());
             difference.tokens += 1;
             sum += apart;
-            // A NaN is the largest.
-            if !(apart <= difference.most) {
+            if apart.is_nan() || apart > difference.most {
                 difference.most = apart;
             }
         }

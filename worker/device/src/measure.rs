@@ -259,6 +259,7 @@ impl Bench {
 }
 
 /// A step once it is always the same.
+#[derive(Clone, Copy)]
 struct Steady {
     seconds: f64,
     /// Those in which the card had nothing to do.

@@ -62,7 +62,7 @@ fn step<T: Float>(
         draw: None,
     });
     let pieces = pieces.collect::<Vec<_>>();
-    let step = Step::new(&pieces, false);
+    let step = Step::new(&pieces, None);
     model.fits(step.size)?;
     let hidden = model.shape().hidden;
     let placed = features.iter().zip(&step.rows).filter_map(|(features, first)| {

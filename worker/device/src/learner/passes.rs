@@ -17,6 +17,9 @@ use super::{
 };
 use crate::{error::DeviceError, weights::TextWeights};
 
+/// Moments of weights by their names.
+pub type NamedStates<'a> = Vec<(&'a str, &'a States)>;
+
 /// What is known of the scored tokens of a batch, in its order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scored {
@@ -426,7 +429,7 @@ impl<T: Float, G: Float> Learner<T, G> {
     }
 
     /// Every weight's moments by name, and the number of updates that were applied: what a checkpoint holds besides weights.
-    pub fn states(&self) -> Result<(Vec<(&str, &States)>, u32), DeviceError> {
+    pub fn states(&self) -> Result<(NamedStates<'_>, u32), DeviceError> {
         let states = self.tensors.iter().map(|tensor| (tensor.name.as_str(), &tensor.states));
         Ok((states.collect(), self.pace.updates(&self.gpu)?))
     }
