@@ -146,6 +146,9 @@ pub struct Train {
     /// Stop before a second ability is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<Guard>,
+    /// Precision of weights and gradients; if absent that of the checkpoint on a GPU, and f32 on a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Precision>,
     /// Seed of every draw of the run.
     pub seed: u64,
     /// Directory of this run: checkpoints, metrics, plot. A stable checkpoint in it is resumed.
@@ -177,6 +180,9 @@ pub struct Rollout {
     pub model: ModelSource,
     /// Requests that are worked on at once, each on a thread of its own.
     pub threads: u32,
+    /// Precision of the weights; if absent as of role `train`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Precision>,
 }
 
 /// Role `serve`.
@@ -243,6 +249,7 @@ pub struct EngineSettings {
 
 /// Precision of weights and activations.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits.

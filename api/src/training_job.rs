@@ -11,6 +11,7 @@ use crate::{
     pod::PodSettings,
     reference::{LocalObjectReference, ModelReference, Storage},
     reward::Reward,
+    role::Precision,
 };
 
 /// One run: base model, datasets, rewards, algorithm, checkpoints.
@@ -87,6 +88,12 @@ pub struct TrainingJobSpec {
     #[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("seed is immutable"))]
     #[schemars(range(min = 0))]
     pub seed: i64,
+    /// Precision of weights and gradients: f32, or bf16 with stochastic rounding, which only a GPU trains in. If absent that of
+    /// the model's files on a GPU, and f32 on a CPU. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("dtype is immutable"))]
+    #[x_kube(validation = kube::core::Rule::new("self != 'f16'").message("f16 is not trained in: gradients below 6e-8 would be lost; take bf16 or f32"))]
+    pub dtype: Option<Precision>,
     /// What is written, where, and how much of it is kept.
     pub checkpoint: CheckpointPolicy,
     /// When to try again and when to give up.

@@ -121,6 +121,21 @@ impl ModelRunner {
     }
 }
 
+impl ModelRunner {
+    /// Takes over the weights that a model of the host has now; one that runs on the host shares them already. For
+    /// [`flotilla_engine::Engine::load_weights`].
+    pub fn reload(&mut self, model: &Vlm) -> Result<(), Cause> {
+        let _ = model;
+        match self {
+            Self::Host(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Self::Exact(runner) => Ok(runner.reload(model)?),
+            #[cfg(feature = "cuda")]
+            Self::Rounded(runner) => Ok(runner.reload(model)?),
+        }
+    }
+}
+
 /// A model of random weights, or the one in a directory.
 pub fn read_model(directory: &std::path::Path, seed: Option<u64>, options: &LoadOptions) -> Result<Vlm, ModelError> {
     match seed {

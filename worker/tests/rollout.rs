@@ -87,6 +87,7 @@ impl Pod {
                 random_seed: Some(99),
             },
             threads: 2,
+            dtype: None,
         };
         let role = role::run(context(), Role::Rollout(spec), listener, CancellationToken::new());
         let pod = Self {

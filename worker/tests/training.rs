@@ -191,6 +191,7 @@ impl Fixture {
             seed: 5,
             output_uri: format!("pvc://data/jobs/{run}"),
             checkpoint_every: 1,
+            dtype: None,
             keep_last: 100,
             threads: 2,
             rollout: None,
@@ -458,6 +459,7 @@ fn rollout_pod(fixture: &Fixture, runtime: &tokio::runtime::Runtime, uid: &str) 
             random_seed: Some(99),
         },
         threads: 1,
+        dtype: None,
     };
     let role = role::run(
         fixture.context(),

@@ -46,7 +46,7 @@ pub use error::DeviceError;
 #[cfg(feature = "cuda")]
 pub use pool::DevicePool;
 #[cfg(feature = "cuda")]
-pub use runner::{DeviceRunner, Sharing};
+pub use runner::{DeviceRunner, Sharing, Vision};
 pub use shape::{TextShape, VisionShape};
 #[cfg(feature = "cuda")]
 pub use text::{Capacity, TextModel};

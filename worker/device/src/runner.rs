@@ -37,6 +37,7 @@ pub struct DeviceRunner<T> {
     text: TextModel<T>,
     vision: Vision<T>,
     features: FeatureCache<Buffer<T>>,
+    features_stay: bool,
     counts: VisualCounts,
     /// Bytes of the card's level 2 cache; None where prefixes are never read once for several sequences.
     cache: Option<usize>,
@@ -68,13 +69,40 @@ impl Sharing {
 
 /// Where pictures are encoded.
 #[derive(Debug)]
-enum Vision<T> {
+pub enum Vision<T> {
     /// On the card.
     Qwen(Box<QwenTower<T>>),
     /// By the model of the host, in f32.
     Host(Box<Vlm>),
     /// Nowhere: text alone, and features that a prompt brings.
     None,
+}
+
+impl<T: Float> Vision<T> {
+    /// That of a model of the host: on the card where the tower is one that is computed there.
+    pub fn load(gpu: &Gpu, model: Vlm) -> Result<Self, DeviceError> {
+        Ok(match QwenTower::load(gpu, model.config(), model.weights())? {
+            Some(tower) => Self::Qwen(Box::new(tower)),
+            None => Self::Host(Box::new(model)),
+        })
+    }
+
+    /// Features `[tokens, hidden]` of visuals.
+    pub fn encode(&self, gpu: &Gpu, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
+        if visuals.is_empty() {
+            return Ok(Vec::new());
+        }
+        match self {
+            Self::Qwen(tower) => tower.encode(visuals),
+            Self::Host(model) => {
+                let features = model.encode(visuals, Pass::Infer)?;
+                features.iter().map(|features| upload(gpu, features)).collect()
+            }
+            Self::None => Err(DeviceError::Input(
+                "this model has no vision tower on the GPU".to_owned(),
+            )),
+        }
+    }
 }
 
 /// Features that stand in the place of placeholder tokens of a chunk, with the index of the first one there.
@@ -86,10 +114,7 @@ impl<T: Float> DeviceRunner<T> {
     /// Pictures are encoded on the card where the tower is that of Qwen2.5-VL; other towers stay on the host.
     pub fn load(gpu: &Gpu, model: Vlm, limits: &Limits, max_tokens: usize) -> Result<Self, DeviceError> {
         let weights = TextWeights::load(gpu, &model.config().text, model.weights())?;
-        let vision = match QwenTower::load(gpu, model.config(), model.weights())? {
-            Some(tower) => Vision::Qwen(Box::new(tower)),
-            None => Vision::Host(Box::new(model)),
-        };
+        let vision = Vision::load(gpu, model)?;
         let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
         Self::assemble(text, vision, limits)
     }
@@ -106,11 +131,24 @@ impl<T: Float> DeviceRunner<T> {
     ) -> Result<Self, DeviceError> {
         let mut text = part(gpu, model.config(), model.weights(), capacity(limits, max_tokens), nccl)?;
         text.lead();
-        let vision = match QwenTower::load(gpu, model.config(), model.weights())? {
-            Some(tower) => Vision::Qwen(Box::new(tower)),
-            None => Vision::Host(Box::new(model)),
-        };
+        let vision = Vision::load(gpu, model)?;
         Self::assemble(text, vision, limits)
+    }
+
+    /// Over weights and a tower that a learner shares. `features_stay` where no update changes the tower: then what it has made of
+    /// pictures outlives a change of the weights.
+    pub fn shared(
+        gpu: &Gpu,
+        weights: TextWeights<T>,
+        vision: Vision<T>,
+        limits: &Limits,
+        max_tokens: usize,
+        features_stay: bool,
+    ) -> Result<Self, DeviceError> {
+        let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
+        let mut runner = Self::assemble(text, vision, limits)?;
+        runner.features_stay = features_stay;
+        Ok(runner)
     }
 
     /// Text alone, over weights that a learner may share.
@@ -130,6 +168,7 @@ impl<T: Float> DeviceRunner<T> {
             text,
             vision,
             features: FeatureCache::new(limits.feature_bytes),
+            features_stay: false,
             counts: VisualCounts::default(),
             on_card: Duration::ZERO,
         })
@@ -163,22 +202,28 @@ impl<T: Float> DeviceRunner<T> {
         Ok((free as f64 * share / block as f64) as usize)
     }
 
-    /// Features `[tokens, hidden]` of visuals.
-    fn encode(&self, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
-        let gpu = self.text.gpu();
-        if visuals.is_empty() {
-            return Ok(Vec::new());
+    /// Takes over the weights of a model of the host, of the same architecture. What was computed from those before must be
+    /// forgotten: the engine's `load_weights` calls for this.
+    pub fn reload(&mut self, model: &Vlm) -> Result<(), DeviceError> {
+        let gpu = self.text.gpu().clone();
+        self.text
+            .weights()
+            .assign(&gpu, &model.config().text, model.weights())?;
+        self.vision = Vision::load(&gpu, model.clone())?;
+        Ok(())
+    }
+
+    /// Features `[tokens, hidden]` of a visual that prompts show: those that are kept, else they are made and kept.
+    pub fn features_of(&mut self, digest: &Digest, visual: &Visual) -> Result<Buffer<T>, DeviceError> {
+        if let Some(features) = self.features.get(digest) {
+            return Ok(features);
         }
-        match &self.vision {
-            Vision::Qwen(tower) => tower.encode(visuals),
-            Vision::Host(model) => {
-                let features = model.encode(visuals, Pass::Infer)?;
-                features.iter().map(|features| upload(gpu, features)).collect()
-            }
-            Vision::None => Err(DeviceError::Input(
-                "this model has no vision tower on the GPU".to_owned(),
-            )),
-        }
+        let made = self.vision.encode(self.text.gpu(), &[visual])?;
+        let features = made.into_iter().next();
+        let features = features.ok_or_else(|| DeviceError::Input("a picture without features".to_owned()))?;
+        let bytes = features.len() * T::DTYPE.bytes();
+        self.features.insert(*digest, features.clone(), bytes);
+        Ok(features)
     }
 
     /// Features of the visuals that the chunks reach, by digest. What is missing is encoded together.
@@ -203,7 +248,7 @@ impl<T: Float> DeviceRunner<T> {
             }
         }
         let visuals = missing.values().copied().collect::<Vec<_>>();
-        for (digest, features) in missing.keys().zip(self.encode(&visuals)?) {
+        for (digest, features) in missing.keys().zip(self.vision.encode(self.text.gpu(), &visuals)?) {
             let bytes = features.len() * T::DTYPE.bytes();
             self.features.insert(*digest, features.clone(), bytes);
             found.insert(*digest, features);
@@ -398,7 +443,9 @@ impl<T: Float> Runner for DeviceRunner<T> {
     }
 
     fn flush(&mut self) {
-        self.features.clear();
+        if !self.features_stay {
+            self.features.clear();
+        }
     }
 
     fn visual_counts(&self) -> VisualCounts {

@@ -96,6 +96,11 @@ impl<R: Runner> Engine<R> {
         &self.runner
     }
 
+    /// The model, for what a caller asks of it between two steps. Weights change by [`Self::load_weights`] alone.
+    pub fn runner_mut(&mut self) -> &mut R {
+        &mut self.runner
+    }
+
     /// Version of the weights.
     pub fn version(&self) -> &Arc<str> {
         &self.version

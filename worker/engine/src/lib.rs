@@ -65,7 +65,7 @@ pub use limits::Limits;
 pub use prompt::Prompt;
 pub use recipe::Recipe;
 pub use request::{Completion, FinishReason, Group, Request, Sampling, Token};
-pub use rollout::{engine_for, generate, generate_each};
+pub use rollout::{engine_for, generate, generate_each, run_each};
 pub use runner::Runner;
 pub use stats::{Figure, Stats};
 pub use thread::{EngineHandle, EngineThread, Health, LoadPolicy, Overloaded, Tokens};

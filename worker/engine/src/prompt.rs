@@ -142,7 +142,8 @@ fn digest_features(features: &Tensor) -> Result<Digest, Cause> {
     Ok(hash.finalize().into())
 }
 
-fn digest_visual(visual: &Visual) -> Digest {
+/// What a visual is, for [`Prompt::identity`] and whoever keeps features by it.
+pub fn digest_visual(visual: &Visual) -> Digest {
     let mut hash = Sha256::new();
     // The layout's text has every number that it is made of.
     hash.update(format!("{:?}", visual.layout));

@@ -52,12 +52,39 @@ pub fn generate_each<R: Runner>(
     finished: &mut dyn FnMut(usize, Group),
 ) -> Result<(), EngineError> {
     let mut engine = engine_for(runner, UNNAMED, requests, limits)?;
+    run_each(&mut engine, requests, cancelled, finished)
+}
+
+/// As [`generate_each`], by an engine that is idle and stays: one that keeps its cache for what comes next. After an error
+/// it is [cleared](Engine::clear).
+pub fn run_each<R: Runner>(
+    engine: &mut Engine<R>,
+    requests: &[RequestFor<R>],
+    cancelled: &dyn Fn() -> bool,
+    finished: &mut dyn FnMut(usize, Group),
+) -> Result<(), EngineError> {
+    let run = run_to_the_end(engine, requests, cancelled, finished);
+    if run.is_err() {
+        engine.clear();
+    }
+    run
+}
+
+fn run_to_the_end<R: Runner>(
+    engine: &mut Engine<R>,
+    requests: &[RequestFor<R>],
+    cancelled: &dyn Fn() -> bool,
+    finished: &mut dyn FnMut(usize, Group),
+) -> Result<(), EngineError> {
     let mut groups = Vec::with_capacity(requests.len());
+    let mut first = None;
     for request in requests {
-        // A fresh engine numbers its requests from zero: the number is the index.
-        engine.submit(request)?;
+        // An engine numbers its requests one after another.
+        let id = engine.submit(request)?;
+        first.get_or_insert(id);
         groups.push(vec![Draft::default(); request.n]);
     }
+    let first = first.unwrap_or_default();
     while !engine.is_idle() {
         if cancelled() {
             return Err(EngineError::Cancelled);
@@ -67,7 +94,11 @@ pub fn generate_each<R: Runner>(
             return Err(error);
         }
         for event in step.events {
-            let Ok(index) = usize::try_from(event.request) else {
+            let Some(index) = event
+                .request
+                .checked_sub(first)
+                .and_then(|index| usize::try_from(index).ok())
+            else {
                 continue;
             };
             let Some(drafts) = groups.get_mut(index) else { continue };

@@ -1,20 +1,28 @@
 //! Role `rollout`: samples completions for a learner, with the learner's weights, until it is asked to stop.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
-use flotilla_api::{progress::Stage, role::Rollout};
-use flotilla_model::LoadOptions;
+use candle_core::DType;
+use flotilla_api::{
+    progress::Stage,
+    role::{Precision, Rollout},
+};
+use flotilla_model::Config;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::verify::check;
 use crate::{
     context::Context,
-    device::threads,
+    device::{Opened, Place, threads},
     error::WorkerError,
     http::{self, rollouts, server, weights, weights::RolloutApi},
     models::locate,
     rollout::sampler::Sampler,
+    train::choice::stored_dtype,
 };
 
 /// Loads the model while probes are already answered, samples until `shutdown`, and stops at once: what it leaves undone
@@ -25,11 +33,8 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
-    let options = LoadOptions {
-        device: context.device.open()?.device,
-        ..LoadOptions::default()
-    };
-    let lanes = threads(&options.device, spec.threads as usize);
+    let opened = context.device.open()?;
+    let lanes = threads(&opened.device, spec.threads as usize);
     let api = RolloutApi {
         token: context.token.clone(),
         slot: Arc::new(OnceLock::new()),
@@ -45,7 +50,7 @@ pub async fn run(
         stop.clone(),
         http::CLOSE_TIMEOUT,
     ));
-    let outcome = serve(&context, spec, options, &api, &shutdown).await;
+    let outcome = serve(&context, spec, opened, &api, &shutdown).await;
     if outcome.is_ok() {
         context.progress.enter(Stage::Completed, "stopped on request");
     }
@@ -58,7 +63,7 @@ pub async fn run(
 async fn serve(
     context: &Context,
     spec: Rollout,
-    options: LoadOptions,
+    opened: Opened,
     api: &RolloutApi,
     shutdown: &CancellationToken,
 ) -> Result<(), WorkerError> {
@@ -73,9 +78,8 @@ async fn serve(
         if spec.model.random_seed.is_none() {
             check(&directory, spec.model.digest.as_deref())?;
         }
-        let failed = format!("failed to load the model in {}", directory.display());
-        Sampler::load(&directory, spec.model.random_seed, &options)
-            .map_err(|error| WorkerError::permanent(failed, error))
+        let dtype = sampler_dtype(opened.place, &directory, &spec)?;
+        Sampler::load(&directory, spec.model.random_seed, &opened, dtype)
     });
     let sampler = tokio::select! {
         loaded = loading => loaded.map_err(|error| WorkerError::retryable("loading the model panicked", error))??,
@@ -87,4 +91,19 @@ async fn serve(
         .enter(Stage::Running, "waiting for the learner's weights and prompts");
     shutdown.cancelled().await;
     Ok(())
+}
+
+/// The precision that the learner of these weights has: the job's, else that of the checkpoint on a GPU, and f32 on a CPU.
+fn sampler_dtype(place: Place, directory: &Path, spec: &Rollout) -> Result<DType, WorkerError> {
+    match (spec.dtype, place) {
+        (Some(Precision::F32), _) | (None, Place::Cpu) => Ok(DType::F32),
+        (Some(Precision::Bf16), _) => Ok(DType::BF16),
+        (Some(Precision::F16), _) => Ok(DType::F16),
+        (None, Place::Cuda(_)) if spec.model.random_seed.is_some() => Ok(DType::F32),
+        (None, Place::Cuda(_)) => {
+            let failed = || format!("failed to read the model in {}", directory.display());
+            let config = Config::load(directory).map_err(|error| WorkerError::permanent(failed(), error))?;
+            Ok(stored_dtype(directory, &config)?)
+        }
+    }
 }

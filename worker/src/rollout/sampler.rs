@@ -1,18 +1,27 @@
 //! A model whose weights change between two pieces, never within one.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use candle_core::Tensor;
-use flotilla_engine::{EngineError, Group, Limits, Prompt, Request, Sampling, VlmRunner, generate_each};
-use flotilla_model::{
-    Config, ImageLimits, Layout, LoadOptions, Medium, MediumSize, ModelError, Pass, Picture, Processor, Visual, Vlm,
+use candle_core::{DType, Tensor};
+use flotilla_engine::{
+    Engine, EngineError, Group, Limits, Prompt, Request, Sampling, VlmRunner, generate_each, run_each,
 };
+use flotilla_model::{ImageLimits, Layout, Medium, MediumSize, ModelError, Pass, Picture, Processor, Visual, Vlm};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use super::{
     IMAGES_PER_PASS, ROWS_PER_PIECE,
     wire::{Piece, PieceFeatures, PieceImage, PiecePrompt},
+};
+use crate::{
+    device::Opened,
+    error::WorkerError,
+    runner::{ModelRunner, is_packed, load_options, read_model},
 };
 
 /// Most completions that one piece may ask for.
@@ -29,8 +38,12 @@ pub struct Sampler {
 
 #[derive(Debug)]
 struct Shared {
+    /// On the host where the weights are packed on a card.
     model: Vlm,
     processor: Processor,
+    /// The engine of a GPU, which stays: its memory and its recorded steps serve every piece. None where each piece has an
+    /// engine of its own, over the one model.
+    card: Option<Mutex<Engine<ModelRunner>>>,
 }
 
 /// Layouts and features of each picture of a piece.
@@ -47,6 +60,17 @@ pub enum SampleError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The engine failed on it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// Why weights are not taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeOverError {
+    /// They are not those of this model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The GPU did not take them.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -72,14 +96,24 @@ pub struct Held {
 impl Sampler {
     /// Reads config and processor files. The weights are those of the directory (or the seed) until a learner sends its own,
     /// and nothing is sampled with them.
-    pub fn load(directory: &Path, random_seed: Option<u64>, options: &LoadOptions) -> Result<Self, ModelError> {
-        let model = match random_seed {
-            Some(seed) => Vlm::random(Config::load(directory)?, seed, options)?,
-            None => Vlm::load(directory, options)?,
+    pub fn load(
+        directory: &Path,
+        random_seed: Option<u64>,
+        opened: &Opened,
+        dtype: DType,
+    ) -> Result<Self, WorkerError> {
+        let failed = |error: ModelError| {
+            WorkerError::permanent(format!("failed to load the model in {}", directory.display()), error)
+        };
+        let model = read_model(directory, random_seed, &load_options(opened, dtype)).map_err(failed)?;
+        let card = match is_packed(opened.place, dtype) {
+            true => Some(Mutex::new(engine(&model, opened)?)),
+            false => None,
         };
         let shared = Shared {
             model,
-            processor: Processor::load(directory)?,
+            processor: Processor::load(directory).map_err(failed)?,
+            card,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -102,15 +136,19 @@ impl Sampler {
 
     /// Reads the safetensors in `directory`, waits until no piece is being sampled, and goes on with them as `version`. Those
     /// of another architecture are refused and change nothing.
-    pub async fn take_over(&self, directory: tempfile::TempDir, version: String) -> Result<(), ModelError> {
+    pub async fn take_over(&self, directory: tempfile::TempDir, version: String) -> Result<(), TakeOverError> {
         let shared = Arc::clone(&self.shared);
-        let weights = blocking(move || shared.model.read_weights(directory.path())).await?;
+        let weights = blocking(move || Ok(shared.model.read_weights(directory.path())?)).await?;
         let mut guard = Arc::clone(&self.version).write_owned().await;
         let shared = Arc::clone(&self.shared);
         blocking(move || {
             // Should it fail half-way, nothing is sampled with what is left.
             *guard = None;
             shared.model.weights().assign(&weights)?;
+            if let Some(card) = &shared.card {
+                let mut engine = card.lock().unwrap_or_else(PoisonError::into_inner);
+                engine.load_weights(&version, |runner| runner.reload(&shared.model))?;
+            }
             *guard = Some(version);
             Ok(())
         })
@@ -119,10 +157,22 @@ impl Sampler {
 }
 
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ModelError> + Send + 'static,
-) -> Result<T, ModelError> {
+    work: impl FnOnce() -> Result<T, TakeOverError> + Send + 'static,
+) -> Result<T, TakeOverError> {
     let outcome = tokio::task::spawn_blocking(work).await;
-    outcome.unwrap_or_else(|error| Err(ModelError::Input(format!("reading the weights panicked: {error}"))))
+    outcome.unwrap_or_else(|error| Err(ModelError::Input(format!("reading the weights panicked: {error}")).into()))
+}
+
+/// The engine of a GPU, with all the memory for keys and values that it can have.
+fn engine(model: &Vlm, opened: &Opened) -> Result<Engine<ModelRunner>, WorkerError> {
+    let limits = Limits::default();
+    let longest = model.config().text.max_position_embeddings;
+    let runner = ModelRunner::new(model.clone(), opened, &limits, longest)?;
+    let limits = Limits {
+        kv_blocks: runner.room(limits.block_size).unwrap_or(limits.kv_blocks),
+        ..limits
+    };
+    Engine::new(runner, "", limits).map_err(|error| WorkerError::retryable("failed to start the engine", error))
 }
 
 impl Held {
@@ -152,6 +202,10 @@ impl Held {
                 ..Sampling::default()
             };
             requests.push(Request::new(prompt, piece.n, sampling));
+        }
+        if let Some(card) = &self.shared.card {
+            let mut engine = card.lock().unwrap_or_else(PoisonError::into_inner);
+            return Ok(run_each(&mut engine, &requests, cancelled, finished)?);
         }
         let limits = Limits {
             max_rows: ROWS_PER_PIECE,

@@ -4,12 +4,11 @@
 //! trainer needs is in `trainer/`. Nothing in it depends on time, so equal runs have equal digests.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use candle_core::{Device, Tensor};
 use flotilla_api::{evaluation::Score, progress::CheckpointRecord};
 use flotilla_artifacts::{
     checkpoint::{Checkpoint, list},
@@ -18,15 +17,16 @@ use flotilla_artifacts::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{error::TrainError, learner::Learner};
+use super::{
+    actor::{Actor, Moments},
+    error::TrainError,
+};
 use crate::uri::join;
 
 /// Largest file of weights, as transformers writes them.
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// What only a trainer needs.
 const TRAINER: &str = "trainer";
-/// Moments of the optimiser, by variable.
-const OPTIMIZER: &str = "optimizer.safetensors";
 /// The position.
 const POSITION: &str = "position.json";
 
@@ -38,12 +38,19 @@ pub struct Position {
     pub step: u32,
     /// Updates of the optimiser.
     pub updates: u64,
+    /// How the optimiser's moments are stored.
+    #[serde(default, skip_serializing_if = "is_by_parameter")]
+    pub moments: Moments,
     /// Newest step that was evaluated.
     pub evaluated: Option<u32>,
     /// Every score so far, oldest first.
     pub history: Vec<Score>,
     /// Newest evaluated step at which the guard's set had not fallen too far.
     pub held: Option<u32>,
+}
+
+fn is_by_parameter(moments: &Moments) -> bool {
+    *moments == Moments::ByParameter
 }
 
 impl Position {
@@ -108,7 +115,7 @@ fn is_carried_on(name: &str) -> bool {
 pub fn write(
     run: &RunDir,
     files: &ModelFiles,
-    learner: &Learner,
+    actor: &mut dyn Actor,
     position: &Position,
 ) -> Result<Published, TrainError> {
     let draft = Draft::begin_replacing(&run.checkpoint(position.step))?;
@@ -119,14 +126,12 @@ pub fn write(
     for (name, bytes) in &files.files {
         put(&dir.join(name), bytes)?;
     }
-    learner.model.weights().save_sharded(dir, MAX_SHARD_BYTES, None)?;
-    let trainer = dir.join(TRAINER);
+    let trainer = trainer(dir);
     fs::create_dir(&trainer).map_err(|error| failed(&trainer, &error))?;
-    let (moments, updates) = learner.optimizer_state();
-    let moments: HashMap<String, Tensor> = moments.into_iter().collect();
-    candle_core::safetensors::save(&moments, trainer.join(OPTIMIZER))?;
+    let saved = actor.save(dir, &trainer)?;
     let position = Position {
-        updates,
+        updates: saved.updates,
+        moments: saved.moments,
         ..position.clone()
     };
     let text = serde_json::to_vec_pretty(&position).map_err(|error| TrainError::Invalid(error.to_string()))?;
@@ -142,10 +147,9 @@ pub fn read_position(dir: &Path) -> Result<Position, TrainError> {
     serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))
 }
 
-/// Gives a learner, whose weights are those of the checkpoint, the optimiser's state back.
-pub fn restore_optimizer(dir: &Path, position: &Position, learner: &mut Learner) -> Result<(), TrainError> {
-    let moments = candle_core::safetensors::load(dir.join(TRAINER).join(OPTIMIZER), &Device::Cpu)?;
-    learner.restore_optimizer(position.updates, |name| moments.get(name).cloned())
+/// Where a checkpoint holds what only a trainer needs.
+pub fn trainer(dir: &Path) -> PathBuf {
+    dir.join(TRAINER)
 }
 
 /// The stable checkpoints of a run as the operator reads them, oldest first.

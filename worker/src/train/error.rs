@@ -21,6 +21,10 @@ pub enum TrainError {
     /// Rollouts failed.
     #[error("rollout: {0}")]
     Rollout(#[source] EngineError),
+    /// The GPU failed.
+    #[cfg(feature = "cuda")]
+    #[error("GPU: {0}")]
+    Device(#[from] flotilla_device::DeviceError),
     /// A URI cannot be opened.
     #[error(transparent)]
     Uri(#[from] UriError),
@@ -53,6 +57,8 @@ impl TrainError {
             Self::Uri(_) | Self::Invalid(_) => true,
             // Weights that diverged diverge again: every draw follows from the seed.
             Self::Rollout(error) => matches!(error, EngineError::NotFinite { .. } | EngineError::InvalidRequest(_)),
+            #[cfg(feature = "cuda")]
+            Self::Device(error) => matches!(error, flotilla_device::DeviceError::Input(_)),
             Self::Tensor(_) | Self::Plot(_) | Self::Cancelled => false,
         }
     }

@@ -4,9 +4,10 @@ use flotilla_api::evaluation::Score;
 use flotilla_grpo::reward::{Graded, grade};
 
 use super::{
+    actor::{Actor, Draw, Turn},
     error::TrainError,
     examples::ExampleSet,
-    rollout::{Draw, Rollout},
+    gallery::Gallery,
 };
 
 /// A held-out set.
@@ -18,8 +19,14 @@ pub struct EvaluationSet {
     pub examples: ExampleSet,
 }
 
-/// Scores a set at a step.
-pub fn evaluate(rollout: Rollout<'_>, set: &EvaluationSet, step: u32, max_tokens: usize) -> Result<Score, TrainError> {
+/// Scores a set at the step of `turn`.
+pub fn evaluate(
+    actor: &mut dyn Actor,
+    gallery: &Gallery,
+    set: &EvaluationSet,
+    max_tokens: usize,
+    turn: Turn<'_>,
+) -> Result<Score, TrainError> {
     let prompts: Vec<_> = set.examples.examples.iter().collect();
     let greedy = Draw {
         n: 1,
@@ -27,7 +34,7 @@ pub fn evaluate(rollout: Rollout<'_>, set: &EvaluationSet, step: u32, max_tokens
         top_p: 1.0,
         max_tokens,
     };
-    let answers = rollout.complete(&prompts, greedy, |_| 0)?;
+    let answers = actor.sample(&prompts, greedy, &vec![0; prompts.len()], turn)?;
     let mut graded = Vec::with_capacity(prompts.len());
     for (example, completions) in prompts.iter().zip(&answers) {
         let ids = completions
@@ -35,11 +42,11 @@ pub fn evaluate(rollout: Rollout<'_>, set: &EvaluationSet, step: u32, max_tokens
             .map(flotilla_engine::Completion::ids)
             .unwrap_or_default();
         let target = example.target.as_deref().unwrap_or_default();
-        graded.push(grade(&rollout.text(&ids)?, target));
+        graded.push(grade(&gallery.text(&ids)?, target));
     }
     Ok(Score {
         set: set.name.clone(),
-        step,
+        step: turn.step,
         accuracy: share(graded.iter().filter(|graded| graded.correct).count(), graded.len()),
         format_rate: share(graded.iter().filter(|graded| graded.format).count(), graded.len()),
         swap_consistency: swap_consistency(&graded, &set.examples.units),

@@ -1,17 +1,15 @@
-//! Canonical rows as token ids, and the pictures they show.
+//! Canonical rows as token ids.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeSet, HashMap};
 
 use candle_core::Tensor;
 use flotilla_artifacts::dataset::{Dataset, Row as CanonicalRow};
-use flotilla_model::{
-    Content, ImageLimits, Layout, Medium, Message, ModelError, Part, Picture, Processor, Prompt, Row, Visual,
-};
+use flotilla_model::{Content, Medium, Message, ModelError, Part, Processor, Prompt, Row};
 
-use super::error::TrainError;
+use super::{
+    error::TrainError,
+    gallery::{Images, key},
+};
 
 /// Marks the place of an image in a prompt.
 const IMAGE_MARK: &str = "<image>";
@@ -172,60 +170,6 @@ fn user_message(text: &str, images: usize) -> Message {
         role: "user".into(),
         content: Content::Parts(parts),
     }
-}
-
-/// Ends the key of a picture that is one of several in its sample, where the family then cuts it otherwise.
-const ONE_OF_SEVERAL: &str = "@square";
-
-/// The key of a picture: pictures of one key have the same features.
-fn key(name: &str, layout: Layout) -> String {
-    match layout {
-        Layout::Square => format!("{name}{ONE_OF_SEVERAL}"),
-        _ => name.to_owned(),
-    }
-}
-
-/// Pictures by name. Names are digests of the encoded bytes, so the same picture of two datasets is one.
-#[derive(Debug, Default)]
-pub struct Images {
-    paths: BTreeMap<String, PathBuf>,
-}
-
-impl Images {
-    fn picture(&mut self, dataset: &Dataset, name: &str) -> Result<Picture, TrainError> {
-        self.paths
-            .entry(name.to_owned())
-            .or_insert_with(|| dataset.image_path(name));
-        self.decode(name)
-    }
-
-    fn decode(&self, name: &str) -> Result<Picture, TrainError> {
-        let Some(path) = self.paths.get(name) else {
-            return Err(TrainError::Invalid(format!(
-                "no image {name} in the datasets of this run"
-            )));
-        };
-        Ok(Picture::decode(&read(path)?, ImageLimits::default())?)
-    }
-
-    /// What the vision tower reads of the picture of this key.
-    pub fn visual(&self, processor: &Processor, key: &str) -> Result<Visual, TrainError> {
-        let (name, square) = match key.strip_suffix(ONE_OF_SEVERAL) {
-            Some(name) => (name, true),
-            None => (key, false),
-        };
-        let medium = Medium::Picture(self.decode(name)?);
-        let layout = if square {
-            Layout::Square
-        } else {
-            processor.visuals().plan(&[medium.size()])?.swap_remove(0)
-        };
-        Ok(processor.visuals().make(&medium, &layout)?)
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, TrainError> {
-    std::fs::read(path).map_err(|error| TrainError::Invalid(format!("read image {}: {error}", path.display())))
 }
 
 #[cfg(test)]

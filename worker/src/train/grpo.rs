@@ -1,13 +1,13 @@
-//! One step of GRPO: rollouts, rewards, reference log-probabilities, advantages, updates (stages `gen`, `reward`, `ref`,
-//! `adv`, `update` of metrics and spans).
+//! One step of GRPO: rollouts, rewards, reference log-probabilities, advantages, updates (stages `gen`, `reward`, `adv`, `ref`,
+//! `old`, `update` of metrics and spans).
 //!
-//! The sampler's log-probabilities serve as the old ones of the loss: learner and sampler share the weights and compute in
-//! f32 over the full tempered softmax, so recomputing them would give the same numbers up to rounding. The first mini-batch
-//! of every step measures that rounding (`rollout/max_log_prob_difference`).
+//! Where sampler and learner share the weights and compute in f32 over the full tempered softmax, the sampler's log-probabilities
+//! serve as the old ones of the loss: recomputing them would give the same numbers up to rounding. Where they do not, those of the first
+//! mini-batch are what its own update computes, and those of the others are computed before it (`old`). The first mini-batch of
+//! every step measures how far the two are apart (`rollout/max_log_prob_difference`, `rollout/mean_log_prob_difference`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Tensor;
 use flotilla_api::{
     algorithm::{Grpo, LossAggregation, RewardScaling},
     reward::{Reward, Rule as ApiRule},
@@ -15,23 +15,19 @@ use flotilla_api::{
 use flotilla_engine::Completion;
 use flotilla_grpo::{
     advantage::{Scaling, group_advantages},
-    batch::{Aggregation, Sample, deduplicate, shards_by_length, split_evenly, token_weights},
-    loss::{PolicyLoss, PolicyStatistics, TokenTargets},
+    batch::{Aggregation, Sample, deduplicate, split_evenly, token_weights},
+    loss::{PolicyLoss, PolicyStatistics},
     reward::{Graded, Rule, Term, grade},
+    schedule::Schedule,
 };
-use flotilla_model::{Pass, Vlm};
 
 use super::{
+    actor::{Actor, Draw, PolicyObjective, PolicyRow, Scored, Turn, tell_skipped},
     error::TrainError,
     examples::{Example, ExampleSet},
-    features::{FeatureSource, Features, Gallery, encode},
-    fleet::Fleet,
+    gallery::Gallery,
     journal::Stopwatch,
-    learner::{Learner, ROWS_PER_SHARD},
     order::{derive_seed, permutation, units_of_step},
-    parallel::map_parts,
-    rollout::{Draw, Remote, Rollout},
-    scoring::{Scored, Scorer, completion_log_probs, head},
 };
 
 /// GRPO on rows with a verifiable answer.
@@ -43,14 +39,12 @@ pub struct GrpoSteps<'a> {
     pub terms: Vec<Term>,
     /// Training rows, each with a target.
     pub rows: &'a ExampleSet,
-    /// Pictures of the rows.
+    /// Makes text of completions.
     pub gallery: &'a Gallery,
-    /// The frozen initial model, None where the KL coefficient is 0.
-    pub reference: Option<&'a Vlm>,
+    /// Learning rate by step.
+    pub schedule: Schedule,
     /// Seed of the run.
     pub seed: u64,
-    /// Pods that sample; None: this process does.
-    pub fleet: Option<&'a Fleet>,
 }
 
 /// The terms that a job names.
@@ -79,57 +73,34 @@ struct Batch<'a> {
     reference: Option<Vec<Vec<f32>>>,
 }
 
-/// A shard of a mini-batch: places in [`Batch::samples`] and the weight of each one's tokens.
-struct Shard {
-    samples: Vec<(usize, f32)>,
-}
+/// Places in [`Batch::samples`] and the weight of each one's tokens.
+type MiniBatch = Vec<(usize, f32)>;
 
 impl GrpoSteps<'_> {
-    /// Takes one step, counted from 0. `known` holds features while the vision tower is frozen.
-    /// Ends with [`TrainError::Cancelled`] only before the first update.
-    pub fn step(
-        &self,
-        learner: &mut Learner,
-        known: Option<&Features>,
-        step: u32,
-        cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<BTreeMap<String, f64>, TrainError> {
+    /// Takes the step of `turn`, counted from 0. Ends with [`TrainError::Cancelled`] only before the first update.
+    pub fn step(&self, actor: &mut dyn Actor, turn: Turn<'_>) -> Result<BTreeMap<String, f64>, TrainError> {
         let mut watch = Stopwatch::start();
         let mut metrics = BTreeMap::new();
-        let mut batch = self.prompts_of(step);
-        let names: BTreeSet<String> = batch
-            .prompts
-            .iter()
-            .flat_map(|example| example.images.iter().cloned())
-            .collect();
-        let fresh = match known {
-            Some(_) => Features::new(),
-            None => encode(&learner.model, self.gallery, &names, Pass::Infer, learner.threads)?,
-        };
-        let rollout = Rollout {
-            model: &learner.model,
-            features: known.unwrap_or(&fresh),
-            tokenizer: self.gallery.processor.tokenizer(),
-            threads: learner.threads,
-            remote: self.fleet.map(|fleet| Remote { fleet, step }),
-            cancelled,
-        };
-        let groups = self.sample(rollout, &batch.prompts, step)?;
+        let mut batch = self.prompts_of(turn.step);
+        let groups = self.sample(actor, &batch.prompts, turn)?;
         watch.lap("gen");
-        let graded = self.grade(rollout, &batch.prompts, &groups)?;
+        let graded = self.grade(&batch.prompts, &groups)?;
         self.count_rewards(&graded, &groups, &mut metrics);
         watch.lap("reward");
         batch.samples = self.advantages(&graded, &groups, &mut metrics);
         watch.lap("adv");
-        if let Some(reference) = self.reference {
-            batch.reference = Some(self.score_by_reference(reference, &batch, &names, known, learner.threads)?);
+        if self.has_reference() {
+            let rows: Vec<Scored<'_>> = (0..batch.samples.len()).map(|index| batch.scored(index)).collect();
+            batch.reference = Some(actor.score_by_reference(&rows, self.spec.temperature)?);
         }
         watch.lap("ref");
-        if cancelled() {
+        if (turn.cancelled)() {
             return Err(TrainError::Cancelled);
         }
-        let source = known.map_or(FeatureSource::Trained(self.gallery), FeatureSource::Known);
-        self.learn(learner, &batch, source, step, &mut metrics)?;
+        let updates = self.mini_batches(&batch, turn.step);
+        let old = self.old(actor, &batch, &updates)?;
+        watch.lap("old");
+        self.learn(actor, &batch, &updates, &old, turn.step, &mut metrics)?;
         watch.lap("update");
         let trained: usize = batch.samples.iter().map(|sample| batch.tokens(sample)).sum();
         metrics.extend(watch.finish());
@@ -137,6 +108,11 @@ impl GrpoSteps<'_> {
         metrics.insert("perf/tokens_per_second".into(), trained as f64 / seconds.max(1e-9));
         metrics.insert("perf/trained_tokens".into(), trained as f64);
         Ok(metrics)
+    }
+
+    /// Whether log-probabilities of the frozen initial model are needed.
+    fn has_reference(&self) -> bool {
+        self.spec.kl_coefficient > 0.0
     }
 
     fn prompts_of(&self, step: u32) -> Batch<'_> {
@@ -158,9 +134,9 @@ impl GrpoSteps<'_> {
 
     fn sample(
         &self,
-        rollout: Rollout<'_>,
+        actor: &mut dyn Actor,
         prompts: &[&Example],
-        step: u32,
+        turn: Turn<'_>,
     ) -> Result<Vec<Vec<Completion>>, TrainError> {
         let draw = Draw {
             n: self.spec.group_size as usize,
@@ -168,16 +144,14 @@ impl GrpoSteps<'_> {
             top_p: self.spec.top_p,
             max_tokens: self.spec.max_completion_tokens as usize,
         };
-        let seed = derive_seed(self.seed, "rollout", u64::from(step));
-        rollout.complete(prompts, draw, |index| derive_seed(seed, "prompt", index as u64))
+        let seed = derive_seed(self.seed, "rollout", u64::from(turn.step));
+        let seeds: Vec<u64> = (0..prompts.len())
+            .map(|index| derive_seed(seed, "prompt", index as u64))
+            .collect();
+        actor.sample(prompts, draw, &seeds, turn)
     }
 
-    fn grade(
-        &self,
-        rollout: Rollout<'_>,
-        prompts: &[&Example],
-        groups: &[Vec<Completion>],
-    ) -> Result<Vec<Vec<Graded>>, TrainError> {
+    fn grade(&self, prompts: &[&Example], groups: &[Vec<Completion>]) -> Result<Vec<Vec<Graded>>, TrainError> {
         let mut graded = Vec::with_capacity(groups.len());
         for (example, group) in prompts.iter().zip(groups) {
             let Some(target) = &example.target else {
@@ -186,7 +160,7 @@ impl GrpoSteps<'_> {
             };
             let own = group
                 .iter()
-                .map(|completion| Ok(grade(&rollout.text(&completion.ids())?, target)));
+                .map(|completion| Ok(grade(&self.gallery.text(&completion.ids())?, target)));
             graded.push(own.collect::<Result<Vec<_>, TrainError>>()?);
         }
         Ok(graded)
@@ -258,79 +232,79 @@ impl GrpoSteps<'_> {
         samples
     }
 
-    fn score_by_reference(
-        &self,
-        reference: &Vlm,
-        batch: &Batch<'_>,
-        names: &BTreeSet<String>,
-        known: Option<&Features>,
-        threads: usize,
-    ) -> Result<Vec<Vec<f32>>, TrainError> {
-        // A frozen tower is the reference's own; a trained one has moved away from it.
-        let own = match known {
-            Some(_) => Features::new(),
-            None => encode(reference, self.gallery, names, Pass::Infer, threads)?,
-        };
-        let source = FeatureSource::Known(known.unwrap_or(&own));
-        let lengths: Vec<usize> = batch.samples.iter().map(|sample| batch.tokens(sample)).collect();
-        let shards = shards_by_length(&lengths, ROWS_PER_SHARD);
-        let head = head(reference, false)?;
-        let scorer = Scorer {
-            model: reference,
-            head: &head,
-            pass: Pass::Infer,
-        };
-        let parts = map_parts(threads, &shards, |shard| {
-            let rows: Vec<Scored<'_>> = shard.iter().map(|index| batch.scored(*index)).collect();
-            let scores = completion_log_probs(scorer, &rows, source, self.spec.temperature)?;
-            Ok::<_, TrainError>(scores.to_vec1::<f32>()?)
-        })?;
-        let mut scores = vec![Vec::new(); batch.samples.len()];
-        for (shard, values) in shards.iter().zip(parts) {
-            let mut rest = values.as_slice();
-            for index in shard {
-                let (own, after) = rest.split_at(batch.samples[*index].tokens.len());
-                scores[*index] = own.to_vec();
-                rest = after;
-            }
+    /// The samples of each update of the step, with the weight of each one's tokens; updates without any are left out.
+    fn mini_batches(&self, batch: &Batch<'_>, step: u32) -> Vec<MiniBatch> {
+        let mut all = Vec::new();
+        for epoch in 0..self.spec.epochs {
+            let seed = derive_seed(self.seed, "mini-batches", u64::from(step) << 8 | u64::from(epoch));
+            let order = permutation(batch.units.len(), seed);
+            let parts = split_evenly(&order, self.spec.mini_batches as usize);
+            let parts = parts.iter().map(|units| self.mini_batch(batch, units));
+            all.extend(parts.filter(|part| !part.is_empty()));
         }
-        Ok(scores)
+        all
+    }
+
+    /// Log-probabilities under the weights that the step begins with, where neither the sampler's nor those of the first
+    /// update serve.
+    fn old(
+        &self,
+        actor: &mut dyn Actor,
+        batch: &Batch<'_>,
+        updates: &[MiniBatch],
+    ) -> Result<BTreeMap<usize, Vec<f32>>, TrainError> {
+        let later: BTreeSet<usize> = updates.iter().skip(1).flatten().map(|(index, _)| *index).collect();
+        if !actor.rescores() || later.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let rows: Vec<Scored<'_>> = later.iter().map(|index| batch.scored(*index)).collect();
+        let scores = actor.score(&rows, self.spec.temperature)?;
+        Ok(later.into_iter().zip(scores).collect())
     }
 
     fn learn(
         &self,
-        learner: &mut Learner,
+        actor: &mut dyn Actor,
         batch: &Batch<'_>,
-        source: FeatureSource<'_>,
+        mini_batches: &[MiniBatch],
+        old: &BTreeMap<usize, Vec<f32>>,
         step: u32,
         metrics: &mut BTreeMap<String, f64>,
     ) -> Result<(), TrainError> {
-        let policy = self.policy_loss();
-        let rate = learner.rate(step);
+        let objective = PolicyObjective {
+            loss: self.policy_loss(),
+            temperature: self.spec.temperature,
+        };
+        let rate = self.schedule.rate(step);
         let mut sum = PolicyStatistics::default();
-        let (mut norms, mut updates) = (0.0, 0.0_f64);
-        for epoch in 0..self.spec.epochs {
-            let seed = derive_seed(self.seed, "mini-batches", u64::from(step) << 8 | u64::from(epoch));
-            let order = permutation(batch.units.len(), seed);
-            for units in split_evenly(&order, self.spec.mini_batches as usize) {
-                let shards = self.shards_of(batch, &units);
-                if shards.is_empty() {
-                    continue;
+        let mut norms = 0.0;
+        for (number, mini_batch) in mini_batches.iter().enumerate() {
+            let row = |(index, weight): &(usize, f32)| {
+                let sample = &batch.samples[*index];
+                PolicyRow {
+                    scored: batch.scored(*index),
+                    drawn: &sample.old,
+                    old: match old.get(index) {
+                        _ if !actor.rescores() => Some(sample.old.as_slice()),
+                        Some(scored) if number > 0 => Some(scored.as_slice()),
+                        _ => None,
+                    },
+                    reference: batch.reference.as_ref().map(|reference| reference[*index].as_slice()),
+                    advantage: sample.advantage,
+                    weight: *weight,
                 }
-                let (update, told) = learner.update(&shards, rate, |scorer, shard| {
-                    self.loss_of(scorer, batch, shard, source, &policy)
-                })?;
-                let mut own = PolicyStatistics::default();
-                told.into_iter().for_each(|told| own += told);
-                if updates == 0.0 {
-                    metrics.insert("rollout/max_log_prob_difference".into(), own.max_log_ratio);
-                }
-                sum += own;
-                norms += update.grad_norm;
-                updates += 1.0;
+            };
+            let rows: Vec<PolicyRow<'_>> = mini_batch.iter().map(row).collect();
+            let learned = actor.learn(&rows, objective, rate)?;
+            tell_skipped(&learned.update);
+            if number == 0 {
+                metrics.insert("rollout/max_log_prob_difference".into(), learned.apart.largest);
+                metrics.insert("rollout/mean_log_prob_difference".into(), learned.apart.mean());
             }
+            sum += learned.statistics;
+            norms += learned.update.grad_norm;
         }
-        let count = updates.max(1.0);
+        let count = mini_batches.len().max(1) as f64;
         metrics.extend([
             ("actor/pg_loss".to_owned(), sum.policy_loss / count),
             ("actor/kl_loss".to_owned(), sum.kl / count),
@@ -352,9 +326,9 @@ impl GrpoSteps<'_> {
         }
     }
 
-    /// The samples of a mini-batch in shards. Token weights are those of the whole mini-batch, samples included that are
-    /// then left out because they have neither advantage nor KL term.
-    fn shards_of(&self, batch: &Batch<'_>, units: &[usize]) -> Vec<Shard> {
+    /// The samples of an update. Token weights are those of the whole mini-batch, samples included that are then left out
+    /// because they have neither advantage nor KL term.
+    fn mini_batch(&self, batch: &Batch<'_>, units: &[usize]) -> MiniBatch {
         let prompts: BTreeSet<usize> = units
             .iter()
             .flat_map(|unit| batch.units[*unit].iter().copied())
@@ -370,55 +344,11 @@ impl GrpoSteps<'_> {
             LossAggregation::TokenMean => Aggregation::TokenMean,
             LossAggregation::SequenceMean => Aggregation::SequenceMean,
         };
-        let weighted: Vec<(usize, f32)> = members
+        members
             .into_iter()
             .zip(token_weights(&sizes, aggregation))
-            .filter(|(index, _)| self.reference.is_some() || batch.samples[*index].advantage != 0.0)
-            .collect();
-        let lengths: Vec<usize> = weighted
-            .iter()
-            .map(|(index, _)| batch.tokens(&batch.samples[*index]))
-            .collect();
-        let shards = shards_by_length(&lengths, ROWS_PER_SHARD);
-        shards
-            .into_iter()
-            .map(|shard| Shard {
-                samples: shard.into_iter().map(|place| weighted[place]).collect(),
-            })
+            .filter(|(index, _)| self.has_reference() || batch.samples[*index].advantage != 0.0)
             .collect()
-    }
-
-    fn loss_of(
-        &self,
-        scorer: Scorer<'_>,
-        batch: &Batch<'_>,
-        shard: &Shard,
-        source: FeatureSource<'_>,
-        policy: &PolicyLoss,
-    ) -> Result<(Tensor, PolicyStatistics), TrainError> {
-        let rows: Vec<Scored<'_>> = shard.samples.iter().map(|(index, _)| batch.scored(*index)).collect();
-        let log_probs = completion_log_probs(scorer, &rows, source, self.spec.temperature)?;
-        let column = |value: &dyn Fn(usize, f32) -> Vec<f32>| -> Result<Tensor, TrainError> {
-            let values: Vec<f32> = shard
-                .samples
-                .iter()
-                .flat_map(|(index, weight)| value(*index, *weight))
-                .collect();
-            let count = values.len();
-            Ok(Tensor::from_vec(values, count, scorer.model.device())?)
-        };
-        let spread = |index: usize, value: f32| vec![value; batch.samples[index].tokens.len()];
-        let targets = TokenTargets {
-            old: column(&|index, _| batch.samples[index].old.clone())?,
-            reference: match &batch.reference {
-                Some(reference) => Some(column(&|index, _| reference[index].clone())?),
-                None => None,
-            },
-            advantage: column(&|index, _| spread(index, batch.samples[index].advantage))?,
-            weight: column(&|index, weight| spread(index, weight))?,
-        };
-        let statistics = policy.statistics(&log_probs.detach(), &targets)?;
-        Ok((policy.loss(&log_probs, &targets)?, statistics))
     }
 }
 

@@ -1,53 +1,28 @@
 //! The loop of a run: evaluate, checkpoint, step, until the goal, the guard or a signal.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    time::Instant,
-};
+use std::{collections::BTreeMap, time::Instant};
 
-use flotilla_api::{
-    algorithm::Optimizer,
-    evaluation::Score,
-    progress::Stage,
-    role::{ModelSource, PreparedDataset, Train},
-};
+use flotilla_api::{evaluation::Score, progress::Stage, role::Train};
 use flotilla_artifacts::{
-    checkpoint::{list, newest, prune, verify},
-    dataset::Dataset,
+    checkpoint::{list, prune},
     layout::RunDir,
     publish::{remove_leftovers, remove_published},
 };
-use flotilla_model::{Config, LoadOptions, Pass, Processor, Vlm};
 
 use super::{
-    checkpoint::{self, ModelFiles, Position},
+    actor::{Actor, Turn},
+    checkpoint::{self, Position},
+    choice::Start,
     error::TrainError,
-    evaluation::{EvaluationSet, evaluate},
-    examples::{ExampleSet, Images},
-    features::{Features, Gallery, encode},
+    evaluation::evaluate,
     fleet::Fleet,
     grpo::{GrpoSteps, terms},
+    inputs::{Inputs, method, schedule},
     journal::{Journal, Line},
-    learner::Learner,
     plot,
-    rollout::{Remote, Rollout},
     sft::SftSteps,
 };
-use crate::{context::Context, device::threads, error::WorkerError, models::locate_blocking};
-
-/// Features of a frozen vision tower are kept for the whole run up to this size.
-const MAX_KEPT_FEATURE_BYTES: usize = 1 << 30;
-/// Tokens that a greedy answer may have beyond the longest one imitated.
-const SFT_ANSWER_MARGIN: usize = 8;
-
-/// What is read before the first step.
-struct Inputs {
-    rows: ExampleSet,
-    sets: Vec<EvaluationSet>,
-    gallery: Gallery,
-    files: ModelFiles,
-}
+use crate::{context::Context, error::WorkerError, models::locate_blocking};
 
 /// The algorithm of the run.
 enum Steps<'a> {
@@ -79,27 +54,14 @@ pub fn train(
         tracing::info!(?removed, "removed what an interrupted process left");
     }
     let base_dir = locate_blocking(context, &spec.model.uri, cancelled)?;
-    let options = LoadOptions {
-        device: context.device.open()?.device,
-        ..LoadOptions::default()
-    };
-    let base = load_base(&base_dir, &spec.model, &options)?;
-    let inputs = read_inputs(context, spec, &base_dir, base.config())?;
-    let (model, resumed) = load_newest(&run, &base, &options)?;
-    let (freeze, optimizer) = algorithm_parts(spec)?;
-    let threads = threads(&options.device, spec.threads as usize);
-    let total = spec.algorithm.total_steps();
-    let mut learner = Learner::new(model, freeze, optimizer, total, threads)?;
-    let position = match &resumed {
-        Some((dir, position)) => {
-            checkpoint::restore_optimizer(dir, position, &mut learner)?;
-            tracing::info!(step = position.step, "resumed from the newest stable checkpoint");
-            position.clone()
-        }
-        None => Position::default(),
-    };
-    let known = known_features(&learner, &inputs, threads)?;
-    let steps = steps_of(spec, &inputs, &base, fleet)?;
+    let start = Start::load(context.device.open()?, spec, &base_dir, &run)?;
+    let inputs = Inputs::read(&context.volumes, spec, &base_dir, start.model.config())?;
+    let resumed = start.resumed.as_ref().map(|resumed| resumed.position.clone());
+    let mut actor = start.actor(spec, &inputs)?;
+    if let Some(position) = &resumed {
+        tracing::info!(step = position.step, "resumed from the newest stable checkpoint");
+    }
+    let position = resumed.clone().unwrap_or_default();
     let runner = Runner {
         context,
         spec,
@@ -108,169 +70,37 @@ pub fn train(
         run,
         inputs: &inputs,
         fleet,
-        steps,
-        known: known.as_ref(),
-        learner,
+        steps: steps_of(spec, &inputs)?,
+        actor: actor.as_mut(),
+        begin_step: position.step,
         position,
         line: BTreeMap::new(),
-        total,
+        total: spec.algorithm.total_steps(),
         begin: Instant::now(),
-        begin_step: resumed.as_ref().map_or(0, |(_, position)| position.step),
         cancelled,
     };
     runner.run()
 }
 
-/// The model that the run begins with.
-fn load_base(dir: &Path, source: &ModelSource, options: &LoadOptions) -> Result<Vlm, TrainError> {
-    if let Some(seed) = source.random_seed {
-        return Ok(Vlm::random(Config::load(dir)?, seed, options)?);
-    }
-    verify(dir, source.digest.as_deref())?;
-    Ok(Vlm::load(dir, options)?)
-}
-
-/// The newest checkpoint of the run, verified; else a copy of the base model.
-fn load_newest(
-    run: &RunDir,
-    base: &Vlm,
-    options: &LoadOptions,
-) -> Result<(Vlm, Option<(std::path::PathBuf, Position)>), TrainError> {
-    let Some(newest) = newest(&run.checkpoints())? else {
-        return Ok((base.deep_copy()?, None));
-    };
-    verify(&newest.path, Some(&newest.digest))?;
-    let model = Vlm::load(&newest.path, options)?;
-    let position = checkpoint::read_position(&newest.path)?;
-    Ok((model, Some((newest.path, position))))
-}
-
-fn read_inputs(context: &Context, spec: &Train, base_dir: &Path, config: &Config) -> Result<Inputs, TrainError> {
-    let processor = Processor::load(base_dir)?;
-    let max_tokens = config.text.max_position_embeddings;
-    let mut images = Images::default();
-    let mut read = |set: &mut ExampleSet, prepared: &PreparedDataset| -> Result<(), TrainError> {
-        let dataset = Dataset::open(&context.volumes.resolve(&prepared.uri)?, Some(&prepared.digest))?;
-        set.append(&dataset, prepared.max_rows, &processor, &mut images, max_tokens)
-    };
-    let mut rows = ExampleSet::default();
-    for prepared in &spec.datasets {
-        read(&mut rows, prepared)?;
-    }
-    let mut sets = Vec::new();
-    for prepared in &spec.evaluation_sets {
-        let mut examples = ExampleSet::default();
-        read(&mut examples, prepared)?;
-        sets.push(EvaluationSet {
-            name: prepared.name.clone(),
-            examples,
-        });
-    }
-    check(spec, &rows, &sets)?;
-    Ok(Inputs {
-        rows,
-        sets,
-        gallery: Gallery { processor, images },
-        files: ModelFiles::read(base_dir)?,
-    })
-}
-
-fn check(spec: &Train, rows: &ExampleSet, sets: &[EvaluationSet]) -> Result<(), TrainError> {
-    let invalid = |what: String| Err(TrainError::Invalid(what));
-    if rows.examples.is_empty() {
-        return invalid("the training datasets have no rows".into());
-    }
-    let imitated = rows
-        .examples
-        .iter()
-        .filter(|example| !example.completion.is_empty())
-        .count();
-    if spec.algorithm.sft.is_some() && imitated < rows.examples.len() {
-        return invalid("sft needs instruction datasets: a row has no completion to imitate".into());
-    }
-    if spec.algorithm.grpo.is_some() && imitated > 0 {
-        return invalid("grpo needs preference or exactMatch datasets: a row has a completion to imitate".into());
-    }
-    for set in sets {
-        if set.examples.examples.iter().any(|example| example.target.is_none()) {
-            return invalid(format!(
-                "evaluation set {}: a row has no answer to compare with",
-                set.name
-            ));
-        }
-    }
-    match &spec.guard {
-        Some(guard) if !sets.iter().any(|set| set.name == guard.set) => invalid(format!(
-            "guard.set {:?} is not an evaluation set of this job",
-            guard.set
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn algorithm_parts(spec: &Train) -> Result<(&[flotilla_api::algorithm::Module], &Optimizer), TrainError> {
-    match (&spec.algorithm.grpo, &spec.algorithm.sft) {
-        (Some(grpo), None) => Ok((&grpo.freeze, &grpo.optimizer)),
-        (None, Some(sft)) => Ok((&sft.freeze, &sft.optimizer)),
-        _ => Err(TrainError::Invalid(
-            "algorithm takes exactly one of grpo and sft".into(),
-        )),
-    }
-}
-
-fn steps_of<'a>(
-    spec: &Train,
-    inputs: &'a Inputs,
-    base: &'a Vlm,
-    fleet: Option<&'a Fleet>,
-) -> Result<Steps<'a>, TrainError> {
+fn steps_of<'a>(spec: &Train, inputs: &'a Inputs) -> Result<Steps<'a>, TrainError> {
+    let (_, optimizer) = method(spec)?;
+    let schedule = schedule(optimizer, spec.algorithm.total_steps());
     if let Some(sft) = &spec.algorithm.sft {
         return Ok(Steps::Sft(SftSteps {
             spec: sft.clone(),
             rows: &inputs.rows,
-            gallery: &inputs.gallery,
+            schedule,
             seed: spec.seed,
         }));
     }
-    let grpo = spec.algorithm.grpo.clone().unwrap_or_default();
     Ok(Steps::Grpo(GrpoSteps {
-        reference: (grpo.kl_coefficient > 0.0).then_some(base),
-        spec: grpo,
+        spec: spec.algorithm.grpo.clone().unwrap_or_default(),
         terms: terms(&spec.rewards)?,
         rows: &inputs.rows,
         gallery: &inputs.gallery,
+        schedule,
         seed: spec.seed,
-        fleet,
     }))
-}
-
-/// Features of every picture of the run, where the vision tower is frozen and they are not too large.
-fn known_features(learner: &Learner, inputs: &Inputs, threads: usize) -> Result<Option<Features>, TrainError> {
-    if !learner.vision_is_frozen() {
-        return Ok(None);
-    }
-    let sets: Vec<&ExampleSet> = std::iter::once(&inputs.rows)
-        .chain(inputs.sets.iter().map(|set| &set.examples))
-        .collect();
-    let names: BTreeSet<String> = sets.iter().flat_map(|set| set.image_names()).collect();
-    let longest = sets
-        .iter()
-        .flat_map(|set| &set.examples)
-        .flat_map(|example| example.prompt.spans.iter().map(|(_, tokens)| *tokens))
-        .max()
-        .unwrap_or(0);
-    let bytes = names.len() * longest * learner.model.config().text.hidden_size * 4;
-    if bytes > MAX_KEPT_FEATURE_BYTES {
-        tracing::info!(bytes, "image features are computed with each step: too large to keep");
-        return Ok(None);
-    }
-    Ok(Some(encode(
-        &learner.model,
-        &inputs.gallery,
-        &names,
-        Pass::Infer,
-        threads,
-    )?))
 }
 
 /// A run on its way.
@@ -281,8 +111,7 @@ struct Runner<'a> {
     inputs: &'a Inputs,
     fleet: Option<&'a Fleet>,
     steps: Steps<'a>,
-    known: Option<&'a Features>,
-    learner: Learner,
+    actor: &'a mut dyn Actor,
     journal: Journal,
     position: Position,
     /// Step of the newest checkpoint.
@@ -349,10 +178,17 @@ impl Runner<'_> {
         let step = self.position.step;
         let span = tracing::info_span!("step", step = step + 1);
         let _entered = span.enter();
-        let metrics = match &self.steps {
-            Steps::Sft(sft) => sft.step(&mut self.learner, self.known, step)?,
-            Steps::Grpo(grpo) => grpo.step(&mut self.learner, self.known, step, self.cancelled)?,
+        let turn = self.turn();
+        let mut metrics = match &self.steps {
+            Steps::Sft(sft) => sft.step(self.actor, step)?,
+            Steps::Grpo(grpo) => grpo.step(self.actor, turn)?,
         };
+        metrics.extend(
+            self.actor
+                .gauges()
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value)),
+        );
         self.position.step = step + 1;
         self.line.clone_from(&metrics);
         self.journal.append(Line {
@@ -374,8 +210,9 @@ impl Runner<'_> {
         let step = self.position.step;
         let begin = Instant::now();
         let mut scores = Vec::new();
+        let (longest, turn) = (self.inputs.longest_answer(self.spec), self.turn());
         for set in &self.inputs.sets {
-            let score = self.score(set, step)?;
+            let score = evaluate(self.actor, &self.inputs.gallery, set, longest, turn)?;
             tracing::info!(
                 set = score.set,
                 step,
@@ -398,38 +235,12 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn score(&self, set: &EvaluationSet, step: u32) -> Result<Score, TrainError> {
-        let fresh = match self.known {
-            Some(_) => Features::new(),
-            None => {
-                let names = set.examples.image_names();
-                encode(
-                    &self.learner.model,
-                    &self.inputs.gallery,
-                    &names,
-                    Pass::Infer,
-                    self.learner.threads,
-                )?
-            }
-        };
-        let rollout = Rollout {
-            model: &self.learner.model,
-            features: self.known.unwrap_or(&fresh),
-            tokenizer: self.inputs.gallery.processor.tokenizer(),
-            threads: self.learner.threads,
-            remote: self.fleet.map(|fleet| Remote { fleet, step }),
+    /// The step that comes next.
+    fn turn(&self) -> Turn<'a> {
+        Turn {
+            fleet: self.fleet,
+            step: self.position.step,
             cancelled: self.cancelled,
-        };
-        evaluate(rollout, set, step, self.longest_answer())
-    }
-
-    fn longest_answer(&self) -> usize {
-        match &self.steps {
-            Steps::Grpo(grpo) => grpo.spec.max_completion_tokens as usize,
-            Steps::Sft(sft) => {
-                let longest = sft.rows.examples.iter().map(|example| example.completion.len()).max();
-                longest.unwrap_or(0) + SFT_ANSWER_MARGIN
-            }
         }
     }
 
@@ -469,7 +280,7 @@ impl Runner<'_> {
 
     fn save(&mut self) -> Result<(), TrainError> {
         let begin = Instant::now();
-        let published = checkpoint::write(&self.run, &self.inputs.files, &self.learner, &self.position)?;
+        let published = checkpoint::write(&self.run, &self.inputs.files, self.actor, &self.position)?;
         self.saved = Some(self.position.step);
         let kept = self.position.held.filter(|_| self.spec.guard.is_some());
         prune(&self.run.checkpoints(), self.spec.keep_last as usize, kept)?;

@@ -220,6 +220,11 @@ impl Plan {
         found.map_or(0, |(_, bytes)| *bytes)
     }
 
+    /// Bytes that nothing is planned for, besides the reserve.
+    pub fn left(&self) -> usize {
+        self.card.saturating_sub(self.bytes() + RESERVE)
+    }
+
     /// Whether the card has so much, and a reserve.
     pub fn fits(&self) -> bool {
         self.bytes() + RESERVE <= self.card

@@ -8,7 +8,10 @@ use flotilla_kernels::{
 use flotilla_model::{text::TextConfig, weights::Weights};
 
 use super::Learner;
-use crate::{error::DeviceError, weights::TextWeights};
+use crate::{
+    error::DeviceError,
+    weights::{TextWeights, values},
+};
 
 /// Parts of a weight's moments with their names, as bytes on the card.
 fn parts(states: &States) -> Result<Vec<(&'static str, Buffer<u8>)>, DeviceError> {
@@ -93,6 +96,22 @@ fn sources(config: &TextConfig) -> Vec<Vec<String>> {
 }
 
 impl<T: Float> TextWeights<T> {
+    /// Overwrites them by those of a model of the host: whoever shares the buffers sees the new values.
+    pub fn assign(&self, gpu: &Gpu, config: &TextConfig, weights: &Weights) -> Result<(), DeviceError> {
+        for ((name, buffer), names) in self.named().into_iter().zip(sources(config)) {
+            let parts = names.iter().map(|name| values::<T>(weights, name));
+            let whole = parts.collect::<Result<Vec<_>, _>>()?.concat();
+            if whole.len() != buffer.len() {
+                let (given, wanted) = (whole.len(), buffer.len());
+                return Err(DeviceError::Input(format!(
+                    "{given} numbers for {name}, which has {wanted}"
+                )));
+            }
+            gpu.write(&buffer, &whole)?;
+        }
+        Ok(())
+    }
+
     /// The inverse of [`Self::load`]: sets the variables of a model of the host, from which a checkpoint is written.
     pub fn store(&self, gpu: &Gpu, config: &TextConfig, weights: &Weights) -> Result<(), DeviceError> {
         for ((_, buffer), names) in self.named().into_iter().zip(sources(config)) {

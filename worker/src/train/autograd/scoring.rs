@@ -4,7 +4,8 @@ use candle_core::{Tensor, Var};
 use flotilla_grpo::logprob::token_log_probs;
 use flotilla_model::{Pass, TextBatch, Vlm};
 
-use super::{error::TrainError, examples::Example, features::FeatureSource};
+use super::features::FeatureSource;
+use crate::train::{actor::Scored, error::TrainError};
 
 /// A model that scores.
 #[derive(Clone, Copy, Debug)]
@@ -15,22 +16,6 @@ pub struct Scorer<'a> {
     pub head: &'a Tensor,
     /// With or without gradient.
     pub pass: Pass,
-}
-
-/// A prompt and one completion of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Scored<'a> {
-    /// The prompt.
-    pub example: &'a Example,
-    /// The completion's tokens, at least one.
-    pub completion: &'a [u32],
-}
-
-impl Scored<'_> {
-    /// Tokens of prompt and completion.
-    pub fn tokens(&self) -> usize {
-        self.example.prompt.ids.len() + self.completion.len()
-    }
 }
 
 /// Log-probability of every completion token, rows one after the other: `[sum of completion lengths]`.

@@ -1,19 +1,15 @@
-//! Model and optimiser: one update from the shards of a mini-batch.
+//! Variables and their optimiser: one update from the shards of a mini-batch.
 
 use candle_core::{Tensor, Var};
-use flotilla_api::algorithm::{Module, Optimizer, Schedule as Curve};
+use flotilla_api::algorithm::{Module, Optimizer};
 use flotilla_grpo::{
     adamw::{AdamW, Parameters, Update},
     gradient::Gradients,
-    schedule::{self, Schedule},
 };
-use flotilla_model::{Config, Pass, Vlm};
+use flotilla_model::{Pass, Vlm};
 
-use super::{
-    error::TrainError,
-    parallel::map_parts,
-    scoring::{Scorer, head},
-};
+use super::scoring::{Scorer, head};
+use crate::train::{error::TrainError, modules::is_trained, parallel::map_parts};
 
 /// Rows of one shard: enough for efficient matrix products, few enough that the shards of a mini-batch keep every thread
 /// busy. A constant, so that sums do not depend on the number of threads.
@@ -26,8 +22,6 @@ pub struct Learner {
     pub model: Vlm,
     optimizer: AdamW,
     names: Vec<String>,
-    schedule: Schedule,
-    freeze: Vec<Module>,
     head: Tensor,
     /// Threads that share a mini-batch.
     pub threads: usize,
@@ -35,15 +29,9 @@ pub struct Learner {
 
 impl Learner {
     /// A learner whose optimiser has seen nothing.
-    pub fn new(
-        mut model: Vlm,
-        freeze: &[Module],
-        optimizer: &Optimizer,
-        total_steps: u32,
-        threads: usize,
-    ) -> Result<Self, TrainError> {
+    pub fn new(mut model: Vlm, freeze: &[Module], optimizer: &Optimizer, threads: usize) -> Result<Self, TrainError> {
         let config = model.config().clone();
-        let trainable = |name: &str| !freeze.iter().any(|module| belongs(&config, name, *module));
+        let trainable = |name: &str| is_trained(&config, name, freeze);
         model.set_trainable(trainable)?;
         let (names, variables): (Vec<String>, Vec<Var>) = model
             .named_vars()
@@ -65,20 +53,8 @@ impl Learner {
             names,
             head: head(&model, !freeze.contains(&Module::Embeddings))?,
             model,
-            schedule: schedule_of(optimizer, total_steps),
-            freeze: freeze.to_vec(),
             threads,
         })
-    }
-
-    /// True where the vision tower stays as it is.
-    pub fn vision_is_frozen(&self) -> bool {
-        self.freeze.contains(&Module::Vision)
-    }
-
-    /// Learning rate of a step, counted from 0.
-    pub fn rate(&self, step: u32) -> f64 {
-        self.schedule.rate(step)
     }
 
     /// One update: every shard's loss is differentiated on some thread, gradients are added in the order of the shards.
@@ -104,14 +80,7 @@ impl Learner {
         let Some(sum) = Gradients::sum(&gradients)? else {
             return Err(TrainError::Invalid("a mini-batch is empty".into()));
         };
-        let update = self.optimizer.update(&sum, rate)?;
-        if !update.applied {
-            tracing::warn!(
-                grad_norm = update.grad_norm,
-                "update skipped: the gradient is not finite"
-            );
-        }
-        Ok((update, told))
+        Ok((self.optimizer.update(&sum, rate)?, told))
     }
 
     /// Moments by variable name, and the number of updates.
@@ -133,26 +102,5 @@ impl Learner {
             })
             .collect::<Result<Vec<_>, _>>()?;
         Ok(self.optimizer.restore(&moments, updates)?)
-    }
-}
-
-fn belongs(config: &Config, name: &str, module: Module) -> bool {
-    match module {
-        Module::Vision => config.is_vision(name),
-        Module::Embeddings => name.ends_with("embed_tokens.weight") || name == config.text.names.head,
-    }
-}
-
-fn schedule_of(optimizer: &Optimizer, total: u32) -> Schedule {
-    Schedule {
-        peak: optimizer.learning_rate,
-        curve: match optimizer.schedule {
-            Curve::Constant => schedule::Curve::Constant,
-            Curve::Linear => schedule::Curve::Linear,
-            Curve::Cosine => schedule::Curve::Cosine,
-        },
-        final_fraction: optimizer.final_fraction,
-        warmup: optimizer.warmup_steps,
-        total,
     }
 }

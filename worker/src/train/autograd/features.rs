@@ -3,19 +3,12 @@
 use std::collections::{BTreeSet, HashMap};
 
 use candle_core::Tensor;
-use flotilla_model::{Pass, Processor, Vlm};
+use flotilla_model::{Pass, Vlm};
 
-use super::{error::TrainError, examples::Images, parallel::map_parts};
-use crate::rollout::IMAGES_PER_PASS;
-
-/// Pictures of a run and how they are made patches.
-#[derive(Debug)]
-pub struct Gallery {
-    /// Tokenizer, template and image processor of the model.
-    pub processor: Processor,
-    /// The pictures.
-    pub images: Images,
-}
+use crate::{
+    rollout::IMAGES_PER_PASS,
+    train::{error::TrainError, gallery::Gallery, parallel::map_parts},
+};
 
 /// Features by picture.
 pub type Features = HashMap<String, Tensor>;
@@ -34,7 +27,7 @@ pub fn encode(
     let encoded = map_parts(threads, &parts, |part| {
         let images = part
             .iter()
-            .map(|key| gallery.images.visual(&gallery.processor, key))
+            .map(|key| gallery.visual(key))
             .collect::<Result<Vec<_>, _>>()?;
         Ok::<_, TrainError>(model.encode(&images.iter().collect::<Vec<_>>(), pass)?)
     })?;
@@ -50,7 +43,12 @@ pub enum FeatureSource<'a> {
     Trained(&'a Gallery),
 }
 
-impl FeatureSource<'_> {
+impl<'a> FeatureSource<'a> {
+    /// Those that are known, else the gallery.
+    pub fn new(known: Option<&'a Features>, gallery: &'a Gallery) -> Self {
+        known.map_or(Self::Trained(gallery), Self::Known)
+    }
+
     /// Features of the pictures of one shard.
     pub fn of(&self, model: &Vlm, names: &BTreeSet<String>) -> Result<Features, TrainError> {
         match self {

@@ -1,0 +1,193 @@
+//! What learner and engine of one process get of a card's memory, before anything is allocated.
+
+use flotilla_device::{
+    TextShape,
+    learner::{Plan, Settings},
+};
+use flotilla_engine::Limits;
+use flotilla_kernels::{Dtype, optimizer::StateKind};
+
+use crate::train::error::TrainError;
+
+/// Tokens of a micro-batch, from the size at which products run at full speed to what a small card may have room for.
+const MICRO_BATCHES: [usize; 4] = [8192, 4096, 2048, 1024];
+/// Samples that are drawn at once, at most.
+const MOST_ROWS: usize = 256;
+/// With fewer at once most of a decode step is reading the weights: a plan with more room for them is looked for first.
+const FEW_ROWS: usize = 32;
+
+/// What a run asks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wanted {
+    /// Of weights and gradients.
+    pub format: Dtype,
+    /// Tokens of the longest prompt.
+    pub prompt: usize,
+    /// Tokens of the longest completion.
+    pub completion: usize,
+    /// Samples of a step.
+    pub samples: usize,
+    /// Whether the embedding table and the head are trained.
+    pub tables: bool,
+    /// The form of moments that a checkpoint has; None at the beginning of a run.
+    pub states: Option<StateKind>,
+}
+
+/// What it gets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Share {
+    /// Of the learner.
+    pub settings: Settings,
+    /// Blocks of keys and values of the engine.
+    pub kv_blocks: usize,
+    /// Bytes of all of it by purpose.
+    pub plan: Plan,
+}
+
+impl Wanted {
+    /// Tokens of the longest sequence.
+    pub fn longest(&self) -> usize {
+        self.prompt + self.completion
+    }
+
+    /// Samples that the engine computes at once.
+    pub fn rows(&self) -> usize {
+        self.samples.clamp(1, MOST_ROWS)
+    }
+
+    /// Forms of the moments, the most exact first.
+    fn states(&self) -> Vec<StateKind> {
+        match (self.states, self.format) {
+            (Some(states), _) => vec![states],
+            (None, Dtype::F32) => vec![StateKind::F32],
+            (None, _) => vec![StateKind::Bf16, StateKind::Bit8],
+        }
+    }
+
+    fn settings(&self) -> Vec<Settings> {
+        let longest = self.longest();
+        let sizes = MICRO_BATCHES
+            .into_iter()
+            .filter(|size| *size > longest)
+            .chain([longest]);
+        let sizes = sizes.collect::<Vec<_>>();
+        let of = |states: StateKind| {
+            let settings = sizes.iter().map(move |tokens| Settings {
+                gradients: self.format,
+                states,
+                tables: self.tables,
+                ..Settings::new(*tokens)
+            });
+            settings.collect::<Vec<_>>()
+        };
+        self.states().into_iter().flat_map(of).collect()
+    }
+}
+
+/// Divides `card` bytes, those of the weights included: the most exact moments that leave the engine room for some samples, the
+/// largest micro-batch of those; then keys and values for all samples of a step, but no more than half of what is left; then
+/// as many activations as there is room for.
+///
+/// # Errors
+/// Not even one sample and the smallest micro-batch fit: the error has the plan.
+pub fn divide(shape: &TextShape, wanted: &Wanted, limits: &Limits, card: usize) -> Result<Share, TrainError> {
+    let block = limits.block_size * shape.kv_values() * wanted.format.bytes();
+    // One block more for a prompt that is kept while its samples go on.
+    let of_rows = |rows: usize| rows * (limits.blocks_of(wanted.prompt, wanted.completion) + 1);
+    let settings = wanted.settings();
+    for least in [wanted.rows().min(FEW_ROWS), 1] {
+        for settings in &settings {
+            let blocks_least = of_rows(least);
+            let plan = Plan::new(shape, wanted.format, settings, blocks_least * block, card);
+            if !plan.fits() {
+                continue;
+            }
+            let left = plan.left();
+            let more = (left / 2 / block).min(of_rows(wanted.rows()) - blocks_least);
+            let kv_blocks = blocks_least + more;
+            let pool = kv_blocks * block;
+            let Some(settings) = Plan::fit(shape, wanted.format, settings, pool, card) else {
+                continue;
+            };
+            return Ok(Share {
+                plan: Plan::new(shape, wanted.format, &settings, pool, card),
+                settings,
+                kv_blocks,
+            });
+        }
+    }
+    let smallest = settings
+        .last()
+        .copied()
+        .unwrap_or_else(|| Settings::new(wanted.longest()));
+    let plan = Plan::new(shape, wanted.format, &smallest, of_rows(1) * block, card);
+    Err(TrainError::Invalid(format!(
+        "this model does not fit into the GPU with its gradients and moments; the smallest plan:\n{plan}\nTake a GPU with more memory, \
+         dtype bf16, freeze the embeddings, or shorten prompts and completions ({} and {} tokens)",
+        wanted.prompt, wanted.completion
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H100: usize = 84_000_000_000;
+
+    fn wanted(format: Dtype) -> Wanted {
+        Wanted {
+            format,
+            prompt: 1536,
+            completion: 512,
+            samples: 2048,
+            tables: true,
+            states: None,
+        }
+    }
+
+    fn shape(name: &str) -> TextShape {
+        TextShape::named(name).expect("a released shape")
+    }
+
+    #[test]
+    fn a_7b_model_learns_on_80_gigabytes_with_moments_of_8_bits() {
+        let share = divide(&shape("qwen2.5-vl-7b"), &wanted(Dtype::Bf16), &Limits::default(), H100).expect("fits");
+        assert_eq!((share.settings.states, share.settings.tokens), (StateKind::Bit8, 8192));
+        assert!(share.settings.keep.attention > 0, "{:?}", share.settings.keep);
+        assert!(share.kv_blocks >= 32 * 128 && share.plan.fits(), "{}", share.plan);
+    }
+
+    #[test]
+    fn a_small_model_keeps_everything_and_has_room_for_every_sample() {
+        let share = divide(
+            &shape("llava-onevision-0.5b"),
+            &wanted(Dtype::F32),
+            &Limits::default(),
+            H100,
+        )
+        .expect("fits");
+        assert_eq!(share.settings.states, StateKind::F32);
+        assert_eq!(share.settings.keep.attention, 24);
+        assert_eq!(share.kv_blocks, MOST_ROWS * 129);
+    }
+
+    #[test]
+    fn a_run_goes_on_with_the_moments_of_its_checkpoint() {
+        let wanted = Wanted {
+            states: Some(StateKind::Bit8),
+            ..wanted(Dtype::Bf16)
+        };
+        let share = divide(&shape("qwen2.5-vl-3b"), &wanted, &Limits::default(), H100).expect("fits");
+        assert_eq!(share.settings.states, StateKind::Bit8);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_with_the_plan() {
+        let refused = divide(&shape("qwen2.5-vl-72b"), &wanted(Dtype::Bf16), &Limits::default(), H100);
+        let error = refused.expect_err("146 GB of weights").to_string();
+        assert!(
+            error.contains("weights") && error.contains("does not fit") && error.contains("1536"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,477 @@
+//! Training on a GPU by its own kernels: one packed copy of the weights, which the engine reads and the learner changes in place.
+//!
+//! | file | what |
+//! |---|---|
+//! | `memory.rs` | what learner and engine get of the card |
+//! | `moments.rs` | the optimiser's moments on disk |
+//! | `pictures.rs` | pixels and digests of the pictures that are shown |
+
+mod memory;
+mod moments;
+mod pictures;
+
+use std::{collections::BTreeMap, path::Path, path::PathBuf};
+
+use candle_core::DType;
+use flotilla_api::{
+    algorithm::{Module, Optimizer},
+    role::Train,
+};
+use flotilla_device::{
+    DeviceRunner, TextShape, TextWeights, Vision,
+    learner::{Known, Learner, Policy, Sample, Updated, cross_entropy},
+};
+use flotilla_engine::{Completion, Engine, Group, Limits, Prompt, run_each};
+use flotilla_grpo::{adamw::Update, loss::PolicyStatistics};
+use flotilla_kernels::{
+    Buffer, Float, Gpu,
+    optimizer::{AdamW, Rounding, StateKind},
+};
+use flotilla_model::{Row, Vlm, rope::Position as TokenPosition};
+use half::bf16;
+
+use self::{
+    memory::{Wanted, divide},
+    moments::{Reader, Writer},
+    pictures::Pictures,
+};
+use super::{
+    actor::{Actor, Apart, Draw, Learned, Moments, PolicyObjective, PolicyRow, Saved, Scored, Turn},
+    checkpoint::{MAX_SHARD_BYTES, Position},
+    choice::foreign,
+    error::TrainError,
+    examples::Example,
+    gallery::Gallery,
+    inputs::{Inputs, method},
+    order::derive_seed,
+    rollout::{Asked, ask, requests},
+};
+
+/// Tokens that a step of the engine computes: prompts run at full speed, and the arena stays small beside the learner.
+const STEP_TOKENS: usize = 4096;
+/// Tokens of a block of keys and values.
+const BLOCK_SIZE: usize = 16;
+/// Bytes of features that are kept on the card.
+const FEATURE_BYTES: usize = 2 << 30;
+
+/// The actor of a run on the GPU of this number, in f32 or bf16. `resumed` is the trainer's directory of a checkpoint, and where the
+/// run stood.
+pub fn actor<'a>(
+    number: usize,
+    dtype: DType,
+    models: (Vlm, Option<Vlm>),
+    resumed: Option<(PathBuf, &Position)>,
+    spec: &Train,
+    inputs: &'a Inputs,
+) -> Result<Box<dyn Actor + 'a>, TrainError> {
+    let gpu = Gpu::new(number).map_err(flotilla_device::DeviceError::from)?;
+    match dtype {
+        DType::BF16 => Ok(Box::new(Packed::<bf16>::new(&gpu, models, resumed, spec, inputs)?)),
+        _ => Ok(Box::new(Packed::<f32>::new(&gpu, models, resumed, spec, inputs)?)),
+    }
+}
+
+/// A model on the card.
+#[derive(Debug)]
+struct Packed<'a, T: Float> {
+    gpu: Gpu,
+    /// The model on the host: its weights are what was written or sent last.
+    host: Vlm,
+    gallery: &'a Gallery,
+    pictures: Pictures,
+    engine: Engine<DeviceRunner<T>>,
+    learner: Learner<T, T>,
+    reference: Option<TextWeights<T>>,
+    adamw: AdamW,
+    max_grad_norm: f32,
+    /// Changes of the weights since the process began: names them for the engine.
+    changes: u64,
+    planned: usize,
+}
+
+/// What the learner reads of a prompt and its completion.
+struct Laid<T> {
+    ids: Vec<u32>,
+    positions: Vec<TokenPosition>,
+    prompt: usize,
+    features: Vec<(usize, Buffer<T>)>,
+}
+
+impl<T> Laid<T> {
+    fn sample(&self) -> Sample<'_, T> {
+        Sample {
+            ids: &self.ids,
+            positions: &self.positions,
+            prompt: self.prompt,
+            features: &self.features,
+        }
+    }
+}
+
+impl<'a, T: Float> Packed<'a, T> {
+    fn new(
+        gpu: &Gpu,
+        (model, reference): (Vlm, Option<Vlm>),
+        resumed: Option<(PathBuf, &Position)>,
+        spec: &Train,
+        inputs: &'a Inputs,
+    ) -> Result<Self, TrainError> {
+        let (freeze, optimizer) = method(spec)?;
+        let states = resumed
+            .as_ref()
+            .map(|(_, position)| states_of(position.moments))
+            .transpose()?;
+        gpu.reset_peak();
+        let text = &model.config().text;
+        let weights = TextWeights::<T>::load(gpu, text, model.weights())?;
+        let reference = match &reference {
+            Some(reference) => Some(TextWeights::load(gpu, text, reference.weights())?),
+            None => None,
+        };
+        let vision = Vision::load(gpu, model.clone())?;
+        let wanted = wanted::<T>(spec, inputs, freeze, states);
+        let limits = limits(&wanted);
+        let longest = wanted.longest() + BLOCK_SIZE;
+        let runner = DeviceRunner::shared(gpu, weights.clone(), vision, &limits, longest, true)?;
+        let shape = TextShape::from(text);
+        let (free, _) = gpu.memory().map_err(flotilla_device::DeviceError::from)?;
+        // The plan counts the weights, which are there already; features are still to come.
+        let card = (free + shape.parameters() * T::DTYPE.bytes()).saturating_sub(limits.feature_bytes);
+        let share = divide(&shape, &wanted, &limits, card)?;
+        tracing::info!("memory of the GPU:\n{}", share.plan);
+        let mut learner = Learner::new(gpu, weights, share.settings)?;
+        let mut changes = 0;
+        if let Some((trainer, position)) = resumed {
+            let updates = u32::try_from(position.updates)
+                .map_err(|_| TrainError::Invalid(format!("{} updates are too many", position.updates)))?;
+            let mut reader = Reader::new(&trainer);
+            learner.restore(updates, |name| {
+                reader
+                    .get(name)
+                    .map_err(|error| flotilla_device::DeviceError::Input(error.to_string()))
+            })?;
+            changes = position.updates;
+        }
+        let limits = Limits {
+            kv_blocks: share.kv_blocks,
+            ..limits
+        };
+        Ok(Self {
+            gpu: gpu.clone(),
+            gallery: &inputs.gallery,
+            pictures: Pictures::default(),
+            engine: Engine::new(runner, &changes.to_string(), limits)?,
+            learner,
+            reference,
+            adamw: adamw::<T>(optimizer, spec.seed),
+            max_grad_norm: optimizer.max_grad_norm as f32,
+            changes,
+            planned: share.plan.bytes(),
+            host: model,
+        })
+    }
+
+    /// What the engine is asked: tokens, and pictures that it encodes unless it has.
+    fn prompt(pictures: &mut Pictures, gallery: &Gallery, example: &Example) -> Result<Prompt, TrainError> {
+        let row = Row {
+            ids: example.prompt.ids.clone(),
+            positions: example.prompt.positions.clone(),
+            features: Vec::new(),
+        };
+        let starts = example.prompt.spans.iter().map(|(start, _)| *start);
+        let visuals = starts
+            .zip(&example.images)
+            .map(|(start, key)| Ok((start, pictures.get(gallery, key)?.visual.clone())));
+        Ok(Prompt::new(row, visuals.collect::<Result<_, TrainError>>()?))
+    }
+
+    /// Features of a picture by the tower as it is.
+    fn features(&mut self, key: &str) -> Result<Buffer<T>, TrainError> {
+        let picture = self.pictures.get(self.gallery, key)?;
+        Ok(self.engine.runner_mut().features_of(&picture.digest, &picture.visual)?)
+    }
+
+    fn lay<'r>(&mut self, rows: impl Iterator<Item = Scored<'r>>) -> Result<Vec<Laid<T>>, TrainError> {
+        let laid = rows.map(|row| {
+            let prompt = &row.example.prompt;
+            let whole = Row {
+                ids: prompt.ids.clone(),
+                positions: prompt.positions.clone(),
+                features: Vec::new(),
+            }
+            .followed_by(row.completion);
+            let mut features = Vec::with_capacity(prompt.spans.len());
+            for ((start, _), key) in prompt.spans.iter().zip(&row.example.images) {
+                features.push((*start, self.features(key)?));
+            }
+            Ok(Laid {
+                ids: whole.ids,
+                positions: whole.positions,
+                prompt: prompt.ids.len(),
+                features,
+            })
+        });
+        laid.collect()
+    }
+
+    fn score_by(
+        &mut self,
+        reference: bool,
+        rows: &[Scored<'_>],
+        temperature: f64,
+    ) -> Result<Vec<Vec<f32>>, TrainError> {
+        let laid = self.lay(rows.iter().copied())?;
+        let samples = laid.iter().map(Laid::sample).collect::<Vec<_>>();
+        let weights = match (reference, &self.reference) {
+            (false, _) => None,
+            (true, Some(weights)) => Some(weights),
+            (true, None) => return Err(TrainError::Invalid("this run has no reference model".into())),
+        };
+        Ok(self.learner.log_probs(weights, &samples, temperature as f32)?)
+    }
+
+    /// Adds a loss's gradients and takes one step of the optimiser.
+    fn update(
+        &mut self,
+        laid: &[Laid<T>],
+        (temperature, rate): (f64, f64),
+        slopes: impl FnMut(usize, &[f32]) -> Vec<f32>,
+    ) -> Result<Update, TrainError> {
+        let samples = laid.iter().map(Laid::sample).collect::<Vec<_>>();
+        if let Err(error) = self.learner.learn(&samples, temperature as f32, slopes) {
+            self.learner.discard();
+            return Err(error.into());
+        }
+        let adamw = AdamW {
+            learning_rate: rate,
+            ..self.adamw
+        };
+        self.learner.update(&adamw, self.max_grad_norm)?;
+        let Some(Updated { grad_norm, applied }) = self.learner.updated()? else {
+            return Err(TrainError::Invalid("an update that nothing is known of".into()));
+        };
+        self.changes += 1;
+        self.engine.load_weights(&self.changes.to_string(), |_| Ok(()))?;
+        Ok(Update {
+            grad_norm: f64::from(grad_norm),
+            applied,
+        })
+    }
+
+    /// Brings the weights to the host.
+    fn store(&self) -> Result<(), TrainError> {
+        Ok(self
+            .learner
+            .weights()
+            .store(&self.gpu, &self.host.config().text, self.host.weights())?)
+    }
+
+    fn generate(&mut self, asked: &Asked<'_>, turn: Turn<'_>) -> Result<Vec<Group>, TrainError> {
+        let gallery = self.gallery;
+        let pictures = &mut self.pictures;
+        let stop_ids = gallery.processor.tokenizer().stop_ids();
+        let requests = requests(asked.prompts(), asked.draw, stop_ids, |example| {
+            Self::prompt(pictures, gallery, example)
+        })?;
+        let mut groups = vec![Group::default(); requests.len()];
+        run_each(
+            &mut self.engine,
+            &requests,
+            &|| (turn.cancelled)(),
+            &mut |index, group| {
+                if let Some(place) = groups.get_mut(index) {
+                    *place = group;
+                }
+            },
+        )?;
+        Ok(groups)
+    }
+
+    fn ask(
+        &mut self,
+        fleet: &super::fleet::Fleet,
+        asked: &Asked<'_>,
+        turn: Turn<'_>,
+    ) -> Result<Vec<Group>, TrainError> {
+        let mut features = BTreeMap::new();
+        for key in asked.prompts().iter().flat_map(|(example, _)| &example.images) {
+            if !features.contains_key(key) {
+                let made = self.features(key)?;
+                let values = self.gpu.download(&made).map_err(flotilla_device::DeviceError::from)?;
+                features.insert(
+                    key.clone(),
+                    values.iter().map(|value| value.to_f32()).collect::<Vec<_>>(),
+                );
+            }
+        }
+        let weights = || {
+            self.store()?;
+            Ok(self.host.weights().to_bytes()?)
+        };
+        let values = |key: &str| {
+            let found = features.get(key).cloned();
+            found.ok_or_else(|| TrainError::Invalid(format!("no features of image {key}")))
+        };
+        ask(fleet, asked, turn, &weights, &values)
+    }
+}
+
+/// The form that a checkpoint's moments are restored in.
+fn states_of(moments: Moments) -> Result<StateKind, TrainError> {
+    match moments {
+        Moments::PackedF32 => Ok(StateKind::F32),
+        Moments::PackedBf16 => Ok(StateKind::Bf16),
+        Moments::Packed8Bit => Ok(StateKind::Bit8),
+        Moments::ByParameter => Err(foreign(moments, "the packed learner")),
+    }
+}
+
+fn moments_of(states: StateKind) -> Moments {
+    match states {
+        StateKind::F32 => Moments::PackedF32,
+        StateKind::Bf16 => Moments::PackedBf16,
+        StateKind::Bit8 => Moments::Packed8Bit,
+    }
+}
+
+fn wanted<T: Float>(spec: &Train, inputs: &Inputs, freeze: &[Module], states: Option<StateKind>) -> Wanted {
+    let (prompt, completion) = inputs.longest(spec);
+    let drawn = spec.algorithm.grpo.as_ref().map_or(0, |grpo| {
+        let rows = (grpo.rows_per_step as usize).min(inputs.rows.units.len());
+        let prompts = inputs.rows.units.iter().map(Vec::len).max().unwrap_or(1);
+        rows * prompts * grpo.group_size as usize
+    });
+    let evaluated = inputs.sets.iter().map(|set| set.examples.examples.len()).max();
+    Wanted {
+        format: T::DTYPE,
+        prompt,
+        completion,
+        samples: drawn.max(evaluated.unwrap_or_default()),
+        tables: !freeze.contains(&Module::Embeddings),
+        states,
+    }
+}
+
+fn limits(wanted: &Wanted) -> Limits {
+    Limits {
+        max_rows: wanted.rows(),
+        max_step_tokens: STEP_TOKENS,
+        block_size: BLOCK_SIZE,
+        feature_bytes: FEATURE_BYTES,
+        ..Limits::default()
+    }
+}
+
+fn adamw<T: Float>(optimizer: &Optimizer, seed: u64) -> AdamW {
+    AdamW {
+        learning_rate: optimizer.learning_rate,
+        beta1: optimizer.beta1,
+        beta2: optimizer.beta2,
+        epsilon: optimizer.epsilon,
+        weight_decay: optimizer.weight_decay,
+        step: 1,
+        seed: derive_seed(seed, "rounding", 0),
+        rounding: Rounding::Stochastic,
+    }
+}
+
+impl<T: Float> Actor for Packed<'_, T> {
+    fn sample(
+        &mut self,
+        prompts: &[&Example],
+        draw: Draw,
+        seeds: &[u64],
+        turn: Turn<'_>,
+    ) -> Result<Vec<Vec<Completion>>, TrainError> {
+        let asked = Asked::new(prompts, draw, seeds);
+        let groups = match turn.fleet {
+            Some(fleet) => self.ask(fleet, &asked, turn)?,
+            None => self.generate(&asked, turn)?,
+        };
+        Ok(groups.into_iter().map(|group| group.completions).collect())
+    }
+
+    fn score_by_reference(&mut self, rows: &[Scored<'_>], temperature: f64) -> Result<Vec<Vec<f32>>, TrainError> {
+        self.score_by(true, rows, temperature)
+    }
+
+    fn rescores(&self) -> bool {
+        T::DTYPE.bytes() < size_of::<f32>()
+    }
+
+    fn score(&mut self, rows: &[Scored<'_>], temperature: f64) -> Result<Vec<Vec<f32>>, TrainError> {
+        self.score_by(false, rows, temperature)
+    }
+
+    fn learn(&mut self, rows: &[PolicyRow<'_>], objective: PolicyObjective, rate: f64) -> Result<Learned, TrainError> {
+        let laid = self.lay(rows.iter().map(|row| row.scored))?;
+        let policy = Policy {
+            clip_low: objective.loss.clip_low,
+            clip_high: objective.loss.clip_high,
+            dual_clip: objective.loss.dual_clip,
+            kl_coefficient: objective.loss.kl_coefficient,
+        };
+        let (mut statistics, mut apart) = (PolicyStatistics::default(), Apart::default());
+        let update = self.update(&laid, (objective.temperature, rate), |index, log_probs| {
+            let (row, mut slopes) = (&rows[index], Vec::new());
+            let spread = |value: f32| vec![value; log_probs.len()];
+            let known = Known {
+                old: row.old.unwrap_or(log_probs),
+                reference: row.reference,
+                advantage: &spread(row.advantage),
+                weight: &spread(row.weight),
+            };
+            let own = policy.gradient(log_probs, known, &mut slopes);
+            statistics += PolicyStatistics {
+                policy_loss: own.policy_loss,
+                kl: own.kl,
+                ppo_kl: own.ppo_kl,
+                clipped: own.clipped,
+                dual_clipped: own.dual_clipped,
+                max_log_ratio: own.max_log_ratio,
+            };
+            apart += Apart::new(row.drawn, log_probs);
+            slopes
+        })?;
+        Ok(Learned {
+            update,
+            statistics,
+            apart,
+        })
+    }
+
+    fn imitate(&mut self, rows: &[(Scored<'_>, f32)], rate: f64) -> Result<(Update, f64), TrainError> {
+        let laid = self.lay(rows.iter().map(|(row, _)| *row))?;
+        let mut loss = 0.0;
+        let update = self.update(&laid, (1.0, rate), |index, log_probs| {
+            let mut slopes = Vec::new();
+            loss += cross_entropy(log_probs, &vec![rows[index].1; log_probs.len()], &mut slopes);
+            slopes
+        })?;
+        Ok((update, loss))
+    }
+
+    fn save(&mut self, weights: &Path, trainer: &Path) -> Result<Saved, TrainError> {
+        self.store()?;
+        self.host.weights().save_sharded(weights, MAX_SHARD_BYTES, None)?;
+        let mut writer = Writer::new(trainer);
+        let updates = self.learner.save(|name, values| {
+            writer
+                .put(name, values)
+                .map_err(|error| flotilla_device::DeviceError::Input(error.to_string()))
+        })?;
+        writer.flush()?;
+        Ok(Saved {
+            updates: u64::from(updates),
+            moments: moments_of(self.learner.settings().states),
+        })
+    }
+
+    fn gauges(&self) -> Vec<(&'static str, f64)> {
+        let gigabytes = |bytes: usize| bytes as f64 / 1e9;
+        vec![
+            ("memory/gpu_planned_gb", gigabytes(self.planned)),
+            ("memory/gpu_peak_gb", gigabytes(self.gpu.peak_bytes())),
+        ]
+    }
+}
