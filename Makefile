@@ -67,10 +67,11 @@ $(CUDA)/nvrtc/ready: scripts/cuda/nvrtc.txt
 	  --target $(CUDA)/nvrtc -r $<
 	touch $@
 
-test-cuda: ## kernels, both model families and their gradients on the GPU of this machine (needs a driver and CUDA 13's libraries)
+test-cuda: ## kernels, both model families, their gradients and training on the GPU of this machine (needs a driver and CUDA 13's libraries)
 	$(CARGO) test --locked -p flotilla-kernels --features cuda
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-model --features cuda --test parity
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --test parity
+	FLOTILLA_TEST_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --lib --test training
 
 soak: build $(PYTHON_ENV)/ready ## ten minutes at up to five times the capacity, and kills; SOAK='--seconds 30' for a quick look (needs Python)
 	cd tests/soak && FLOTILLA_WORKER=$(BIN)/flotilla-worker $(PYTHON_ENV)/bin/python soak.py $(SOAK)
