@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use flotilla_api::{evaluation::Score, progress::Stage, role::Train};
+use flotilla_api::{progress::Stage, role::Train};
 use flotilla_artifacts::{
     checkpoint::{list, prune},
     layout::RunDir,
@@ -124,7 +124,7 @@ struct Runner<'a> {
     cancelled: &'a (dyn Fn() -> bool + Sync),
 }
 
-impl Runner<'_> {
+impl<'a> Runner<'a> {
     fn run(mut self) -> Result<(), WorkerError> {
         self.context
             .progress
