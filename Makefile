@@ -71,7 +71,7 @@ test-cuda: ## kernels, both model families, their gradients and training on the 
 	$(CARGO) test --locked -p flotilla-kernels --features cuda
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-model --features cuda --test parity
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --test parity
-	FLOTILLA_TEST_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --lib --test training
+	FLOTILLA_TEST_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --lib --test training -- --test-threads 1
 
 soak: build $(PYTHON_ENV)/ready ## ten minutes at up to five times the capacity, and kills; SOAK='--seconds 30' for a quick look (needs Python)
 	cd tests/soak && FLOTILLA_WORKER=$(BIN)/flotilla-worker $(PYTHON_ENV)/bin/python soak.py $(SOAK)

@@ -450,7 +450,7 @@ fn scores_and_metrics_reach_the_progress() {
 }
 
 /// A rollout pod over the fixture's base; stopped with the runtime.
-fn rollout_pod(fixture: &Fixture, runtime: &tokio::runtime::Runtime, uid: &str) -> RolloutPod {
+fn rollout_pod(fixture: &Fixture, runtime: &tokio::runtime::Runtime, (uid, device): (&str, Wanted)) -> RolloutPod {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
     let pod = RolloutPod {
         name: format!("rollout-{uid}"),
@@ -467,12 +467,11 @@ fn rollout_pod(fixture: &Fixture, runtime: &tokio::runtime::Runtime, uid: &str) 
         threads: 1,
         dtype: None,
     };
-    let role = role::run(
-        fixture.context(),
-        Role::Rollout(spec),
-        listener,
-        CancellationToken::new(),
-    );
+    let context = Context {
+        device,
+        ..fixture.context()
+    };
+    let role = role::run(context, Role::Rollout(spec), listener, CancellationToken::new());
     runtime.spawn(Box::pin(role));
     pod
 }
@@ -502,7 +501,8 @@ fn rollout_pods_train_the_same_bytes_as_a_colocated_run() {
         let fixture = Fixture::new();
         let colocated = fixture.complete(&fixture.grpo("colocated", freeze.clone()));
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
-        let pods = ["a", "b"].map(|uid| rollout_pod(&fixture, &runtime, uid));
+        // A pod on a GPU takes most of its memory, so that there is room for one beside the learner.
+        let pods = [("a", device()), ("b", Wanted::Cpu)].map(|pod| rollout_pod(&fixture, &runtime, pod));
         // Nobody listens there: its work goes to the others.
         let dead = RolloutPod {
             name: "rollout-dead".into(),

@@ -1,7 +1,9 @@
 //! Packed weights on the card: one copy, which the engine reads and the learner updates in place.
 
+use candle_core::DType;
 use flotilla_kernels::{Buffer, Float, Gpu, GpuError, rows};
 use flotilla_model::{text::TextConfig, weights::Weights};
+use half::bf16;
 
 use crate::{
     error::DeviceError,
@@ -95,7 +97,7 @@ impl<T: Float> TextWeights<T> {
                 .iter()
                 .map(|name| values(weights, name))
                 .collect::<Result<Vec<_>, _>>()?;
-            let whole = parts.concat();
+            let whole = joined(parts);
             let all = shard.size() == 1;
             Ok(gpu.upload(&if all { whole } else { part(&whole) })?)
         };
@@ -179,13 +181,22 @@ impl<T: Float> TextWeights<T> {
     }
 }
 
+/// Parts behind one another; a single one is not copied.
+pub(crate) fn joined<T: Float>(mut parts: Vec<Vec<T>>) -> Vec<T> {
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => parts.concat(),
+    }
+}
+
 /// Values of a variable of the host, rounded to `T`.
 pub(crate) fn values<T: Float>(weights: &Weights, name: &str) -> Result<Vec<T>, DeviceError> {
     let variable = weights.get(name).ok_or_else(|| DeviceError::Missing(name.to_owned()))?;
-    let values = variable
-        .as_tensor()
-        .to_dtype(candle_core::DType::F32)?
-        .flatten_all()?
-        .to_vec1::<f32>()?;
+    let flat = variable.as_tensor().flatten_all()?;
+    // Without a detour over f32, a vector of the card's own format is not copied again.
+    if flat.dtype() == DType::BF16 {
+        return Ok(flat.to_vec1::<bf16>()?.into_iter().map(T::from_bf16).collect());
+    }
+    let values = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
     Ok(values.into_iter().map(T::from_f32).collect())
 }

@@ -43,6 +43,10 @@ pub trait Float: Element + PartialEq {
     fn from_f32(value: f32) -> Self;
     /// Exact.
     fn to_f32(self) -> f32;
+    /// Exact.
+    fn from_bf16(value: bf16) -> Self;
+    /// Rounded to nearest, ties to even.
+    fn to_bf16(self) -> bf16;
 }
 
 impl Element for f32 {
@@ -59,6 +63,14 @@ impl Float for f32 {
     fn to_f32(self) -> f32 {
         self
     }
+
+    fn from_bf16(value: bf16) -> Self {
+        value.to_f32()
+    }
+
+    fn to_bf16(self) -> bf16 {
+        bf16::from_f32(self)
+    }
 }
 
 impl Element for bf16 {
@@ -74,6 +86,14 @@ impl Float for bf16 {
 
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
+    }
+
+    fn from_bf16(value: bf16) -> Self {
+        value
+    }
+
+    fn to_bf16(self) -> bf16 {
+        self
     }
 }
 

@@ -1,6 +1,6 @@
 //! What outlives a learner: moments as bytes, and weights back to the host.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor, Var};
 use flotilla_kernels::{
     Buffer, Element, Float, Gpu,
     optimizer::{Pace, States},
@@ -10,7 +10,7 @@ use flotilla_model::{text::TextConfig, weights::Weights};
 use super::Learner;
 use crate::{
     error::DeviceError,
-    weights::{TextWeights, values},
+    weights::{TextWeights, joined, values},
 };
 
 /// Parts of a weight's moments with their names, as bytes on the card.
@@ -100,7 +100,7 @@ impl<T: Float> TextWeights<T> {
     pub fn assign(&self, gpu: &Gpu, config: &TextConfig, weights: &Weights) -> Result<(), DeviceError> {
         for ((name, buffer), names) in self.named().into_iter().zip(sources(config)) {
             let parts = names.iter().map(|name| values::<T>(weights, name));
-            let whole = parts.collect::<Result<Vec<_>, _>>()?.concat();
+            let whole = joined(parts.collect::<Result<Vec<_>, _>>()?);
             if whole.len() != buffer.len() {
                 let (given, wanted) = (whole.len(), buffer.len());
                 return Err(DeviceError::Input(format!(
@@ -125,11 +125,20 @@ impl<T: Float> TextWeights<T> {
                     )));
                 };
                 rest = others;
-                let own = own.iter().map(|value| value.to_f32()).collect::<Vec<_>>();
-                let own = Tensor::from_vec(own, variable.shape(), variable.device())?;
-                variable.set(&own.to_dtype(variable.dtype())?)?;
+                variable.set(&tensor_of(own, variable)?)?;
             }
         }
         Ok(())
     }
+}
+
+/// Numbers of the card in the shape and format of a variable.
+fn tensor_of<T: Float>(values: &[T], variable: &Var) -> Result<Tensor, DeviceError> {
+    let (shape, device) = (variable.shape(), variable.device());
+    if variable.dtype() == DType::BF16 {
+        let values = values.iter().map(|value| value.to_bf16()).collect::<Vec<_>>();
+        return Ok(Tensor::from_vec(values, shape, device)?);
+    }
+    let values = values.iter().map(|value| value.to_f32()).collect::<Vec<_>>();
+    Ok(Tensor::from_vec(values, shape, device)?.to_dtype(variable.dtype())?)
 }

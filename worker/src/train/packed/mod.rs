@@ -19,7 +19,7 @@ use flotilla_api::{
 };
 use flotilla_device::{
     DeviceRunner, TextShape, TextWeights, Vision,
-    learner::{Known, Learner, Policy, Sample, Updated, cross_entropy},
+    learner::{Known, Learner, Part, Policy, Sample, Updated, cross_entropy},
 };
 use flotilla_engine::{Completion, Engine, Group, Limits, Prompt, run_each};
 use flotilla_grpo::{adamw::Update, loss::PolicyStatistics};
@@ -130,7 +130,9 @@ impl<'a, T: Float> Packed<'a, T> {
         };
         let vision = Vision::load(gpu, model.clone())?;
         let wanted = wanted::<T>(spec, inputs, freeze, states);
-        let limits = limits(&wanted);
+        let shown = inputs.shown();
+        let features = shown.names.len() * shown.largest * model.config().text.hidden_size * T::DTYPE.bytes();
+        let limits = limits(&wanted, features);
         let longest = wanted.longest() + BLOCK_SIZE;
         let runner = DeviceRunner::shared(gpu, weights.clone(), vision, &limits, longest, true)?;
         let shape = TextShape::from(text);
@@ -138,7 +140,12 @@ impl<'a, T: Float> Packed<'a, T> {
         // The plan counts the weights, which are there already; features are still to come.
         let card = (free + shape.parameters() * T::DTYPE.bytes()).saturating_sub(limits.feature_bytes);
         let share = divide(&shape, &wanted, &limits, card)?;
-        tracing::info!("memory of the GPU:\n{}", share.plan);
+        let besides = gpu.allocated_bytes().saturating_sub(share.plan.part(Part::Weights)) + limits.feature_bytes;
+        tracing::info!(
+            "memory of the GPU:\n{}\nreference, vision tower, steps of the engine and features take {:.2} GB besides",
+            share.plan,
+            besides as f64 / 1e9
+        );
         let mut learner = Learner::new(gpu, weights, share.settings)?;
         let mut changes = 0;
         if let Some((trainer, position)) = resumed {
@@ -166,7 +173,7 @@ impl<'a, T: Float> Packed<'a, T> {
             adamw: adamw::<T>(optimizer, spec.seed),
             max_grad_norm: optimizer.max_grad_norm as f32,
             changes,
-            planned: share.plan.bytes(),
+            planned: share.plan.bytes() + besides,
             host: model,
         })
     }
@@ -352,12 +359,13 @@ fn wanted<T: Float>(spec: &Train, inputs: &Inputs, freeze: &[Module], states: Op
     }
 }
 
-fn limits(wanted: &Wanted) -> Limits {
+/// Limits of the engine beside `features` bytes of features of all pictures.
+fn limits(wanted: &Wanted, features: usize) -> Limits {
     Limits {
         max_rows: wanted.rows(),
         max_step_tokens: STEP_TOKENS,
         block_size: BLOCK_SIZE,
-        feature_bytes: FEATURE_BYTES,
+        feature_bytes: features.min(FEATURE_BYTES),
         ..Limits::default()
     }
 }
