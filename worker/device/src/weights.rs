@@ -1,5 +1,6 @@
 //! Packed weights on the card: one copy, which the engine reads and the learner updates in place.
 
+use candle_core::{Tensor, Var};
 use flotilla_kernels::{Buffer, Float, Gpu, GpuError, rows};
 use flotilla_model::{text::TextConfig, weights::Weights};
 
@@ -188,4 +189,11 @@ pub(crate) fn values<T: Float>(weights: &Weights, name: &str) -> Result<Vec<T>, 
         .flatten_all()?
         .to_vec1::<f32>()?;
     Ok(values.into_iter().map(T::from_f32).collect())
+}
+
+/// Sets a variable of the host: the inverse of [`values`].
+pub(crate) fn assign<T: Float>(variable: &Var, values: &[T]) -> Result<(), DeviceError> {
+    let values = values.iter().map(|value| value.to_f32()).collect::<Vec<_>>();
+    let values = Tensor::from_vec(values, variable.shape(), variable.device())?;
+    Ok(variable.set(&values.to_dtype(variable.dtype())?)?)
 }

@@ -1,6 +1,5 @@
 //! What outlives a learner: moments as bytes, and weights back to the host.
 
-use candle_core::Tensor;
 use flotilla_kernels::{
     Buffer, Element, Float, Gpu,
     optimizer::{Pace, States},
@@ -8,7 +7,17 @@ use flotilla_kernels::{
 use flotilla_model::{text::TextConfig, weights::Weights};
 
 use super::Learner;
-use crate::{error::DeviceError, weights::TextWeights};
+use crate::{
+    error::DeviceError,
+    weights::{TextWeights, assign},
+};
+
+/// Name of the number of updates that a tower took part in.
+const VISION_UPDATES: &str = "visual.updates";
+
+fn wrong_length(name: &str, found: usize, wanted: usize) -> DeviceError {
+    DeviceError::Input(format!("{name} has {found} bytes, {wanted} are needed"))
+}
 
 /// Parts of a weight's moments with their names, as bytes on the card.
 fn parts(states: &States) -> Result<Vec<(&'static str, Buffer<u8>)>, DeviceError> {
@@ -23,14 +32,18 @@ fn parts(states: &States) -> Result<Vec<(&'static str, Buffer<u8>)>, DeviceError
 }
 
 impl<T: Float, G: Float> Learner<T, G> {
-    /// Gives the moments of every weight to `put`, by a name such as `layers.3.qkv.m`, one after another: all of a 7B model
-    /// are tens of GB. Returns the number of updates that were applied.
+    /// Gives the moments of every weight to `put`, by a name such as `layers.3.qkv.m` or `visual.blocks.3.qkv.m`, one after
+    /// another: all of a 7B model are tens of GB. Returns the number of updates that were applied; where a tower is trained,
+    /// `visual.updates` are those that it took part in.
     pub fn save(&self, mut put: impl FnMut(&str, Vec<u8>) -> Result<(), DeviceError>) -> Result<u32, DeviceError> {
         let (states, updates) = self.states()?;
         for (name, states) in states {
             for (part, buffer) in parts(states)? {
                 put(&format!("{name}.{part}"), self.gpu().download(&buffer)?)?;
             }
+        }
+        if let Some(updates) = self.vision_updates()? {
+            put(VISION_UPDATES, updates.to_le_bytes().to_vec())?;
         }
         Ok(updates)
     }
@@ -48,16 +61,23 @@ impl<T: Float, G: Float> Learner<T, G> {
                 let name = format!("{name}.{part}");
                 let bytes = get(&name)?;
                 if bytes.len() != buffer.len() {
-                    let (found, wanted) = (bytes.len(), buffer.len());
-                    return Err(DeviceError::Input(format!(
-                        "{name} has {found} bytes, {wanted} are needed"
-                    )));
+                    return Err(wrong_length(&name, bytes.len(), buffer.len()));
                 }
                 self.gpu().write(&buffer, &bytes)?;
             }
         }
+        let of_vision = match self.tower() {
+            Some(_) => {
+                let bytes = get(VISION_UPDATES)?;
+                let length = bytes.len();
+                let bytes = <[u8; 4]>::try_from(bytes);
+                let bytes = bytes.map_err(|_| wrong_length(VISION_UPDATES, length, 4))?;
+                Some(Pace::new(self.gpu(), u32::from_le_bytes(bytes))?)
+            }
+            None => None,
+        };
         let pace = Pace::new(self.gpu(), updates)?;
-        self.resume(pace);
+        self.resume(pace, of_vision);
         Ok(())
     }
 }
@@ -106,9 +126,7 @@ impl<T: Float> TextWeights<T> {
                     )));
                 };
                 rest = others;
-                let own = own.iter().map(|value| value.to_f32()).collect::<Vec<_>>();
-                let own = Tensor::from_vec(own, variable.shape(), variable.device())?;
-                variable.set(&own.to_dtype(variable.dtype())?)?;
+                assign(variable, own)?;
             }
         }
         Ok(())
