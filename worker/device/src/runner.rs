@@ -124,6 +124,19 @@ impl<T: Float> DeviceRunner<T> {
         Self::assemble(text, Vision::None, limits)
     }
 
+    /// A language model and its tower, over weights that a learner may share. After an update [`Runner::flush`] forgets the
+    /// features of pictures, which others are now.
+    pub fn of_parts(
+        gpu: &Gpu,
+        weights: TextWeights<T>,
+        tower: QwenTower<T>,
+        limits: &Limits,
+        max_tokens: usize,
+    ) -> Result<Self, DeviceError> {
+        let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
+        Self::assemble(text, Vision::Qwen(Box::new(tower)), limits)
+    }
+
     fn assemble(text: TextModel<T>, vision: Vision<T>, limits: &Limits) -> Result<Self, DeviceError> {
         Ok(Self {
             cache: Some(text.gpu().card()?.cache),
