@@ -5,7 +5,10 @@ use std::fmt;
 use flotilla_kernels::{Dtype, optimizer::StateKind};
 
 use super::{batch, vision};
-use crate::shape::{QwenVision, TextShape};
+use crate::{
+    shape::{QwenVision, TextShape},
+    vision::MOST_PATCHES,
+};
 
 /// What of each layer is kept from the forward pass for the backward pass. Its input is; what is not kept is computed again.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -46,7 +49,7 @@ pub struct Settings {
     pub states: StateKind,
     /// Whether the embedding table and the head are trained.
     pub tables: bool,
-    /// The most patches that go through the vision tower together, where it is trained; a frame may not have more. 149 KB
+    /// The most patches that go through the vision tower together, where it is trained; a frame may not have more. 157 KB
     /// each at the 7B shape in bf16.
     pub patches: usize,
 }
@@ -64,7 +67,7 @@ impl Settings {
             gradients: Dtype::Bf16,
             states: StateKind::Bit8,
             tables: true,
-            patches: 24_576,
+            patches: MOST_PATCHES,
         }
     }
 
@@ -108,7 +111,7 @@ pub enum Part {
     Products,
     /// Weights of the vision tower with their gradients and moments, where it is trained.
     Tower,
-    /// What the tower needs for a chunk of patches.
+    /// What the tower needs for a chunk of patches: to learn from them, and to encode them.
     Patches,
     /// Keys and values of the engine.
     Pool,
@@ -209,7 +212,7 @@ impl Plan {
                 Part::Tower,
                 tower.map_or(0, |tower| tower.weights + tower.gradients + tower.moments),
             ),
-            (Part::Patches, tower.map_or(0, |tower| tower.chunk)),
+            (Part::Patches, tower.map_or(0, |tower| tower.chunk + tower.encoding)),
             (Part::Pool, pool),
         ];
         Self { parts, card }
@@ -405,9 +408,9 @@ mod tests {
         );
         let tower = together.part(Part::Tower) + together.part(Part::Patches);
         assert_eq!(together.bytes(), alone.bytes() + tower);
-        // Weights, gradients and moments of 681 million numbers, 2 bytes each; 24,576 patches of 149 KB.
+        // Weights, gradients and moments of 681 million numbers, 2 bytes each; 24,576 patches, 157 KB each to learn from and 57 to encode.
         assert_eq!(together.part(Part::Tower) / 10_000_000, 410, "{together}");
-        assert_eq!(together.part(Part::Patches) / 10_000_000, 367, "{together}");
+        assert_eq!(together.part(Part::Patches) / 100_000_000, 52, "{together}");
         let keep = |shapes: Shapes<'_>| {
             let fitted = Plan::fit(shapes, Dtype::Bf16, &settings, 4 << 30, H100);
             fitted.map(|settings| settings.keep.attention + settings.keep.mlp)

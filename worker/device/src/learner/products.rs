@@ -31,6 +31,30 @@ impl Products<'_> {
         self.gpu.gemm(product.accumulate(), x, weight, out)
     }
 
+    /// `out = x · weightᵀ + bias`, summed in f32 and rounded once.
+    pub fn biased<T: Float>(
+        &self,
+        x: &Buffer<T>,
+        (weight, bias): (&Buffer<T>, &Buffer<T>),
+        out: &Buffer<T>,
+    ) -> Result<(), GpuError> {
+        let product = Gemm::linear(self.rows, out.len() / self.rows, x.len() / self.rows);
+        self.gpu.gemm_with_bias(product, x, weight, bias, out)
+    }
+
+    /// `out = stream + x · weightᵀ + bias`, summed in f32 and rounded once.
+    pub fn biased_onto<T: Float>(
+        &self,
+        stream: &Buffer<T>,
+        x: &Buffer<T>,
+        (weight, bias): (&Buffer<T>, &Buffer<T>),
+        out: &Buffer<T>,
+    ) -> Result<(), GpuError> {
+        self.gpu.copy(stream, out)?;
+        let product = Gemm::linear(self.rows, out.len() / self.rows, x.len() / self.rows);
+        self.gpu.gemm_with_bias(product.accumulate(), x, weight, bias, out)
+    }
+
     /// Gradients of a linear layer: of its input, overwriting `dx`, and of its weight.
     pub fn linear_backward<T: Float, G: Float>(
         &self,

@@ -9,6 +9,9 @@ use flotilla_model::{
 
 use crate::shape::QwenVision;
 
+/// Patches that go through the tower together, unless one frame has more: the others wait for their turn.
+pub const MOST_PATCHES: usize = 24_576;
+
 /// What the tower cannot read.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
@@ -21,6 +24,20 @@ pub struct Frames {
     pub visual: usize,
     /// Which of its frames.
     pub range: Range<usize>,
+}
+
+impl Frames {
+    /// Their grid, of those of all visuals.
+    pub fn grid(&self, grids: &[Grid]) -> Grid {
+        let [_, height, width] = grids[self.visual];
+        [self.range.len(), height, width]
+    }
+
+    /// Their part of the `length` numbers of all frames of their visual.
+    pub fn part(&self, grids: &[Grid], length: usize) -> Range<usize> {
+        let of_frame = length / grids[self.visual][0];
+        self.range.start * of_frame..self.range.end * of_frame
+    }
 }
 
 /// Tokens that a grid of patches becomes.

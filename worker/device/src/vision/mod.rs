@@ -12,7 +12,7 @@ mod tower;
 #[cfg(feature = "cuda")]
 mod weights;
 
-pub use layout::{Frames, Layout, LayoutError, chunks, tokens};
+pub use layout::{Frames, Layout, LayoutError, MOST_PATCHES, chunks, tokens};
 #[cfg(feature = "cuda")]
 pub use tower::QwenTower;
 #[cfg(feature = "cuda")]

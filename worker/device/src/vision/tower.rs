@@ -2,7 +2,7 @@
 
 use flotilla_kernels::{
     Buffer, Float, Gemm, Gpu,
-    activation::{Gelu, add_bias, gelu, swiglu},
+    activation::{Gelu, gelu, swiglu},
     attention::{self, Attention, Rows, Segments},
     norm::{Norm, rms_norm},
     rotary::{self, Heads, SplitInto, Turn},
@@ -10,13 +10,11 @@ use flotilla_kernels::{
 };
 use flotilla_model::{Visual, visual::Grid};
 
-use super::{Block, Layout, LayoutError, Linear};
+use super::{Block, Layout, LayoutError, Linear, MOST_PATCHES, chunks, tokens};
 use crate::{error::DeviceError, shape::QwenVision};
 
 /// Epsilon of every normalization of the tower: fixed in the reference.
 const EPS: f32 = 1e-6;
-/// Patches that go through the tower together: more pictures wait for their turn.
-const MOST_PATCHES: usize = 1 << 15;
 
 /// The tower on the card.
 #[derive(Clone, Debug)]
@@ -40,52 +38,54 @@ impl<T: Float> QwenTower<T> {
 
     /// Features `[tokens, output]` of each visual.
     pub fn encode(&self, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
-        let width = self.shape.patch_values();
-        let mut features = Vec::with_capacity(visuals.len());
-        let mut start = 0;
-        while start < visuals.len() {
-            let mut patches = 0;
-            let mut end = start;
-            while end < visuals.len() && (end == start || patches + visuals[end].values.len() / width <= MOST_PATCHES) {
-                patches += visuals[end].values.len() / width;
-                end += 1;
+        let (gpu, shape) = (&self.gpu, &self.shape);
+        let grids = visuals.iter().map(|visual| grid_of(visual));
+        let grids = grids.collect::<Result<Vec<_>, _>>()?;
+        let features = grids.iter().map(|grid| gpu.alloc(tokens(shape, grid) * shape.output));
+        let features = features.collect::<Result<Vec<_>, _>>()?;
+        let largest = grids.iter().map(|[_, height, width]| height * width).max();
+        for chunk in chunks(shape, &grids, largest.unwrap_or(0).max(MOST_PATCHES))? {
+            let own = chunk.iter().map(|frames| frames.grid(&grids)).collect::<Vec<_>>();
+            let parts = chunk.iter().map(|frames| {
+                let values = &visuals[frames.visual].values;
+                let part = frames.part(&grids, values.len());
+                values.get(part).unwrap_or_default()
+            });
+            let together = self.compute(parts, &own)?;
+            let mut used = 0;
+            for frames in &chunk {
+                let whole = &features[frames.visual];
+                let part = whole.slice(frames.part(&grids, whole.len()))?;
+                gpu.copy(&together.slice(used..used + part.len())?, &part)?;
+                used += part.len();
             }
-            features.extend(self.encode_together(&visuals[start..end])?);
-            start = end;
         }
         Ok(features)
     }
 
-    fn encode_together(&self, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
-        let grids = visuals.iter().map(|visual| grid_of(visual));
-        let grids = grids.collect::<Result<Vec<_>, _>>()?;
-        let values = visuals
-            .iter()
-            .flat_map(|visual| visual.values.iter().copied())
-            .collect::<Vec<_>>();
-        let features = self.forward(&values, &grids)?;
-        let unit = self.shape.merge * self.shape.merge;
-        let mut start = 0;
-        let parts = grids.iter().map(|grid| {
-            let length = grid.iter().product::<usize>() / unit * self.shape.output;
-            start += length;
-            features.slice(start - length..start)
-        });
-        Ok(parts.collect::<Result<_, _>>()?)
+    /// Features of all tokens of all visuals, `[tokens, output]`, from patches `[patches, values]` in the order of the grids.
+    pub fn forward(&self, patches: &[f32], grids: &[Grid]) -> Result<Buffer<T>, DeviceError> {
+        self.compute(std::iter::once(patches), grids)
     }
 
-    /// Features of all tokens of all visuals, `[tokens, output]`, from patches `[patches, values]` in the order of the grids.
-    pub fn forward(&self, patches: &[f32], grids: &[[usize; 3]]) -> Result<Buffer<T>, DeviceError> {
+    /// As [`Self::forward`], from patches in parts.
+    fn compute<'a>(&self, patches: impl Iterator<Item = &'a [f32]>, grids: &[Grid]) -> Result<Buffer<T>, DeviceError> {
         let (gpu, shape) = (&self.gpu, &self.shape);
         let (hidden, unit) = (shape.hidden, shape.merge * shape.merge);
         let layout = Layout::new(shape, grids, 0);
         let (tokens, rows) = (layout.tokens, layout.rows);
         let width = shape.patch_values();
-        if patches.len() != rows * width {
-            let given = patches.len() / width;
+        let values = gpu.alloc::<f32>(rows * width)?;
+        let mut given = 0;
+        for part in patches {
+            let end = (given + part.len()).min(values.len());
+            gpu.write(&values.slice(given.min(end)..end)?, part)?;
+            given = end;
+        }
+        if given != values.len() {
+            let given = given / width;
             return Err(DeviceError::Input(format!("{given} patches for grids of {rows}")));
         }
-        let values = gpu.upload(patches)?;
         let rounded = gpu.alloc::<T>(values.len())?;
         rows::cast(gpu, &values, &rounded)?;
         let ordered = gpu.alloc::<T>(values.len())?;
@@ -208,9 +208,8 @@ impl<T: Float> QwenTower<T> {
         layer: &Linear<T>,
         out: &Buffer<T>,
     ) -> Result<(), DeviceError> {
-        self.gpu
-            .gemm(Gemm::linear(rows, outputs, inputs).once(), x, &layer.weight, out)?;
-        Ok(add_bias(&self.gpu, rows, outputs, &layer.bias, out)?)
+        let product = Gemm::linear(rows, outputs, inputs).once();
+        Ok(self.gpu.gemm_with_bias(product, x, &layer.weight, &layer.bias, out)?)
     }
 
     /// Groups of normed patches to tokens of the language model's width.

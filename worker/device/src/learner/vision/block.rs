@@ -2,7 +2,7 @@
 
 use flotilla_kernels::{
     Buffer, Float, Gpu, GpuError,
-    activation::{add_bias, bias_gradient, swiglu, swiglu_backward},
+    activation::{bias_gradient, swiglu, swiglu_backward},
     attention::{self, Gradients as AttentionGradients, Rows, Saved, Segments},
     norm::{RmsNormBackward, rms_norm, rms_norm_backward},
     rotary::{self, SplitInto},
@@ -70,9 +70,8 @@ impl<T: Float> Pass<'_, T> {
         let [q, k, v] = [&q, &k, &v].map(|buffer| Rows::new(buffer, shape.hidden));
         let (rule, segments) = (vision::attention(shape), self.segments(index));
         attention::forward(gpu, &rule, q, k, v, &segments, &chunk.mixed, Some(&chunk.lse))?;
-        let products = self.products();
-        products.linear_onto(input, &chunk.mixed, &block.proj.weight, &chunk.middle)?;
-        add_bias(gpu, chunk.rows, shape.hidden, &block.proj.bias, &chunk.middle)
+        let proj = (&block.proj.weight, &block.proj.bias);
+        self.products().biased_onto(input, &chunk.mixed, proj, &chunk.middle)
     }
 
     /// The norm after the attention, to `normed`, and gate and up with their biases.
@@ -80,9 +79,8 @@ impl<T: Float> Pass<'_, T> {
         let (gpu, chunk, shape) = (self.gpu, self.chunk, &self.tower.shape);
         let (norm, inverse_rms) = (vision::norm(shape, chunk.rows), Some(&chunk.inverse_rms[1]));
         rms_norm(gpu, norm, &chunk.middle, None, &block.norm2, &chunk.normed, inverse_rms)?;
-        self.products()
-            .linear(&chunk.normed, &block.gate_up.weight, &chunk.gate_up)?;
-        add_bias(gpu, chunk.rows, 2 * shape.padded(), &block.gate_up.bias, &chunk.gate_up)
+        let gate_up = (&block.gate_up.weight, &block.gate_up.bias);
+        self.products().biased(&chunk.normed, gate_up, &chunk.gate_up)
     }
 
     /// From the block's input to that of the next.
@@ -91,10 +89,9 @@ impl<T: Float> Pass<'_, T> {
         self.attend(block, index)?;
         self.widen(block)?;
         swiglu(gpu, chunk.rows, shape.padded(), &chunk.gate_up, &chunk.gated)?;
-        let output = &chunk.inputs[index + 1];
-        let products = self.products();
-        products.linear_onto(&chunk.middle, &chunk.gated, &block.down.weight, output)?;
-        add_bias(gpu, chunk.rows, shape.hidden, &block.down.bias, output)
+        let down = (&block.down.weight, &block.down.bias);
+        self.products()
+            .biased_onto(&chunk.middle, &chunk.gated, down, &chunk.inputs[index + 1])
     }
 
     /// Turns `dx`, the gradient of the block's output, into that of its input, and adds to the sums of its weights' gradients.

@@ -117,26 +117,19 @@ impl<T: Float, G: Float> TowerLearner<T, G> {
         frames: &[Frames],
     ) -> Result<Chunk<T>, DeviceError> {
         let shape = &self.tower.shape;
-        let of = |frames: &Frames| {
-            let [_, height, width] = grids[frames.visual];
-            [frames.range.len(), height, width]
-        };
-        let own = frames.iter().map(of).collect::<Vec<_>>();
+        let own = frames.iter().map(|frames| frames.grid(grids)).collect::<Vec<_>>();
         let tokens = own.iter().map(|grid| vision::tokens(shape, grid)).sum();
         let layout = Layout::new(shape, &own, plan::filled(tokens));
         let chunk = self.activations.chunk(gpu, shape, &layout)?;
         let (values, rounded) = self.activations.patches(shape, tokens)?;
         let (mut patches, mut features) = (0, 0);
         for frames in frames {
-            let [count, height, width] = grids[frames.visual];
-            let of_frame = height * width * shape.patch_values();
             let visual = &visuals[frames.visual].values;
-            let part = &visual[frames.range.start * of_frame..frames.range.end * of_frame];
+            let part = &visual[frames.part(grids, visual.len())];
             gpu.write(&values.slice(patches..patches + part.len())?, part)?;
             patches += part.len();
-            let of_frame = slopes[frames.visual].len() / count;
-            let part = frames.range.start * of_frame..frames.range.end * of_frame;
-            let part = slopes[frames.visual].slice(part)?;
+            let slopes = &slopes[frames.visual];
+            let part = slopes.slice(frames.part(grids, slopes.len()))?;
             rows::cast(gpu, &part, &chunk.d_tokens.slice(features..features + part.len())?)?;
             features += part.len();
         }

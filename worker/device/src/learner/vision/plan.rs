@@ -3,7 +3,7 @@
 use flotilla_kernels::Dtype;
 
 use super::super::{batch, plan::Settings};
-use crate::shape::QwenVision;
+use crate::{shape::QwenVision, vision};
 
 /// Counts of tokens are rounded up to a multiple of this at least.
 const ROUND_TOKENS: usize = 64;
@@ -28,8 +28,10 @@ pub(in crate::learner) struct Bytes {
     pub gradients: usize,
     /// The optimiser's moments.
     pub moments: usize,
-    /// Activations of the largest chunk.
+    /// Activations of the largest chunk that is learned from.
     pub chunk: usize,
+    /// Activations and features of as many patches as are encoded together.
+    pub encoding: usize,
     /// The largest gradient of a matrix.
     pub largest: usize,
 }
@@ -53,6 +55,7 @@ impl Bytes {
             gradients: matrices * settings.gradients.bytes() + 4 * vectors,
             moments: settings.states.bytes(matrices + vectors),
             chunk: chunk(shape, format.bytes(), rows(shape, settings)),
+            encoding: encoding(shape, format.bytes(), vision::MOST_PATCHES),
             largest: largest * settings.gradients.bytes(),
         }
     }
@@ -72,6 +75,15 @@ fn chunk(shape: &QwenVision, bytes: usize, rows: usize) -> usize {
     // Gradients of features in two orders, the order, two lists of segments.
     let token = 2 * shape.output * bytes + 3 * 4;
     rows * row + rows / unit * token + 512 * hidden * 4
+}
+
+/// What encoding so many patches takes while it lasts, see `vision/tower.rs`.
+fn encoding(shape: &QwenVision, bytes: usize, rows: usize) -> usize {
+    // Stream, its norm, what a block adds, packed and turned queries, keys and values, attention's output; the merger's first layer.
+    let streams = (3 + 6 + 1 + 1) * shape.hidden;
+    let row = streams + 3 * shape.padded() + shape.patch_values();
+    let tokens = rows / (shape.merge * shape.merge);
+    (rows * row + 3 * tokens * shape.output) * bytes
 }
 
 #[cfg(test)]
@@ -95,8 +107,9 @@ mod tests {
         assert_eq!(bytes.largest, 2 * 5120 * 5120);
         assert!(bytes.gradients > bytes.weights && bytes.gradients < bytes.weights + (2 << 20));
         assert_eq!(rows(&shape, &settings), 16_384);
-        // 33 inputs of 1,280 numbers are 84 KB of the 149 that a patch takes.
-        assert_eq!(bytes.chunk / 16_384 / 1000, 149, "{bytes:?}");
+        // 33 inputs of 1,280 numbers are 84 KB of the 157 that a patch takes.
+        assert_eq!((bytes.chunk as f64 / 16_384e3).round(), 157.0, "{bytes:?}");
+        assert_eq!((bytes.encoding as f64 / 24_576e3).round(), 57.0, "{bytes:?}");
     }
 
     #[test]
