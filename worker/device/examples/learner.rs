@@ -1,14 +1,15 @@
 //! The learner alone on a GPU: `learner check [NAME…]`; `learner bench [KEY=VALUE…]` measures training steps from random
 //! weights (`model`, `layers`, `sequences`, `length`, `micro` tokens per micro-batch, `keep` as `none`, `fit` or `all`,
-//! `states` as `f32`, `bf16` or `8bit`, `gradients` as `bf16` or `f32`, `updates`); `learner parts [KEY=VALUE…]` measures the
+//! `states` as `f32`, `bf16` or `8bit`, `gradients` as `bf16` or `f32`, `updates`, and for training the tower too: `pictures`
+//! of `side` patches each way, `patches` that go through it together); `learner parts [KEY=VALUE…]` measures the
 //! operations of a step one by one; `learner group gpus=N [KEY=VALUE…]` compares and measures N GPUs that share the batch;
 //! `learner plan [KEY=VALUE…]` needs no GPU.
 
 use std::{collections::HashMap, error::Error, process::ExitCode};
 
 use flotilla_device::{
-    TextShape,
-    learner::{Keep, Plan, Settings, check, measure, parts},
+    TextShape, VisionShape,
+    learner::{Keep, Plan, Settings, Shapes, check, measure, measure::Pictures, parts},
 };
 use flotilla_kernels::{Dtype, Gpu, bench, check::Draw, optimizer::StateKind};
 
@@ -25,12 +26,19 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         "plan" => {
             let options = Options::new(&rest);
             let card = options.number("card", 80) * 1_000_000_000;
-            let (shape, settings) = options.settings(card)?;
-            println!("{settings:?}\n{}", Plan::new(&shape, Dtype::Bf16, &settings, 0, card));
+            let (shape, pictures, settings) = options.settings(card)?;
+            let shapes = shapes(&shape, pictures.as_ref());
+            println!("{settings:?}\n{}", Plan::new(shapes, Dtype::Bf16, &settings, 0, card));
             Ok(ExitCode::SUCCESS)
         }
         _ => Err("learner check [NAME…] | bench [KEY=VALUE…] | parts [KEY=VALUE…] | plan [KEY=VALUE…]".into()),
     }
+}
+
+/// What is trained.
+fn shapes<'a>(text: &'a TextShape, pictures: Option<&'a Pictures>) -> Shapes<'a> {
+    let vision = pictures.map(|pictures| &pictures.shape);
+    Shapes { text, vision }
 }
 
 fn run_checks(names: &[String]) -> Result<ExitCode, Box<dyn Error>> {
@@ -72,11 +80,12 @@ fn run_bench(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     let card = gpu.card()?;
     println!("{card:?}");
     let ceilings = bench::ceilings(&gpu)?;
-    let (shape, settings) = options.settings(card.free)?;
+    let (shape, pictures, settings) = options.settings(card.free)?;
     println!("{settings:?}");
     let workload = measure::Workload {
         shape,
         settings,
+        pictures,
         lengths: vec![options.number("length", 2048); options.number("sequences", 8)],
         updates: options.number("updates", 3),
     };
@@ -85,6 +94,19 @@ fn run_bench(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
         Dtype::F32 => measure::measure::<f32>(&gpu, &workload, card.free, |_| Ok(()))?,
     };
     println!("{measured}");
+    if let Some(pictures) = &workload.pictures {
+        let rate = pictures.operations() / measured.tower;
+        println!(
+            "tower              {} pictures of {} patches: {:.1} ms, {:.2} TFLOP, {:.0} TFLOP/s, {:.1} % of {:.0} measured",
+            pictures.count,
+            pictures.side * pictures.side,
+            1e3 * measured.tower,
+            pictures.operations() / 1e12,
+            rate / 1e12,
+            100.0 * rate / ceilings.arithmetic,
+            ceilings.arithmetic / 1e12
+        );
+    }
     println!(
         "utilisation        {:.1} % of {:.0} TFLOP/s measured, {:.1} % of {:.0} TFLOP/s by the data sheet",
         100.0 * measured.utilisation(ceilings.arithmetic),
@@ -99,7 +121,7 @@ fn run_parts(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     let gpu = Gpu::new(0)?;
     let card = gpu.card()?;
     println!("{card:?}");
-    let (shape, settings) = options.settings(card.free)?;
+    let (shape, _, settings) = options.settings(card.free)?;
     let length = options.number("length", 2048);
     let mut sum = 0.0;
     let products_only = options.word("only", "") == "products";
@@ -133,10 +155,11 @@ mod group {
             let equal = bits == &same[0].0;
             println!("rank {rank}: the bits of rank 0: {equal}; from one GPU with all micro-batches: {distance:.2e}");
         }
-        let (shape, settings) = options.settings(Gpu::new(0)?.card()?.free)?;
+        let (shape, pictures, settings) = options.settings(Gpu::new(0)?.card()?.free)?;
         let workload = measure::Workload {
             shape,
             settings,
+            pictures,
             lengths: vec![options.number("length", 2048); options.number("sequences", 8)],
             updates: options.number("updates", 3),
         };
@@ -200,7 +223,9 @@ impl Options {
         self.0.get(key).map_or(default, String::as_str)
     }
 
-    fn settings(&self, card: usize) -> Result<(TextShape, Settings), Box<dyn Error>> {
+    /// Sizes of the language model, the pictures that a tower is trained with, and how.
+    #[allow(clippy::type_complexity, reason = "three things that depend on one another")]
+    fn settings(&self, card: usize) -> Result<(TextShape, Option<Pictures>, Settings), Box<dyn Error>> {
         let name = self.word("model", "qwen2.5-vl-7b");
         let mut shape = TextShape::named(name).ok_or("no such model")?;
         shape.layers = self.number("layers", shape.layers);
@@ -217,14 +242,30 @@ impl Options {
             logit_rows: self.number("logits", 4096),
             ..Settings::new(self.number("micro", 8192))
         };
+        let settings = Settings {
+            patches: self.number("patches", settings.patches),
+            ..settings
+        };
+        let pictures = match (VisionShape::named(name), self.number("pictures", 0)) {
+            (_, 0) => None,
+            (Some(VisionShape::Qwen(shape)), count) => Some(Pictures {
+                shape,
+                side: self.number("side", 74),
+                count,
+            }),
+            _ => return Err("no tower of this model is trained on the card".into()),
+        };
         let settings = match self.word("keep", "fit") {
             "none" => settings,
             "all" => Settings {
                 keep: Keep::all(&shape),
                 ..settings
             },
-            _ => Plan::fit(&shape, Dtype::Bf16, &settings, 0, card).ok_or("does not fit")?,
+            _ => {
+                let shapes = shapes(&shape, pictures.as_ref());
+                Plan::fit(shapes, Dtype::Bf16, &settings, 0, card).ok_or("does not fit")?
+            }
         };
-        Ok((shape, settings))
+        Ok((shape, pictures, settings))
     }
 }

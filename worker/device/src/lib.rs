@@ -11,7 +11,7 @@
 //! | `pool.rs` | keys and values in blocks |
 //! | `peers.rs` | what a step exchanges with the GPUs that hold the rest of the model |
 //! | `text.rs` | the language model, computed |
-//! | `vision.rs` | the vision tower of Qwen2.5-VL, computed |
+//! | `vision/` | the vision tower of Qwen2.5-VL |
 //! | `runner.rs` | the model as the engine runs it |
 //! | `check.rs`, `measure.rs` | beside the model of the host, and beside the floor of the card |
 //! | `learner/` | training in place: passes written out, optimiser, plan of memory |
@@ -36,7 +36,6 @@ pub mod shared;
 pub mod step;
 #[cfg(feature = "cuda")]
 pub mod text;
-#[cfg(feature = "cuda")]
 pub mod vision;
 #[cfg(feature = "cuda")]
 pub mod weights;

@@ -378,7 +378,7 @@ impl Bench {
             ids,
             positions,
             prompt: spec.prompt_tokens,
-            features: &[],
+            pictures: &[],
         });
         let samples = samples.collect::<Vec<_>>();
         let old = learner.log_probs(None, &samples, TEMPERATURE)?;

@@ -79,6 +79,14 @@ pub enum Vision<T> {
 }
 
 impl<T: Float> Vision<T> {
+    /// The tower that a learner can train.
+    pub fn trainable(&self) -> Option<&QwenTower<T>> {
+        match self {
+            Self::Qwen(tower) => Some(tower),
+            _ => None,
+        }
+    }
+
     /// That of a model of the host: on the card where the tower is one that is computed there.
     pub fn load(gpu: &Gpu, model: Vlm) -> Result<Self, DeviceError> {
         Ok(match QwenTower::load(gpu, model.config(), model.weights())? {

@@ -297,6 +297,11 @@ impl QwenVision {
         self.merge * self.merge * self.hidden
     }
 
+    /// Width of the gated MLP as it is computed, zeros included: 3,420 bf16 numbers are no multiple of 16 bytes.
+    pub fn padded(&self) -> usize {
+        self.intermediate.next_multiple_of(64)
+    }
+
     /// All parameters: patches without a bias, blocks, the merger.
     pub fn parameters(&self) -> usize {
         let (hidden, merged) = (self.hidden, self.merged());

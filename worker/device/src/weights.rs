@@ -1,6 +1,6 @@
 //! Packed weights on the card: one copy, which the engine reads and the learner updates in place.
 
-use candle_core::DType;
+use candle_core::{DType, Tensor, Var};
 use flotilla_kernels::{Buffer, Float, Gpu, GpuError, rows};
 use flotilla_model::{text::TextConfig, weights::Weights};
 use half::bf16;
@@ -199,4 +199,16 @@ pub(crate) fn values<T: Float>(weights: &Weights, name: &str) -> Result<Vec<T>, 
     }
     let values = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
     Ok(values.into_iter().map(T::from_f32).collect())
+}
+
+/// Sets a variable of the host: the inverse of [`values`].
+pub(crate) fn assign<T: Float>(variable: &Var, values: &[T]) -> Result<(), DeviceError> {
+    let (shape, device) = (variable.shape(), variable.device());
+    if variable.dtype() == DType::BF16 {
+        let values = values.iter().map(|value| value.to_bf16()).collect::<Vec<_>>();
+        return Ok(variable.set(&Tensor::from_vec(values, shape, device)?)?);
+    }
+    let values = values.iter().map(|value| value.to_f32()).collect::<Vec<_>>();
+    let values = Tensor::from_vec(values, shape, device)?;
+    Ok(variable.set(&values.to_dtype(variable.dtype())?)?)
 }

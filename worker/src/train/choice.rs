@@ -96,7 +96,8 @@ impl Way {
 /// Whether the packed form has a backward pass for all that is trained.
 fn is_packed(config: &Config, freeze: &[Module]) -> bool {
     match config.vision {
-        Vision::Qwen25Vl(_) | Vision::LlavaOneVision(_) => freeze.contains(&Module::Vision),
+        Vision::Qwen25Vl(_) => true,
+        Vision::LlavaOneVision(_) => freeze.contains(&Module::Vision),
     }
 }
 
@@ -219,7 +220,7 @@ impl Start {
 /// A checkpoint's optimiser state that this process cannot go on with.
 pub fn foreign(moments: Moments, by: &str) -> TrainError {
     let wrote = match moments {
-        Moments::ByParameter => "by candle's tensors (on a CPU, or with a trained vision tower)",
+        Moments::ByParameter => "by candle's tensors (on a CPU, or with LLaVA-OneVision's vision tower trained)",
         Moments::PackedF32 => "by the packed learner in f32",
         Moments::PackedBf16 => "by the packed learner in bf16",
         Moments::Packed8Bit => "by the packed learner in 8 bits",
@@ -276,6 +277,11 @@ mod tests {
         for dtype in [DType::F32, DType::BF16] {
             assert_eq!(stored(dtype), Way::Packed { number: 3, dtype });
         }
+        let whole = Way::new(Place::Cuda(0), &config(), &[], (None, DType::F32)).expect("a way");
+        assert!(
+            matches!(whole, Way::Packed { .. }),
+            "the tower of Qwen2.5-VL is trained on the card"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Parity of the passes with the model of the host, whose gradients are those of autograd, and with the engine.
 
-use candle_core::Tensor;
+use candle_core::{Tensor, backprop::GradStore};
 use flotilla_engine::{Limits, Prompt, Request, Sampling, generate};
 use flotilla_kernels::{
     Gpu,
@@ -12,17 +12,9 @@ use serde_json::json;
 
 use super::{
     Batch, Known, Learner, Policy, Sample, Sequence, Settings,
-    check::{self, small_number},
+    check::{self, differs, host, small_number},
 };
-use crate::{error::DeviceError, runner::DeviceRunner, shape::TextShape, weights::TextWeights};
-
-fn differs(error: impl std::fmt::Display) -> CheckError {
-    CheckError::Differs(error.to_string())
-}
-
-fn host(error: candle_core::Error) -> CheckError {
-    DeviceError::Host(error).into()
-}
+use crate::{runner::DeviceRunner, shape::TextShape, weights::TextWeights};
 
 /// Log-probabilities and the gradient of every weight against those that autograd gives for the same weights on the CPU.
 pub(super) fn autograd(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
@@ -88,7 +80,7 @@ fn back_to_the_host(gpu: &Gpu, model: &Vlm, weights: &TextWeights<f32>) -> Resul
 }
 
 /// Log-probabilities of all tokens but the first of each row, and weights that are their gradients.
-fn by_autograd(model: &Vlm, rows: &[Row], slopes: &[f32]) -> Result<(Vec<f32>, Weights), CheckError> {
+pub(super) fn by_autograd(model: &Vlm, rows: &[Row], slopes: &[f32]) -> Result<(Vec<f32>, Weights), CheckError> {
     let batch = TextBatch::new(rows).map_err(differs)?;
     let hidden = model.forward(&batch, Pass::Train).map_err(differs)?;
     let logits = model.logits(&hidden, Pass::Train).map_err(differs)?;
@@ -114,14 +106,19 @@ fn by_autograd(model: &Vlm, rows: &[Row], slopes: &[f32]) -> Result<(Vec<f32>, W
     let store = (&log_probs * slopes)
         .and_then(|terms| terms.sum_all())
         .and_then(|loss| loss.backward());
-    let store = store.map_err(host)?;
+    let gradients = gradient_weights(model, &store.map_err(host)?)?;
+    Ok((log_probs.to_vec1().map_err(host)?, gradients))
+}
+
+/// Gradients of a backward pass as weights, zeros where there are none.
+pub(super) fn gradient_weights(model: &Vlm, store: &GradStore) -> Result<Weights, CheckError> {
     let gradients = model.weights().deep_copy().map_err(differs)?;
     for (name, variable) in gradients.iter() {
         let gradient = model.weights().get(name).and_then(|original| store.get(original));
         let gradient = gradient.map_or_else(|| variable.zeros_like(), |gradient| Ok(gradient.clone()));
         gradient.and_then(|gradient| variable.set(&gradient)).map_err(host)?;
     }
-    Ok((log_probs.to_vec1().map_err(host)?, gradients))
+    Ok(gradients)
 }
 
 /// Mean difference between the log-probabilities that the engine tells of the tokens it draws, one by one over its cache, and
@@ -259,7 +256,7 @@ fn reinforce(
         ids: &row.ids,
         positions: &row.positions,
         prompt: *prompt,
-        features: &[],
+        pictures: &[],
     });
     let tokens = told.iter().map(|(old, _)| old.len()).sum::<usize>() as f32;
     let mut sums = super::Statistics::default();

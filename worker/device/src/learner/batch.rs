@@ -8,7 +8,7 @@ const ROUND_TOKENS: usize = 256;
 const ROUND_SCORED: usize = 128;
 
 /// Rounds a count up by at most an eighth, so that shapes of matrix products come again: each is planned once.
-fn round(count: usize, least: usize) -> usize {
+pub(super) fn round(count: usize, least: usize) -> usize {
     count.next_multiple_of((count.next_power_of_two() / 16).max(least))
 }
 

@@ -8,7 +8,8 @@ use flotilla_kernels::{
 use half::bf16;
 
 use super::{
-    Batch, Keep, Known, Learner, Policy, Sample, Sequence, Settings, agreement, cross_entropy, reference::Reference,
+    Batch, Keep, Known, Learner, Picture, Policy, Sample, Sequence, Settings, agreement, cross_entropy,
+    reference::Reference, vision,
 };
 use crate::{
     error::DeviceError,
@@ -25,8 +26,22 @@ impl From<DeviceError> for CheckError {
     }
 }
 
+pub(super) fn differs(error: impl std::fmt::Display) -> CheckError {
+    CheckError::Differs(error.to_string())
+}
+
+pub(super) fn host(error: candle_core::Error) -> CheckError {
+    DeviceError::Host(error).into()
+}
+
 /// Every check of the learner.
 pub fn checks() -> Vec<Check> {
+    let mut checks = of_text();
+    checks.extend(vision::check::checks());
+    checks
+}
+
+fn of_text() -> Vec<Check> {
     vec![
         Check {
             name: "learner f32 log-probabilities and gradients",
@@ -276,7 +291,7 @@ pub(super) fn named(name: &str, distance: Distance) -> Result<Distance, CheckErr
 }
 
 /// The worst of distances, of which there is one.
-fn worst(distances: impl IntoIterator<Item = Result<Distance, CheckError>>) -> Result<Distance, CheckError> {
+pub(super) fn worst(distances: impl IntoIterator<Item = Result<Distance, CheckError>>) -> Result<Distance, CheckError> {
     let mut distances = distances.into_iter();
     let first = distances.next().unwrap_or(Ok(Distance::EQUAL))?;
     distances.try_fold(first, |worst, next| Ok(worst.worst(next?)))
@@ -450,7 +465,11 @@ fn samples_over_micro_batches(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, Ch
     let tensors = draw_tensors(draw, &shape);
     let hidden = shape.hidden;
     let picture = gpu.upload(&draw.normal::<f32>(4 * hidden, 1.0))?;
-    let placed = [(1, picture)];
+    let placed = [Picture {
+        start: 1,
+        features: picture,
+        gradient: None,
+    }];
     // The last has no completion.
     let rows = [9, 30, 77, 14, 52, 7].map(|length| {
         let ids = (0..length)
@@ -463,7 +482,7 @@ fn samples_over_micro_batches(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, Ch
         ids,
         positions,
         prompt: 6 + index % 2,
-        features: if index % 2 == 0 { &placed } else { &[] },
+        pictures: if index % 2 == 0 { &placed } else { &[] },
     });
     let samples = samples.collect::<Vec<_>>();
     let policy = Policy {

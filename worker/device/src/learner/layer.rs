@@ -1,7 +1,7 @@
 //! One layer, forward and backward.
 
 use flotilla_kernels::{
-    Buffer, Float, Gemm, Gpu, GpuError,
+    Buffer, Float, Gpu, GpuError,
     activation::{bias_gradient, swiglu, swiglu_backward},
     attention::{self, Gradients as AttentionGradients, Rows, Saved, Segments},
     norm::{Norm, RmsNormBackward, rms_norm, rms_norm_backward},
@@ -11,6 +11,7 @@ use flotilla_kernels::{
 use super::{
     buffers::{self, Mixed, OfLayer, OnCard, Rotation, Shared},
     gradients::{LayerGradients, Sum},
+    products::Products,
 };
 use crate::{shape::TextShape, weights::Layer};
 
@@ -59,53 +60,18 @@ impl<T: Float> Pass<'_, T> {
         [Rows::new(q, queries), Rows::new(k, keys), Rows::new(v, keys)]
     }
 
-    fn linear(&self, x: &Buffer<T>, weight: &Buffer<T>, out: &Buffer<T>) -> Result<(), GpuError> {
-        let rows = self.batch.rows;
-        let product = Gemm::linear(rows, out.len() / rows, x.len() / rows);
-        self.gpu.gemm(product, x, weight, out)
-    }
-
-    /// `out = stream + x · weightᵀ`, summed in f32 and rounded once.
-    fn linear_onto(
-        &self,
-        stream: &Buffer<T>,
-        x: &Buffer<T>,
-        weight: &Buffer<T>,
-        out: &Buffer<T>,
-    ) -> Result<(), GpuError> {
-        let rows = self.batch.rows;
-        self.gpu.copy(stream, out)?;
-        let product = Gemm::linear(rows, out.len() / rows, x.len() / rows);
-        self.gpu.gemm(product.accumulate(), x, weight, out)
-    }
-
-    /// Gradients of a linear layer: of its input, overwriting `dx`, and of its weight.
-    fn linear_backward<G: Float>(
-        &self,
-        dy: &Buffer<T>,
-        (x, weight): (&Buffer<T>, &Buffer<T>),
-        dx: &Buffer<T>,
-        sum: &Sum<G>,
-    ) -> Result<(), GpuError> {
-        let rows = self.batch.rows;
-        let (outputs, inputs) = (dy.len() / rows, x.len() / rows);
-        self.gpu
-            .gemm(Gemm::input_gradient(rows, outputs, inputs), dy, weight, dx)?;
-        self.weight_gradient(dy, x, sum)
-    }
-
-    fn weight_gradient<G: Float>(&self, dy: &Buffer<T>, x: &Buffer<T>, sum: &Sum<G>) -> Result<(), GpuError> {
-        let rows = self.batch.rows;
-        let product = Gemm::weight_gradient(rows, dy.len() / rows, x.len() / rows);
-        let product = if sum.adds { product.accumulate() } else { product };
-        self.gpu.gemm(product, dy, x, sum.buffer)
+    fn products(&self) -> Products<'_> {
+        Products {
+            gpu: self.gpu,
+            rows: self.batch.rows,
+        }
     }
 
     /// Attention and its residual: everything of `mixed` from the layer's input.
     fn attend(&self, weights: &Layer<T>, input: &Buffer<T>, mixed: &Mixed<T>) -> Result<(), GpuError> {
         let (gpu, shared) = (self.gpu, &self.shared);
         rms_norm(gpu, self.norm(), input, None, &weights.input_norm, &shared.normed, None)?;
-        self.linear(&shared.normed, &weights.qkv, &shared.packed)?;
+        self.products().linear(&shared.normed, &weights.qkv, &shared.packed)?;
         let parts = buffers::parts(self.shape, self.batch.rows, &mixed.split)?;
         let into = SplitInto {
             q: &parts[0],
@@ -125,7 +91,8 @@ impl<T: Float> Pass<'_, T> {
         let [q, k, v] = self.rows(&parts);
         let rule = buffers::attention(self.shape);
         attention::forward(gpu, &rule, q, k, v, &self.segments(), &mixed.out, Some(&mixed.lse))?;
-        self.linear_onto(input, &mixed.out, &weights.output, &mixed.middle)
+        self.products()
+            .linear_onto(input, &mixed.out, &weights.output, &mixed.middle)
     }
 
     /// The norm after the attention, to `normed`.
@@ -141,10 +108,12 @@ impl<T: Float> Pass<'_, T> {
         let shared = &self.shared;
         self.attend(weights, &layer.input, &layer.mixed)?;
         self.post_norm(weights, &layer.mixed)?;
-        self.linear(&shared.normed, &weights.gate_up, &layer.gate_up)?;
+        self.products()
+            .linear(&shared.normed, &weights.gate_up, &layer.gate_up)?;
         let (rows, width) = (self.batch.rows, self.shape.intermediate);
         swiglu(self.gpu, rows, width, &layer.gate_up, &shared.gated)?;
-        self.linear_onto(&layer.mixed.middle, &shared.gated, &weights.down, &layer.output)
+        self.products()
+            .linear_onto(&layer.mixed.middle, &shared.gated, &weights.down, &layer.output)
     }
 
     /// Turns `dx`, the gradient of the layer's output, into that of its input, and adds to the sums of its weights' gradients.
@@ -175,16 +144,17 @@ impl<T: Float> Pass<'_, T> {
         let gate_up = &layer.gate_up;
         self.post_norm(weights, &layer.mixed)?;
         if !layer.gate_up_is_kept {
-            self.linear(&shared.normed, &weights.gate_up, gate_up)?;
+            self.products().linear(&shared.normed, &weights.gate_up, gate_up)?;
         }
         let gated = &shared.gated;
-        let by_gated = Gemm::input_gradient(rows, self.shape.hidden, width);
-        gpu.gemm(by_gated, &shared.dx, &weights.down, gated)?;
+        self.products().input_gradient(&shared.dx, &weights.down, gated)?;
         // In place: gradients take the place of gate and up, and what the down projection was given that of its gradient.
         swiglu_backward(gpu, rows, width, gate_up, gated, gate_up, Some(gated))?;
-        self.weight_gradient(&shared.dx, gated, &Sum::new(&sums.down, adds))?;
+        self.products()
+            .weight_gradient(&shared.dx, gated, &Sum::new(&sums.down, adds))?;
         let operands = (&shared.normed, &weights.gate_up);
-        self.linear_backward(gate_up, operands, &shared.d_normed, &Sum::new(&sums.gate_up, adds))?;
+        self.products()
+            .linear_backward(gate_up, operands, &shared.d_normed, &Sum::new(&sums.gate_up, adds))?;
         rms_norm_backward(
             gpu,
             self.norm(),
@@ -210,7 +180,8 @@ impl<T: Float> Pass<'_, T> {
         let (gpu, shared, rows) = (self.gpu, &self.shared, self.batch.rows);
         let mixed = &layer.mixed;
         let operands = (&mixed.out, &weights.output);
-        self.linear_backward(&shared.dx, operands, &shared.d_out, &Sum::new(&sums.output, adds))?;
+        self.products()
+            .linear_backward(&shared.dx, operands, &shared.d_out, &Sum::new(&sums.output, adds))?;
         let parts = buffers::parts(self.shape, rows, &mixed.split)?;
         let d_parts = buffers::parts(self.shape, rows, &shared.d_split)?;
         let ([q, k, v], [dq, dk, dv]) = (self.rows(&parts), self.rows(&d_parts));
@@ -231,7 +202,8 @@ impl<T: Float> Pass<'_, T> {
         let (norm, weight) = (self.norm(), &weights.input_norm);
         rms_norm(gpu, norm, &layer.input, None, weight, &shared.normed, Some(inverse_rms))?;
         let operands = (&shared.normed, &weights.qkv);
-        self.linear_backward(&shared.packed, operands, &shared.d_normed, &Sum::new(&sums.qkv, adds))?;
+        self.products()
+            .linear_backward(&shared.packed, operands, &shared.d_normed, &Sum::new(&sums.qkv, adds))?;
         rms_norm_backward(
             gpu,
             norm,

@@ -3,13 +3,21 @@
 use std::fmt;
 
 use flotilla_kernels::{
-    Float, Gpu,
+    Buffer, Float, Gpu,
     optimizer::{AdamW, Rounding},
+    rows,
 };
+use flotilla_model::{Layout, Visual};
 use half::bf16;
 
-use super::{Batch, Learner, Plan, Sequence, Settings, cross_entropy, micro_batches};
-use crate::{error::DeviceError, shape::TextShape, weights::TextWeights};
+use super::{Batch, Learner, Plan, Sequence, Settings, Shapes, cross_entropy, micro_batches};
+use crate::{
+    error::DeviceError,
+    measure::vision_operations,
+    shape::{QwenVision, TextShape},
+    vision::{QwenTower, tokens},
+    weights::TextWeights,
+};
 
 /// Arithmetic of a dense bf16 product that NVIDIA states for an H100 or H200 (SXM).
 pub const DATASHEET: f64 = 989e12;
@@ -23,8 +31,70 @@ pub struct Workload {
     pub settings: Settings,
     /// Lengths of the sequences of one update; every token but the first of each is scored.
     pub lengths: Vec<usize>,
+    /// Pictures of an update, whose tower is trained.
+    pub pictures: Option<Pictures>,
     /// Updates that are measured, after one that is not.
     pub updates: usize,
+}
+
+/// Pictures of one update, each of which goes through the tower once to be seen and once to be learned from. Their tokens are
+/// not among those of the sequences.
+#[derive(Clone, Debug)]
+pub struct Pictures {
+    /// Sizes of the tower, whose weights are random.
+    pub shape: QwenVision,
+    /// Patches each way.
+    pub side: usize,
+    /// How many.
+    pub count: usize,
+}
+
+impl Pictures {
+    /// Floating-point operations of the tower's gradients, by the convention of [`operations`]: three times those of a forward
+    /// pass, windows as they are.
+    pub fn operations(&self) -> f64 {
+        3.0 * self.count as f64 * vision_operations(&self.shape, self.side * self.side)
+    }
+
+    /// Pictures of any values.
+    fn draw(&self) -> Vec<Visual> {
+        let grid = [1, self.side, self.side];
+        let values = self.side * self.side * self.shape.patch_values();
+        let visual = |of: usize| Visual {
+            values: (0..values)
+                .map(|at| ((at * 7919 + of) % 2048) as f32 / 1024.0 - 1.0)
+                .collect(),
+            layout: Layout::Patches {
+                grid,
+                time_step: 0.0,
+                video: false,
+            },
+        };
+        (0..self.count).map(visual).collect()
+    }
+}
+
+/// A tower with pictures and the gradients by their features.
+struct Shown {
+    tower: QwenTower<bf16>,
+    visuals: Vec<Visual>,
+    gradients: Vec<Buffer<f32>>,
+}
+
+impl Shown {
+    fn new(gpu: &Gpu, pictures: &Pictures) -> Result<Self, DeviceError> {
+        let numbers = tokens(&pictures.shape, &[1, pictures.side, pictures.side]) * pictures.shape.output;
+        let gradients = (0..pictures.count as u64).map(|seed| {
+            let gradient = gpu.alloc(numbers)?;
+            rows::fill_normal(gpu, &gradient, 1e-3, seed)?;
+            Ok::<_, DeviceError>(gradient)
+        });
+        Ok(Self {
+            tower: QwenTower::random(gpu, pictures.shape.clone(), 1000)?,
+            visuals: pictures.draw(),
+            gradients: gradients.collect::<Result<_, _>>()?,
+        })
+    }
 }
 
 /// Medians over updates.
@@ -38,13 +108,17 @@ pub struct Measured {
     pub forward: f64,
     /// Seconds of backward passes.
     pub backward: f64,
+    /// Seconds of encoding pictures, upload included.
+    pub features: f64,
+    /// Seconds of the tower's gradients: upload, forward and backward passes.
+    pub tower: f64,
     /// Seconds of the exchange of gradients with other GPUs.
     pub exchange: f64,
     /// Seconds of norm, clipping and update.
     pub update: f64,
     /// Seconds on the host's clock from the first forward pass until the update has been done.
     pub step: f64,
-    /// Operations of the model: see [`operations`].
+    /// Operations of the model: see [`operations`] and [`Pictures::operations`].
     pub operations: f64,
     /// Bytes as computed.
     pub plan: Plan,
@@ -74,6 +148,11 @@ pub fn measure<G: Float>(
     gpu.reset_peak();
     let weights = TextWeights::<bf16>::random(gpu, shape, 1)?;
     let mut learner = Learner::<bf16, G>::new(gpu, weights, *settings)?;
+    let shown = workload.pictures.as_ref().map(|pictures| Shown::new(gpu, pictures));
+    let shown = shown.transpose()?;
+    if let Some(shown) = &shown {
+        learner.train_vision(shown.tower.clone())?;
+    }
     let batches = batches(workload)?;
     let scored: usize = batches.iter().map(|batch| batch.scored.len()).sum();
     let adamw = AdamW {
@@ -87,7 +166,7 @@ pub fn measure<G: Float>(
         rounding: Rounding::Stochastic,
     };
     let clock = gpu.clock()?;
-    let mut stages: [Vec<f64>; 5] = Default::default();
+    let mut stages: [Vec<f64>; 7] = Default::default();
     let mut losses = Vec::new();
     let mut allocations = 0;
     for index in 0..=workload.updates {
@@ -96,7 +175,11 @@ pub fn measure<G: Float>(
             stages.iter_mut().for_each(Vec::clear);
         }
         let begin = std::time::Instant::now();
-        let (mut forwards, mut backwards, mut loss) = (0.0, 0.0, 0.0);
+        let (mut forwards, mut backwards, mut features, mut of_tower, mut loss) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        if let Some(shown) = &shown {
+            let visuals = shown.visuals.iter().collect::<Vec<_>>();
+            features = gpu.time(&clock, || shown.tower.encode(&visuals).map(drop))?;
+        }
         for batch in &batches {
             let mut slopes = Vec::new();
             forwards += gpu.time(&clock, || {
@@ -107,25 +190,38 @@ pub fn measure<G: Float>(
             })?;
             backwards += gpu.time(&clock, || learner.backward(&slopes, None))?;
         }
+        if let Some(shown) = &shown {
+            let visuals = shown.visuals.iter().collect::<Vec<_>>();
+            of_tower = gpu.time(&clock, || learner.vision_backward(&visuals, &shown.gradients))?;
+        }
         let exchanges = gpu.time(&clock, || exchange(&mut learner))?;
         let update = gpu.time(&clock, || learner.update(&adamw, 1.0))?;
         let step = begin.elapsed().as_secs_f64();
-        for (stage, seconds) in stages.iter_mut().zip([forwards, backwards, exchanges, update, step]) {
+        let all = [forwards, backwards, features, of_tower, exchanges, update, step];
+        for (stage, seconds) in stages.iter_mut().zip(all) {
             stage.push(seconds);
         }
         losses.push(loss);
     }
-    let [forward, backward, exchange, update, step] = stages.map(median);
+    let [forward, backward, features, tower, exchange, update, step] = stages.map(median);
+    let of_pictures = workload.pictures.as_ref();
+    let shapes = Shapes {
+        text: shape,
+        vision: of_pictures.map(|pictures| &pictures.shape),
+    };
     Ok(Measured {
         tokens: batches.iter().map(Batch::tokens).sum(),
         micro_batches: batches.len(),
         forward,
         backward,
+        features,
+        tower,
         exchange,
         update,
         step,
-        operations: batches.iter().map(|batch| operations(shape, batch)).sum(),
-        plan: Plan::new(shape, bf16::DTYPE, settings, 0, card),
+        operations: batches.iter().map(|batch| operations(shape, batch)).sum::<f64>()
+            + of_pictures.map_or(0.0, Pictures::operations),
+        plan: Plan::new(shapes, bf16::DTYPE, settings, 0, card),
         peak_bytes: gpu.peak_bytes(),
         allocations: gpu.allocations() - allocations,
         losses: (losses[0], losses[losses.len() - 1]),
@@ -178,6 +274,8 @@ impl fmt::Display for Measured {
         for (name, seconds) in [
             ("forward", self.forward),
             ("backward", self.backward),
+            ("features", self.features),
+            ("tower", self.tower),
             ("exchange", self.exchange),
             ("update", self.update),
         ] {

@@ -6,8 +6,11 @@
 //! | `policy.rs` | slopes of the policy loss and of cross-entropy at each log-probability |
 //! | `plan.rs` | bytes of everything, before anything is allocated; what is kept for the backward pass |
 //! | `buffers.rs`, `gradients.rs` | memory, allocated once |
+//! | `products.rs` | linear layers and their gradients |
 //! | `layer.rs` | one layer, forward and backward |
 //! | `passes.rs` | the whole model: log-probabilities, gradients, the update |
+//! | `tensor.rs` | one weight, its moments, its update |
+//! | `vision/` | the tower of Qwen2.5-VL |
 //! | `step.rs` | samples of an update, distributed over micro-batches |
 //! | `parallel.rs` | sums of gradients over several GPUs that hold the same weights |
 //! | `state.rs` | moments as bytes, weights back to the host |
@@ -18,7 +21,8 @@
 //!
 //! An update is: for each micro-batch `Learner::score` (log-probabilities under the weights as they are), slopes from
 //! [`Policy::gradient`] on the host, `Learner::backward`; then `Learner::update`. `Learner::learn` does all but the last for
-//! samples of any number. The weights are those buffers that the engine reads, changed in place.
+//! samples of any number; with [`Learner::train_vision`] it adds the gradients by the features of pictures too, and
+//! `Learner::vision_backward` makes those of the tower of them before the update. The weights are those buffers that the engine reads, changed in place.
 
 #[cfg(feature = "cuda")]
 mod agreement;
@@ -42,18 +46,23 @@ mod parallel;
 pub mod parts;
 #[cfg(feature = "cuda")]
 mod passes;
+#[cfg(feature = "cuda")]
+mod products;
 pub mod reference;
 #[cfg(feature = "cuda")]
 mod state;
 #[cfg(feature = "cuda")]
 mod step;
+#[cfg(feature = "cuda")]
+mod tensor;
+mod vision;
 
 pub use batch::{Batch, BatchError, Sequence, micro_batches};
 #[cfg(feature = "cuda")]
 pub use gradients::Gradient;
 #[cfg(feature = "cuda")]
 pub use passes::{Learner, Scored, Updated};
-pub use plan::{Keep, Part, Plan, Settings};
+pub use plan::{Keep, Part, Plan, Settings, Shapes};
 pub use policy::{Known, Policy, Statistics, cross_entropy};
 #[cfg(feature = "cuda")]
-pub use step::Sample;
+pub use step::{Picture, Sample};

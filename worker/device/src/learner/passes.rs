@@ -1,12 +1,16 @@
 //! The whole model: log-probabilities, gradients, the update.
 
+use std::ops::Range;
+
 use flotilla_kernels::{
     Buffer, Float, Gpu, GpuError,
     norm::{Norm, RmsNormBackward, rms_norm, rms_norm_backward},
-    optimizer::{self, AdamW, GradientNorm, Pace, States},
+    optimizer::{AdamW, GradientNorm, Pace, States},
     rows,
     vocabulary::{self, Losses, Scores},
 };
+
+use flotilla_model::Visual;
 
 use super::{
     batch::Batch,
@@ -14,8 +18,10 @@ use super::{
     gradients::{Gradient, Gradients},
     layer::Pass,
     plan::Settings,
+    tensor::Tensor,
+    vision::TowerLearner,
 };
-use crate::{error::DeviceError, weights::TextWeights};
+use crate::{error::DeviceError, vision::QwenTower, weights::TextWeights};
 
 /// Moments of weights by their names.
 pub type NamedStates<'a> = Vec<(&'a str, &'a States)>;
@@ -45,15 +51,6 @@ struct Pending {
     temperature: f32,
 }
 
-/// The moments of one weight.
-#[derive(Debug)]
-struct Tensor<T, G> {
-    name: String,
-    weight: Buffer<T>,
-    gradient: Gradient<G>,
-    states: States,
-}
-
 /// Trains weights of `T` in place, with gradients summed in `G`: `T` itself or f32.
 #[derive(Debug)]
 pub struct Learner<T, G> {
@@ -64,12 +61,14 @@ pub struct Learner<T, G> {
     inputs: Inputs,
     activations: Activations<T>,
     gradients: Gradients<G>,
+    /// Those of the language model, then those of the tower.
     tensors: Vec<Tensor<T, G>>,
     norm: GradientNorm,
     clip: Option<Buffer<f32>>,
     pace: Pace,
     /// Micro-batches since the last update.
     summed: usize,
+    pub(super) vision: Option<TowerLearner<T, G>>,
     pending: Option<Pending>,
     /// Room for features of a batch, as large as any batch has needed.
     features: Option<Buffer<T>>,
@@ -89,14 +88,7 @@ impl<T: Float, G: Float> Learner<T, G> {
         let gradients = Gradients::new(gpu, shape, settings.tables)?;
         let named = weights.named().into_iter().zip(gradients.ordered());
         let trained = named.filter_map(|((name, weight), gradient)| Some((name, weight, gradient?)));
-        let tensors = trained.map(|(name, weight, gradient)| {
-            Ok(Tensor {
-                states: States::zeros(gpu, settings.states, weight.len())?,
-                name,
-                weight,
-                gradient,
-            })
-        });
+        let tensors = trained.map(|(name, weight, gradient)| Tensor::new(gpu, settings.states, name, weight, gradient));
         let tensors = tensors.collect::<Result<Vec<_>, GpuError>>()?;
         Ok(Self {
             rotation: Rotation::new(gpu, shape)?,
@@ -111,9 +103,35 @@ impl<T: Float, G: Float> Learner<T, G> {
             settings,
             clip: None,
             summed: 0,
+            vision: None,
             pending: None,
             features: None,
         })
+    }
+
+    /// From now on trains a vision tower too: allocates its gradients, moments of zero, and activations of so many patches as
+    /// the settings say. The tower's weights are shared with whoever encodes with them; after an update its features are others.
+    pub fn train_vision(&mut self, tower: QwenTower<T>) -> Result<(), DeviceError> {
+        let (output, hidden) = (tower.shape().output, self.weights.shape.hidden);
+        if output != hidden || self.vision.is_some() {
+            return Err(DeviceError::Input(format!(
+                "a tower with features of {output} for a model of {hidden}, or a second tower"
+            )));
+        }
+        let gpu = &self.gpu;
+        let vision = TowerLearner::new(gpu, tower, &self.settings)?;
+        for (name, weight, gradient) in vision.weights() {
+            let tensor = Tensor::new(gpu, self.settings.states, name, weight, gradient)?;
+            self.tensors.push(tensor);
+        }
+        self.norm = GradientNorm::new(gpu, self.tensors.iter().map(|tensor| tensor.weight.len()))?;
+        self.vision = Some(vision);
+        Ok(())
+    }
+
+    /// The tower that is trained.
+    pub fn tower(&self) -> Option<&QwenTower<T>> {
+        self.vision.as_ref().map(TowerLearner::tower)
     }
 
     /// Room for so many rows of features.
@@ -126,6 +144,15 @@ impl<T: Float, G: Float> Learner<T, G> {
         let part = room.slice(0..numbers);
         self.features = Some(room);
         part
+    }
+
+    /// Room for the gradient by so many rows of features, among the buffers of layers: until the next forward pass.
+    pub(super) fn feature_slopes(&self, rows: usize) -> Result<Buffer<T>, GpuError> {
+        let shape = &self.weights.shape;
+        self.activations
+            .shared(shape, self.settings.rows())?
+            .d_normed
+            .slice(0..rows * shape.hidden)
     }
 
     /// The card.
@@ -358,33 +385,77 @@ impl<T: Float, G: Float> Learner<T, G> {
         rows::place(gpu, shape.hidden, &d_hidden, &batch.scored, &shared.dx)
     }
 
-    /// Clips the summed gradients to `max_norm` and updates every weight in place. Nothing waits for the card: what it did is
-    /// asked for by [`Self::updated`]. `adamw.step` counts for nothing, the card counts updates that were applied.
+    /// Adds the tower's gradients of a loss whose gradients by the features of pictures are `gradients`, `[tokens, hidden]` each,
+    /// in one pass over each picture. May be called several times before an update: gradients of all calls are summed.
+    pub fn vision_backward(&mut self, visuals: &[&Visual], gradients: &[Buffer<f32>]) -> Result<(), DeviceError> {
+        let Some(vision) = &mut self.vision else {
+            return Err(DeviceError::Input(
+                "gradients of a tower that is not trained".to_owned(),
+            ));
+        };
+        vision.backward(&self.gpu, visuals, gradients)
+    }
+
+    /// Those for which gradients have been summed.
+    #[cfg(feature = "nccl")]
+    pub(super) fn summed(&self) -> &[Tensor<T, G>] {
+        &self.tensors[self.summed_tensors()]
+    }
+
+    /// How many tensors are those of the language model, which come first.
+    fn text_tensors(&self) -> usize {
+        let of_vision = self.vision.as_ref().map_or(0, TowerLearner::tensors);
+        self.tensors.len() - of_vision
+    }
+
+    /// The tensors for which gradients have been summed.
+    fn summed_tensors(&self) -> Range<usize> {
+        let of_text = self.text_tensors();
+        let of_vision = self.vision.as_ref().is_some_and(|vision| vision.summed);
+        let begin = if self.summed > 0 { 0 } else { of_text };
+        let end = if of_vision { self.tensors.len() } else { of_text };
+        begin..end
+    }
+
+    /// Clips the summed gradients to `max_norm` by the norm of all of them together and updates every weight in place. Nothing
+    /// waits for the card: what it did is asked for by [`Self::updated`]. `adamw.step` counts for nothing, the card counts updates
+    /// that were applied.
+    ///
+    /// A tower to whose gradients nothing was added is left as it is, weights and moments, and its updates are counted by
+    /// themselves: as PyTorch passes over parameters without a gradient. Gradients of zero, of pictures whose tokens have no
+    /// slope, are gradients: moments and weights decay.
     pub fn update(&mut self, adamw: &AdamW, max_norm: f32) -> Result<(), DeviceError> {
-        if self.summed == 0 {
+        let range = self.summed_tensors();
+        if range.is_empty() {
             return Err(DeviceError::Input("an update without gradients".to_owned()));
         }
-        self.summed = 0;
-        self.pending = None;
         let gpu = &self.gpu;
+        let of_text = self.summed > 0;
+        let vision = self.vision.as_ref().filter(|vision| vision.summed);
         self.norm.begin();
-        for tensor in &self.tensors {
-            match &tensor.gradient {
-                Gradient::Matrix(gradient) => self.norm.add(gpu, gradient)?,
-                Gradient::Vector(gradient) => self.norm.add(gpu, gradient)?,
-            }
+        for tensor in &self.tensors[range.clone()] {
+            tensor.measure(gpu, &mut self.norm)?;
         }
         let clip = self.norm.clip(gpu, 1.0, max_norm)?.clone();
-        #[allow(clippy::cast_possible_truncation, reason = "the card computes in f32")]
-        self.pace.set_learning_rate(gpu, adamw.learning_rate as f32)?;
-        self.pace.advance(gpu, adamw, &clip)?;
-        for (index, tensor) in (0u32..).zip(&self.tensors) {
-            match &tensor.gradient {
-                Gradient::Matrix(gradient) => tensor.update(gpu, adamw, gradient, index, (&clip, &self.pace))?,
-                Gradient::Vector(gradient) => tensor.update(gpu, adamw, gradient, index, (&clip, &self.pace))?,
-            }
+        for pace in vision
+            .map(|vision| &vision.pace)
+            .into_iter()
+            .chain(of_text.then_some(&self.pace))
+        {
+            #[allow(clippy::cast_possible_truncation, reason = "the card computes in f32")]
+            pace.set_learning_rate(gpu, adamw.learning_rate as f32)?;
+            pace.advance(gpu, adamw, &clip)?;
+        }
+        let first = self.text_tensors();
+        for (number, tensor) in (0u32..).zip(&self.tensors).skip(range.start).take(range.len()) {
+            let pace = match vision {
+                Some(vision) if number as usize >= first => &vision.pace,
+                _ => &self.pace,
+            };
+            tensor.update(gpu, adamw, number, &clip, pace)?;
         }
         self.clip = Some(clip);
+        self.discard();
         Ok(())
     }
 
@@ -403,21 +474,29 @@ impl<T: Float, G: Float> Learner<T, G> {
     pub fn discard(&mut self) {
         self.summed = 0;
         self.pending = None;
+        if let Some(vision) = &mut self.vision {
+            vision.summed = false;
+        }
     }
 
-    /// Zeros in the place of gradients where no micro-batch has been summed, as if one with slopes of zero had been.
+    /// Zeros in the place of gradients where none have been summed, as if a micro-batch with slopes of zero had been; of the
+    /// tower where another member has a picture.
     #[cfg(feature = "nccl")]
-    pub(super) fn clear_unless_summed(&mut self) -> Result<(), GpuError> {
-        if self.summed > 0 {
-            return Ok(());
+    pub(super) fn clear_unless_summed(&mut self, pictures: bool) -> Result<(), GpuError> {
+        let summed = self.summed_tensors();
+        let of_text = self.text_tensors();
+        let wanted = if pictures { self.tensors.len() } else { of_text };
+        for (_, tensor) in self.tensors[..wanted]
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !summed.contains(index))
+        {
+            tensor.clear(&self.gpu)?;
         }
-        for tensor in &self.tensors {
-            match &tensor.gradient {
-                Gradient::Matrix(gradient) => self.gpu.clear(gradient)?,
-                Gradient::Vector(gradient) => self.gpu.clear(gradient)?,
-            }
+        self.summed = self.summed.max(1);
+        if let Some(vision) = &mut self.vision {
+            vision.summed = pictures;
         }
-        self.summed = 1;
         Ok(())
     }
 
@@ -434,9 +513,18 @@ impl<T: Float, G: Float> Learner<T, G> {
         Ok((states.collect(), self.pace.updates(&self.gpu)?))
     }
 
-    /// Goes on counting updates from `pace`.
-    pub(super) fn resume(&mut self, pace: Pace) {
+    /// Updates that the tower took part in; None without a tower.
+    pub fn vision_updates(&self) -> Result<Option<u32>, DeviceError> {
+        let updates = self.vision.as_ref().map(|vision| vision.pace.updates(&self.gpu));
+        Ok(updates.transpose()?)
+    }
+
+    /// Goes on counting updates from `pace`, and those of the tower from the other one.
+    pub(super) fn resume(&mut self, pace: Pace, of_vision: Option<Pace>) {
         self.pace = pace;
+        if let (Some(vision), Some(pace)) = (&mut self.vision, of_vision) {
+            vision.pace = pace;
+        }
         self.discard();
     }
 }
@@ -447,26 +535,4 @@ struct HeadInput<T> {
     normed: Buffer<T>,
     inverse_rms: Buffer<f32>,
     norm: Norm,
-}
-
-impl<T: Float, G: Float> Tensor<T, G> {
-    fn update<D: Float>(
-        &self,
-        gpu: &Gpu,
-        adamw: &AdamW,
-        gradients: &Buffer<D>,
-        tensor: u32,
-        (clip, pace): (&Buffer<f32>, &Pace),
-    ) -> Result<(), GpuError> {
-        let update = optimizer::Update {
-            parameters: &self.weight,
-            gradients,
-            states: &self.states,
-            tensor,
-            clip: Some(clip),
-            pace: Some(pace),
-            zero_gradients: false,
-        };
-        optimizer::adamw(gpu, adamw, &update)
-    }
 }

@@ -4,8 +4,11 @@ use std::fmt;
 
 use flotilla_kernels::{Dtype, optimizer::StateKind};
 
-use super::batch;
-use crate::shape::TextShape;
+use super::{batch, vision};
+use crate::{
+    shape::{QwenVision, TextShape},
+    vision::MOST_PATCHES,
+};
 
 /// What of each layer is kept from the forward pass for the backward pass. Its input is; what is not kept is computed again.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -46,6 +49,9 @@ pub struct Settings {
     pub states: StateKind,
     /// Whether the embedding table and the head are trained.
     pub tables: bool,
+    /// The most patches that go through the vision tower together, where it is trained; a frame may not have more. 157 KB
+    /// each at the 7B shape in bf16.
+    pub patches: usize,
 }
 
 impl Settings {
@@ -61,6 +67,7 @@ impl Settings {
             gradients: Dtype::Bf16,
             states: StateKind::Bit8,
             tables: true,
+            patches: MOST_PATCHES,
         }
     }
 
@@ -102,6 +109,10 @@ pub enum Part {
     Head,
     /// Scratch of matrix products, and of the first one of a shape that adds to its result.
     Products,
+    /// Weights of the vision tower with their gradients and moments, where it is trained.
+    Tower,
+    /// What the tower needs for a chunk of patches: to learn from them, and to encode them.
+    Patches,
     /// Keys and values of the engine.
     Pool,
 }
@@ -117,8 +128,25 @@ impl Part {
             Self::Layer => "one layer",
             Self::Head => "output head",
             Self::Products => "matrix products",
+            Self::Tower => "vision tower",
+            Self::Patches => "patches",
             Self::Pool => "keys and values",
         }
+    }
+}
+
+/// Shapes of what is trained: a language model, or one with its vision tower.
+#[derive(Clone, Copy, Debug)]
+pub struct Shapes<'a> {
+    /// The language model.
+    pub text: &'a TextShape,
+    /// The tower; None where it is not trained.
+    pub vision: Option<&'a QwenVision>,
+}
+
+impl<'a> From<&'a TextShape> for Shapes<'a> {
+    fn from(text: &'a TextShape) -> Self {
+        Self { text, vision: None }
     }
 }
 
@@ -134,8 +162,15 @@ pub struct Plan {
 const RESERVE: usize = 1 << 30;
 
 impl Plan {
-    /// Of learning a model of this shape with weights in `format` on a card of `card` bytes, beside a pool of `pool` bytes.
-    pub fn new(shape: &TextShape, format: Dtype, settings: &Settings, pool: usize, card: usize) -> Self {
+    /// Of learning a model of these shapes with weights in `format` on a card of `card` bytes, beside a pool of `pool` bytes.
+    pub fn new<'a>(
+        shapes: impl Into<Shapes<'a>>,
+        format: Dtype,
+        settings: &Settings,
+        pool: usize,
+        card: usize,
+    ) -> Self {
+        let Shapes { text: shape, vision } = shapes.into();
         let bytes = format.bytes();
         let (rows, scored) = (settings.rows(), settings.scored_rows());
         let vectors = vector_parameters(shape);
@@ -153,6 +188,8 @@ impl Plan {
         let (mixed, mlp) = (kept(settings.keep.attention), kept(settings.keep.mlp));
         let of_mixed = width.mixed(rows, bytes);
         let of_mlp = rows * 2 * shape.intermediate * bytes;
+        let tower = vision.map(|vision| vision::plan::Bytes::new(vision, format, settings));
+        let largest = tower.map_or(0, |tower| tower.largest);
         let parts = vec![
             (Part::Weights, shape.parameters() * bytes),
             (Part::Gradients, matrices * settings.gradients.bytes() + 4 * vectors),
@@ -169,8 +206,13 @@ impl Plan {
             ),
             (
                 Part::Products,
-                PRODUCTS + 2 * shape.intermediate * shape.hidden * settings.gradients.bytes(),
+                PRODUCTS + largest.max(2 * shape.intermediate * shape.hidden * settings.gradients.bytes()),
             ),
+            (
+                Part::Tower,
+                tower.map_or(0, |tower| tower.weights + tower.gradients + tower.moments),
+            ),
+            (Part::Patches, tower.map_or(0, |tower| tower.chunk + tower.encoding)),
             (Part::Pool, pool),
         ];
         Self { parts, card }
@@ -178,9 +220,17 @@ impl Plan {
 
     /// The settings that keep the most activations on the card, given the others; none where even keeping only inputs does not
     /// fit.
-    pub fn fit(shape: &TextShape, format: Dtype, settings: &Settings, pool: usize, card: usize) -> Option<Settings> {
+    pub fn fit<'a>(
+        shapes: impl Into<Shapes<'a>>,
+        format: Dtype,
+        settings: &Settings,
+        pool: usize,
+        card: usize,
+    ) -> Option<Settings> {
+        let shapes = shapes.into();
+        let shape = shapes.text;
         let with = |keep| Settings { keep, ..*settings };
-        let fits = |keep| Self::new(shape, format, &with(keep), pool, card).fits();
+        let fits = |keep| Self::new(shapes, format, &with(keep), pool, card).fits();
         let mut keep = Keep::default();
         if !fits(keep) {
             return None;
@@ -302,6 +352,7 @@ fn head(shape: &TextShape, settings: &Settings, bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::VisionShape;
 
     fn qwen_7b() -> TextShape {
         TextShape::named("qwen2.5-vl-7b").expect("a released shape")
@@ -344,6 +395,32 @@ mod tests {
         assert!(small.attention == 28 && small.mlp > 0, "{small:?}");
         assert!(fit(8192, StateKind::Bf16, H100).is_some(), "all inputs of 8k tokens");
         assert_eq!(fit(8192, StateKind::F32, H100), None, "f32 moments alone are 61 GB");
+    }
+
+    #[test]
+    fn a_tower_takes_memory_of_what_can_be_kept() {
+        let (text, Some(VisionShape::Qwen(vision))) = (qwen_7b(), VisionShape::named("qwen2.5-vl-7b")) else {
+            unreachable!("a released shape")
+        };
+        let both = Shapes {
+            text: &text,
+            vision: Some(&vision),
+        };
+        let settings = Settings::new(8192);
+        let (alone, together) = (
+            Plan::new(&text, Dtype::Bf16, &settings, 0, H100),
+            Plan::new(both, Dtype::Bf16, &settings, 0, H100),
+        );
+        let tower = together.part(Part::Tower) + together.part(Part::Patches);
+        assert_eq!(together.bytes(), alone.bytes() + tower);
+        // Weights, gradients and moments of 681 million numbers, 2 bytes each; 24,576 patches, 157 KB each to learn from and 57 to encode.
+        assert_eq!(together.part(Part::Tower) / 10_000_000, 410, "{together}");
+        assert_eq!(together.part(Part::Patches) / 100_000_000, 52, "{together}");
+        let keep = |shapes: Shapes<'_>| {
+            let fitted = Plan::fit(shapes, Dtype::Bf16, &settings, 4 << 30, H100);
+            fitted.map(|settings| settings.keep.attention + settings.keep.mlp)
+        };
+        assert!(keep(both) < keep(Shapes::from(&text)) && keep(both).is_some());
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! What outlives a learner: moments as bytes, and weights back to the host.
 
-use candle_core::{DType, Tensor, Var};
 use flotilla_kernels::{
     Buffer, Element, Float, Gpu,
     optimizer::{Pace, States},
@@ -10,8 +9,15 @@ use flotilla_model::{text::TextConfig, weights::Weights};
 use super::Learner;
 use crate::{
     error::DeviceError,
-    weights::{TextWeights, joined, values},
+    weights::{TextWeights, assign, joined, values},
 };
+
+/// Name of the number of updates that a tower took part in.
+const VISION_UPDATES: &str = "visual.updates";
+
+fn wrong_length(name: &str, found: usize, wanted: usize) -> DeviceError {
+    DeviceError::Input(format!("{name} has {found} bytes, {wanted} are needed"))
+}
 
 /// Parts of a weight's moments with their names, as bytes on the card.
 fn parts(states: &States) -> Result<Vec<(&'static str, Buffer<u8>)>, DeviceError> {
@@ -26,14 +32,18 @@ fn parts(states: &States) -> Result<Vec<(&'static str, Buffer<u8>)>, DeviceError
 }
 
 impl<T: Float, G: Float> Learner<T, G> {
-    /// Gives the moments of every weight to `put`, by a name such as `layers.3.qkv.m`, one after another: all of a 7B model
-    /// are tens of GB. Returns the number of updates that were applied.
+    /// Gives the moments of every weight to `put`, by a name such as `layers.3.qkv.m` or `visual.blocks.3.qkv.m`, one after
+    /// another: all of a 7B model are tens of GB. Returns the number of updates that were applied; where a tower is trained,
+    /// `visual.updates` are those that it took part in.
     pub fn save(&self, mut put: impl FnMut(&str, Vec<u8>) -> Result<(), DeviceError>) -> Result<u32, DeviceError> {
         let (states, updates) = self.states()?;
         for (name, states) in states {
             for (part, buffer) in parts(states)? {
                 put(&format!("{name}.{part}"), self.gpu().download(&buffer)?)?;
             }
+        }
+        if let Some(updates) = self.vision_updates()? {
+            put(VISION_UPDATES, updates.to_le_bytes().to_vec())?;
         }
         Ok(updates)
     }
@@ -51,16 +61,23 @@ impl<T: Float, G: Float> Learner<T, G> {
                 let name = format!("{name}.{part}");
                 let bytes = get(&name)?;
                 if bytes.len() != buffer.len() {
-                    let (found, wanted) = (bytes.len(), buffer.len());
-                    return Err(DeviceError::Input(format!(
-                        "{name} has {found} bytes, {wanted} are needed"
-                    )));
+                    return Err(wrong_length(&name, bytes.len(), buffer.len()));
                 }
                 self.gpu().write(&buffer, &bytes)?;
             }
         }
+        let of_vision = match self.tower() {
+            Some(_) => {
+                let bytes = get(VISION_UPDATES)?;
+                let length = bytes.len();
+                let bytes = <[u8; 4]>::try_from(bytes);
+                let bytes = bytes.map_err(|_| wrong_length(VISION_UPDATES, length, 4))?;
+                Some(Pace::new(self.gpu(), u32::from_le_bytes(bytes))?)
+            }
+            None => None,
+        };
         let pace = Pace::new(self.gpu(), updates)?;
-        self.resume(pace);
+        self.resume(pace, of_vision);
         Ok(())
     }
 }
@@ -125,20 +142,9 @@ impl<T: Float> TextWeights<T> {
                     )));
                 };
                 rest = others;
-                variable.set(&tensor_of(own, variable)?)?;
+                assign(variable, own)?;
             }
         }
         Ok(())
     }
-}
-
-/// Numbers of the card in the shape and format of a variable.
-fn tensor_of<T: Float>(values: &[T], variable: &Var) -> Result<Tensor, DeviceError> {
-    let (shape, device) = (variable.shape(), variable.device());
-    if variable.dtype() == DType::BF16 {
-        let values = values.iter().map(|value| value.to_bf16()).collect::<Vec<_>>();
-        return Ok(Tensor::from_vec(values, shape, device)?);
-    }
-    let values = values.iter().map(|value| value.to_f32()).collect::<Vec<_>>();
-    Ok(Tensor::from_vec(values, shape, device)?.to_dtype(variable.dtype())?)
 }

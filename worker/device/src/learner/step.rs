@@ -1,9 +1,22 @@
 //! Samples of one update, distributed over micro-batches.
 
-use flotilla_kernels::{Buffer, Float};
+use flotilla_kernels::{Buffer, Float, rows};
 
 use super::{Batch, BatchError, Learner, Sequence, micro_batches};
 use crate::{error::DeviceError, weights::TextWeights};
+
+/// A picture in a sample.
+#[derive(Clone, Debug)]
+pub struct Picture<T> {
+    /// The index of the first token in whose place its features go.
+    pub start: usize,
+    /// Features on the card, `[tokens, hidden]`: those of [`crate::vision::QwenTower::encode`], computed anew after each update
+    /// of the tower. Samples of one prompt share them.
+    pub features: Buffer<T>,
+    /// The gradient by the features, `[tokens, hidden]`, to which [`Learner::learn`] adds: zeros at first, shared by all samples
+    /// that show the picture, for [`Learner::vision_backward`]. None where the tower is not trained.
+    pub gradient: Option<Buffer<f32>>,
+}
 
 /// A prompt with a completion.
 #[derive(Clone, Copy, Debug)]
@@ -14,9 +27,8 @@ pub struct Sample<'a, T> {
     pub positions: &'a [[u32; 3]],
     /// Tokens of the prompt. All that follow are scored.
     pub prompt: usize,
-    /// Features of pictures on the card, `[rows, hidden]`, each with the index of the first token in whose place it goes.
-    /// Samples of one prompt share them.
-    pub features: &'a [(usize, Buffer<T>)],
+    /// Pictures, in the order of their tokens.
+    pub pictures: &'a [Picture<T>],
 }
 
 impl From<BatchError> for DeviceError {
@@ -48,7 +60,8 @@ impl<T: Float, G: Float> Learner<T, G> {
     }
 
     /// Adds the gradients of a loss to those that are summed. `slopes` gives the slopes of the loss at the log-probabilities of
-    /// a sample's completion; [`Self::update`] follows.
+    /// a sample's completion; [`Self::update`] follows, after [`Self::vision_backward`] with the pictures' gradients where the
+    /// tower is trained.
     pub fn learn(
         &mut self,
         samples: &[Sample<'_, T>],
@@ -61,7 +74,21 @@ impl<T: Float, G: Float> Learner<T, G> {
             let own = of_samples(samples, &bin, &scored.log_probs);
             let slopes = own.flat_map(|(index, log_probs)| slopes(index, log_probs));
             let slopes = slopes.collect::<Vec<_>>();
-            self.backward(&slopes, None)?;
+            let pictures = || bin.iter().flat_map(|index| samples[*index].pictures);
+            if pictures().all(|picture| picture.gradient.is_none()) {
+                self.backward(&slopes, None)?;
+                continue;
+            }
+            let by_features = self.feature_slopes(batch.placeholders.len())?;
+            self.backward(&slopes, Some(&by_features))?;
+            let mut used = 0;
+            for picture in pictures() {
+                let own = by_features.slice(used..used + picture.features.len())?;
+                used += own.len();
+                if let Some(gradient) = &picture.gradient {
+                    rows::add(self.gpu(), gradient, &own)?;
+                }
+            }
         }
         Ok(())
     }
@@ -86,8 +113,8 @@ impl<T: Float, G: Float> Learner<T, G> {
         let hidden = self.weights().shape.hidden;
         let parts = bin.iter().map(|index| {
             let sample = &samples[*index];
-            let rows = sample.features.iter().flat_map(|(start, features)| {
-                let rows = *start..start + features.len() / hidden;
+            let rows = sample.pictures.iter().flat_map(|picture| {
+                let rows = picture.start..picture.start + picture.features.len() / hidden;
                 rows.map(|row| u32::try_from(row).unwrap_or(u32::MAX))
             });
             (sample, sample.prompt..sample.ids.len(), rows.collect::<Vec<_>>())
@@ -104,7 +131,8 @@ impl<T: Float, G: Float> Learner<T, G> {
         }
         let room = self.room_for_features(batch.placeholders.len())?;
         let mut used = 0;
-        for (_, features) in parts.iter().flat_map(|(sample, ..)| sample.features) {
+        for picture in parts.iter().flat_map(|(sample, ..)| sample.pictures) {
+            let features = &picture.features;
             self.gpu().copy(features, &room.slice(used..used + features.len())?)?;
             used += features.len();
         }

@@ -6,7 +6,7 @@ use super::{
     Gelu, add_bias, bias_gradient, bias_gradient_scratch, gelu, gelu_backward, reference, swiglu, swiglu_backward,
 };
 use crate::{
-    Float, Gpu, GpuError,
+    Dtype, Float, Gemm, Gpu, GpuError,
     bench::{Case, Prepared},
     check::{Check, CheckError, Distance, Draw, widen},
     rows::{NONE, in_a_graph, near, random_bf16},
@@ -38,7 +38,59 @@ pub(super) fn checks() -> Vec<Check> {
             name: "bias bf16",
             run: check_bias::<bf16>,
         },
+        Check {
+            name: "product with bias f32",
+            run: check_product::<f32>,
+        },
+        Check {
+            name: "product with bias bf16",
+            run: check_product::<bf16>,
+        },
     ]
+}
+
+/// A bias that is added by the product itself, over what is there and onto it; and another bias of the same shape after it.
+fn check_product<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
+    let mut worst = NONE;
+    for (rows, outputs, inputs) in [
+        (300, 1280, 1176),
+        (64, 128, 96),
+        (draw.between(1, 99), 8 * draw.between(1, 99), 88),
+    ] {
+        let (x, weight) = (
+            draw.normal::<T>(rows * inputs, 1.0),
+            draw.normal::<T>(outputs * inputs, 0.1),
+        );
+        let before = draw.normal::<T>(rows * outputs, 1.0);
+        let (on_card, weights) = (gpu.upload(&x)?, gpu.upload(&weight)?);
+        let (x, weight) = (widen(&x), widen(&weight));
+        for adds in [false, true, false] {
+            let bias = draw.normal::<T>(outputs, 1.0);
+            let product = Gemm::linear(rows, outputs, inputs);
+            let product = if adds { product.accumulate() } else { product };
+            let out = gpu.upload(&before)?;
+            gpu.gemm_with_bias(product, &on_card, &weights, &gpu.upload(&bias)?, &out)?;
+            let cells = (0..rows * outputs).map(|at| {
+                let (row, column) = (
+                    &x[at / outputs * inputs..][..inputs],
+                    &weight[at % outputs * inputs..][..inputs],
+                );
+                let sum = row
+                    .iter()
+                    .zip(column)
+                    .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                    .sum::<f64>();
+                let past = if adds { before[at].to_f32() } else { 0.0 };
+                (sum + f64::from(bias[at % outputs].to_f32()) + f64::from(past)) as f32
+            });
+            let (found, cells) = (gpu.download(&out)?, cells.collect::<Vec<_>>());
+            worst = worst.worst(match T::DTYPE {
+                Dtype::F32 => Distance::of(&found, &cells)?,
+                Dtype::Bf16 => near(&found, &cells)?,
+            });
+        }
+    }
+    Ok(worst)
 }
 
 /// Rows and widths.

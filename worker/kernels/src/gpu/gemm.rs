@@ -133,6 +133,16 @@ struct Key {
     strides: (usize, usize, usize),
     dtypes: (Dtype, Dtype),
     adds: bool,
+    biased: bool,
+}
+
+/// What a product reads and writes.
+#[derive(Clone, Copy)]
+struct Operands<'a, A, O> {
+    a: &'a Buffer<A>,
+    b: &'a Buffer<A>,
+    bias: Option<&'a Buffer<O>>,
+    out: &'a Buffer<O>,
 }
 
 /// What the library needs for one shape.
@@ -221,6 +231,14 @@ unsafe fn set<T>(
     set.map_err(blas_error("describe a product"))
 }
 
+/// # Safety
+/// The descriptor must be alive and in nobody else's hands.
+unsafe fn set_bias(operation: sys::cublasLtMatmulDesc_t, pointer: u64) -> Result<(), GpuError> {
+    use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+    // SAFETY: the attribute is an address of the card.
+    unsafe { set(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, pointer) }
+}
+
 fn candidates(handle: sys::cublasLtHandle_t, plan: &Plan) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, GpuError> {
     let preference = result::create_matmul_pref().map_err(blas_error("state a preference"))?;
     let workspace = WORKSPACE;
@@ -269,6 +287,29 @@ impl Gpu {
         b: &Buffer<A>,
         out: &Buffer<O>,
     ) -> Result<(), GpuError> {
+        self.multiply(gemm, (a, b), None, out)
+    }
+
+    /// As [`Self::gemm`], with `bias` `[n]` added to every row of the result before it is rounded.
+    pub fn gemm_with_bias<A: Float, O: Float>(
+        &self,
+        gemm: Gemm,
+        a: &Buffer<A>,
+        b: &Buffer<A>,
+        bias: &Buffer<O>,
+        out: &Buffer<O>,
+    ) -> Result<(), GpuError> {
+        ShapeError::length("gemm", "bias", bias.len(), gemm.n)?;
+        self.multiply(gemm, (a, b), Some(bias), out)
+    }
+
+    fn multiply<A: Float, O: Float>(
+        &self,
+        gemm: Gemm,
+        (a, b): (&Buffer<A>, &Buffer<A>),
+        bias: Option<&Buffer<O>>,
+        out: &Buffer<O>,
+    ) -> Result<(), GpuError> {
         let (a_stored, b_stored) = gemm.stored();
         let strides = gemm.row_strides();
         for (name, length, (rows, columns), stride) in [
@@ -291,7 +332,9 @@ impl Gpu {
             strides,
             dtypes: (A::DTYPE, O::DTYPE),
             adds: gemm.beta != 0.0,
+            biased: bias.is_some(),
         };
+        let operands = Operands { a, b, bias, out };
         self.bind()?;
         let mut blas = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
         let workspace = match &blas.workspace {
@@ -300,14 +343,14 @@ impl Gpu {
         };
         let handle = blas.handle;
         if let Some(plan) = blas.plans.get(&key) {
-            return self.product(handle, plan, &plan.algorithm, gemm, (a, b, out), &workspace);
+            return self.product(handle, plan, &plan.algorithm, gemm, operands, &workspace);
         }
         if blas.plans.len() >= MOST_PLANS {
             blas.forget();
         }
-        let plan = self.plan(handle, &key, gemm, (a, b, out), &workspace)?;
+        let plan = self.plan(handle, &key, gemm, operands, &workspace)?;
         // Timing has overwritten the result, and a sum must be added once: `plan` times sums into scratch memory.
-        let done = self.product(handle, &plan, &plan.algorithm, gemm, (a, b, out), &workspace);
+        let done = self.product(handle, &plan, &plan.algorithm, gemm, operands, &workspace);
         blas.plans.insert(key, plan);
         done
     }
@@ -317,7 +360,7 @@ impl Gpu {
         handle: sys::cublasLtHandle_t,
         key: &Key,
         gemm: Gemm,
-        operands: (&Buffer<A>, &Buffer<A>, &Buffer<O>),
+        operands: Operands<'_, A, O>,
         workspace: &Buffer<u8>,
     ) -> Result<Plan, GpuError> {
         let (a_stored, b_stored) = gemm.stored();
@@ -339,6 +382,18 @@ impl Gpu {
             set(operation, CUBLASLT_MATMUL_DESC_TRANSA, transpose(gemm.transpose_b))?;
             set(operation, CUBLASLT_MATMUL_DESC_TRANSB, transpose(gemm.transpose_a))?;
         }
+        if let Some(bias) = operands.bias {
+            // SAFETY: both attributes are of the types that the library states.
+            unsafe {
+                use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE;
+                set(
+                    operation,
+                    CUBLASLT_MATMUL_DESC_EPILOGUE,
+                    sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+                )?;
+                set_bias(operation, bias.pointer())?;
+            }
+        }
         let mut plan = Plan {
             operation,
             a: layout(A::DTYPE, a_stored.0, a_stored.1, key.strides.0)?,
@@ -355,9 +410,9 @@ impl Gpu {
         plan.algorithm = *first;
         if candidates.len() > 1 && !gemm.untimed {
             let scratch = if gemm.beta == 0.0 {
-                operands.2.clone()
+                operands.out.clone()
             } else {
-                self.alloc(operands.2.len())?
+                self.alloc(operands.out.len())?
             };
             let clock = self.clock()?;
             let mut best = f64::INFINITY;
@@ -368,7 +423,10 @@ impl Gpu {
                         &plan,
                         candidate,
                         gemm,
-                        (operands.0, operands.1, &scratch),
+                        Operands {
+                            out: &scratch,
+                            ..operands
+                        },
                         workspace,
                     )
                 };
@@ -391,9 +449,13 @@ impl Gpu {
         plan: &Plan,
         algorithm: &sys::cublasLtMatmulAlgo_t,
         gemm: Gemm,
-        (a, b, out): (&Buffer<A>, &Buffer<A>, &Buffer<O>),
+        Operands { a, b, bias, out }: Operands<'_, A, O>,
         workspace: &Buffer<u8>,
     ) -> Result<(), GpuError> {
+        if let Some(bias) = bias {
+            // SAFETY: the descriptor is alive, and the mutex that the caller holds gives it to one thread.
+            unsafe { set_bias(plan.operation, bias.pointer()) }?;
+        }
         // SAFETY: the descriptors are alive, `gemm` has checked that the buffers are as long as they say, and the scratch
         // memory is as large as the algorithms were told.
         let done = unsafe {

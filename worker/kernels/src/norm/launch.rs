@@ -144,7 +144,7 @@ pub fn rms_norm_backward<T: Float>(gpu: &Gpu, norm: Norm, operands: RmsNormBackw
 /// LayerNorm: `out = T((x - mean) / sqrt(variance + eps) * weight + bias)`, all in f32 with one rounding, the variance summed
 /// from the deviations. `weight` and `bias` are `[width]`; `x`, `out` and `residual` are as of [`rms_norm`].
 ///
-/// There is no backward pass: vision towers, which alone use it, are frozen.
+/// There is no backward pass: the tower of LLaVA-OneVision, which alone uses it, is not trained on the card.
 pub fn layer_norm<T: Float>(
     gpu: &Gpu,
     norm: Norm,

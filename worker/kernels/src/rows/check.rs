@@ -85,11 +85,15 @@ pub(super) fn checks() -> Vec<Check> {
         },
         Check {
             name: "add and scale f32",
-            run: check_sums::<f32>,
+            run: check_sums::<f32, f32>,
         },
         Check {
             name: "add and scale bf16",
-            run: check_sums::<bf16>,
+            run: check_sums::<bf16, bf16>,
+        },
+        Check {
+            name: "add bf16 to f32 and scale",
+            run: check_sums::<f32, bf16>,
         },
         Check {
             name: "fill f32",
@@ -209,17 +213,22 @@ fn check_cast(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
     Ok(Distance::EQUAL)
 }
 
-fn check_sums<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
+fn check_sums<A: Float, B: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
     for length in lengths(draw) {
-        let (a, b) = (draw.normal::<T>(length, 1.0), draw.normal::<T>(length, 1.0));
-        let on_card = gpu.upload(&a)?;
-        add(gpu, &on_card, &gpu.upload(&b)?)?;
-        let sums = a.iter().zip(&b).map(|(a, b)| T::from_f32(a.to_f32() + b.to_f32()));
-        let sums = sums.collect::<Vec<_>>();
-        Distance::equal(&gpu.download(&on_card)?, &sums)?;
-        scale(gpu, &on_card, 0.3)?;
-        let scaled = sums.iter().map(|x| T::from_f32(x.to_f32() * 0.3)).collect::<Vec<_>>();
-        Distance::equal(&gpu.download(&on_card)?, &scaled)?;
+        // As a whole, and what is added from an odd address.
+        for skip in 0..2 {
+            let (a, b) = (draw.normal::<A>(length, 1.0), draw.normal::<B>(length + 1, 1.0));
+            let on_card = gpu.upload(&a)?;
+            let addend = gpu.upload(&b)?.slice(skip..length + skip)?;
+            add(gpu, &on_card, &addend)?;
+            let sums = a.iter().zip(&b[skip..]);
+            let sums = sums.map(|(a, b)| A::from_f32(a.to_f32() + b.to_f32()));
+            let sums = sums.collect::<Vec<_>>();
+            Distance::equal(&gpu.download(&on_card)?, &sums)?;
+            scale(gpu, &on_card, 0.3)?;
+            let scaled = sums.iter().map(|x| A::from_f32(x.to_f32() * 0.3)).collect::<Vec<_>>();
+            Distance::equal(&gpu.download(&on_card)?, &scaled)?;
+        }
     }
     Ok(Distance::EQUAL)
 }
@@ -305,7 +314,11 @@ pub(super) fn cases() -> Vec<Case> {
         },
         Case {
             name: "add bf16, 2^28",
-            prepare: adds,
+            prepare: adds::<bf16>,
+        },
+        Case {
+            name: "add bf16 to f32, 2^28",
+            prepare: adds::<f32>,
         },
         Case {
             name: "scale bf16, 2^28",
@@ -410,12 +423,13 @@ fn casts<A: Float, B: Float>(gpu: &Gpu) -> Result<Prepared, GpuError> {
     })
 }
 
-fn adds(gpu: &Gpu, _: &mut Draw) -> Result<Prepared, GpuError> {
-    let (a, b) = (random_bf16(gpu, LONG)?, random_bf16(gpu, LONG)?);
+fn adds<A: Float>(gpu: &Gpu, _: &mut Draw) -> Result<Prepared, GpuError> {
+    let (a, b) = (gpu.alloc::<A>(LONG)?, random_bf16(gpu, LONG)?);
+    fill_normal(gpu, &a, 1.0, 1)?;
     let gpu = gpu.clone();
     Ok(Prepared {
         run: Box::new(move || add(&gpu, &a, &b)),
-        bytes: (3 * LONG * 2) as f64,
+        bytes: (LONG * (2 * A::DTYPE.bytes() + 2)) as f64,
         operations: 0.0,
     })
 }

@@ -176,21 +176,28 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) add(elem* a, const elem* b, u64 length) {
-  raw left[FLAT], right[FLAT];
+// ADDEND: the format of what is added, 0 for float and 1 for bf16.
+#if ADDEND == 1
+typedef bf16 addend;
+#else
+typedef float addend;
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS) add(elem* a, const addend* b, u64 length) {
+  raw left[FLAT];
+  float right[FLAT][PACK];
   each_flat(length, [&](int p, u64 at, int count) {
-    if (count == PACK) left[p] = load_raw(a + at), right[p] = load_raw(b + at);
+    if (count == PACK) left[p] = load_raw(a + at), load_numbers(b + at, right[p]);
   });
   each_flat(length, [&](int p, u64 at, int count) {
     if (count < PACK) {
       for (int i = 0; i < count; i++) a[at + i] = from_float<elem>(to_float(a[at + i]) + to_float(b[at + i]));
       return;
     }
-    float x[PACK], y[PACK];
+    float x[PACK];
     unpack(left[p], x);
-    unpack(right[p], y);
 #pragma unroll
-    for (int i = 0; i < PACK; i++) x[i] += y[i];
+    for (int i = 0; i < PACK; i++) x[i] += right[p][i];
     store_floats(a + at, x);
   });
 }

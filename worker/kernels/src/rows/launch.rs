@@ -221,12 +221,17 @@ pub fn cast<A: Float, B: Float>(gpu: &Gpu, from: &Buffer<A>, to: &Buffer<B>) -> 
     flat(gpu, &kernel, from.len(), pack, &[from.into(), to.into()])
 }
 
-/// `a += b`, rounded once. `b` is as long as `a`.
-pub fn add<T: Float>(gpu: &Gpu, a: &Buffer<T>, b: &Buffer<T>) -> Result<(), GpuError> {
+/// `a += b`, rounded once; `b` may be in another format. `b` is as long as `a`.
+pub fn add<A: Float, B: Float>(gpu: &Gpu, a: &Buffer<A>, b: &Buffer<B>) -> Result<(), GpuError> {
     const NAME: &str = "add";
     ShapeError::length(NAME, "b", b.len(), a.len())?;
-    let pack = pack::<T>(0, &[a.pointer(), b.pointer()]);
-    let kernel = Kernel::new(&SOURCE, NAME, Some(T::DTYPE)).define("PACK", pack);
+    let mut pack = pack::<A>(0, &[a.pointer()]);
+    if !b.pointer().is_multiple_of(16) {
+        pack = pack.min(self::pack::<B>(0, &[b.pointer()]));
+    }
+    let kernel = Kernel::new(&SOURCE, NAME, Some(A::DTYPE))
+        .define("PACK", pack)
+        .define("ADDEND", format_number(B::DTYPE));
     flat(gpu, &kernel, a.len(), pack, &[a.into(), b.into()])
 }
 

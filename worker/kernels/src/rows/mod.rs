@@ -50,9 +50,10 @@ pub fn cases() -> Vec<Case> {
 #[cfg(feature = "cuda")]
 pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
     let builds = [
-        "ELEM=bf16 TARGET=0 GRADIENT=0",
-        "ELEM=bf16 TARGET=1 GRADIENT=1 PACK=1",
-        "ELEM=float TARGET=1 GRADIENT=0",
+        "ELEM=bf16 TARGET=0 GRADIENT=0 ADDEND=1",
+        "ELEM=bf16 TARGET=1 GRADIENT=1 ADDEND=1 PACK=1",
+        "ELEM=float TARGET=1 GRADIENT=0 ADDEND=1",
+        "ELEM=float TARGET=1 GRADIENT=0 ADDEND=0",
     ];
     let defines = |build: &str| build.split(' ').map(str::to_owned).collect();
     let of_numbers = builds.iter().map(|build| (&SOURCE, defines(build)));

@@ -1,9 +1,6 @@
 //! What learner and engine of one process get of a card's memory, before anything is allocated.
 
-use flotilla_device::{
-    TextShape,
-    learner::{Plan, Settings},
-};
+use flotilla_device::learner::{Plan, Settings, Shapes};
 use flotilla_engine::Limits;
 use flotilla_kernels::{Dtype, optimizer::StateKind};
 
@@ -90,15 +87,21 @@ impl Wanted {
 ///
 /// # Errors
 /// Not even one sample and the smallest micro-batch fit: the error has the plan.
-pub fn divide(shape: &TextShape, wanted: &Wanted, limits: &Limits, card: usize) -> Result<Share, TrainError> {
-    let block = limits.block_size * shape.kv_values() * wanted.format.bytes();
+pub fn divide<'a>(
+    shapes: impl Into<Shapes<'a>>,
+    wanted: &Wanted,
+    limits: &Limits,
+    card: usize,
+) -> Result<Share, TrainError> {
+    let shapes = shapes.into();
+    let block = limits.block_size * shapes.text.kv_values() * wanted.format.bytes();
     // One block more for a prompt that is kept while its samples go on.
     let of_rows = |rows: usize| rows * (limits.blocks_of(wanted.prompt, wanted.completion) + 1);
     let settings = wanted.settings();
     for least in [wanted.rows().min(FEW_ROWS), 1] {
         for settings in &settings {
             let blocks_least = of_rows(least);
-            let plan = Plan::new(shape, wanted.format, settings, blocks_least * block, card);
+            let plan = Plan::new(shapes, wanted.format, settings, blocks_least * block, card);
             if !plan.fits() {
                 continue;
             }
@@ -106,11 +109,11 @@ pub fn divide(shape: &TextShape, wanted: &Wanted, limits: &Limits, card: usize) 
             let more = (left / 2 / block).min(of_rows(wanted.rows()) - blocks_least);
             let kv_blocks = blocks_least + more;
             let pool = kv_blocks * block;
-            let Some(settings) = Plan::fit(shape, wanted.format, settings, pool, card) else {
+            let Some(settings) = Plan::fit(shapes, wanted.format, settings, pool, card) else {
                 continue;
             };
             return Ok(Share {
-                plan: Plan::new(shape, wanted.format, &settings, pool, card),
+                plan: Plan::new(shapes, wanted.format, &settings, pool, card),
                 settings,
                 kv_blocks,
             });
@@ -120,7 +123,7 @@ pub fn divide(shape: &TextShape, wanted: &Wanted, limits: &Limits, card: usize) 
         .last()
         .copied()
         .unwrap_or_else(|| Settings::new(wanted.longest()));
-    let plan = Plan::new(shape, wanted.format, &smallest, of_rows(1) * block, card);
+    let plan = Plan::new(shapes, wanted.format, &smallest, of_rows(1) * block, card);
     Err(TrainError::Invalid(format!(
         "this model does not fit into the GPU with its gradients and moments; the smallest plan:\n{plan}\nTake a GPU with more memory, \
          dtype bf16, freeze the embeddings, or shorten prompts and completions ({} and {} tokens)",
@@ -130,6 +133,8 @@ pub fn divide(shape: &TextShape, wanted: &Wanted, limits: &Limits, card: usize) 
 
 #[cfg(test)]
 mod tests {
+    use flotilla_device::{TextShape, VisionShape};
+
     use super::*;
 
     const H100: usize = 84_000_000_000;
@@ -155,6 +160,25 @@ mod tests {
         assert_eq!((share.settings.states, share.settings.tokens), (StateKind::Bit8, 8192));
         assert!(share.settings.keep.attention > 0, "{:?}", share.settings.keep);
         assert!(share.kv_blocks >= 32 * 128 && share.plan.fits(), "{}", share.plan);
+    }
+
+    #[test]
+    fn its_vision_tower_is_trained_with_it() {
+        let (text, vision) = (shape("qwen2.5-vl-7b"), VisionShape::named("qwen2.5-vl-7b"));
+        let Some(VisionShape::Qwen(tower)) = vision else {
+            panic!("a tower of Qwen2.5-VL")
+        };
+        let shapes = Shapes {
+            text: &text,
+            vision: Some(&tower),
+        };
+        let share = divide(shapes, &wanted(Dtype::Bf16), &Limits::default(), H100).expect("fits");
+        let alone = divide(&text, &wanted(Dtype::Bf16), &Limits::default(), H100).expect("fits");
+        assert!(
+            share.plan.fits() && share.settings.keep.mlp < alone.settings.keep.mlp,
+            "{}",
+            share.plan
+        );
     }
 
     #[test]

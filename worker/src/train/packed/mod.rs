@@ -18,8 +18,9 @@ use flotilla_api::{
     role::Train,
 };
 use flotilla_device::{
-    DeviceRunner, TextShape, TextWeights, Vision,
-    learner::{Known, Learner, Part, Policy, Sample, Updated, cross_entropy},
+    DeviceError, DeviceRunner, TextShape, TextWeights, Vision,
+    learner::{Known, Learner, Part, Picture, Policy, Sample, Shapes, Updated, cross_entropy},
+    vision::QwenTower,
 };
 use flotilla_engine::{Completion, Engine, Group, Limits, Prompt, run_each};
 use flotilla_grpo::{adamw::Update, loss::PolicyStatistics};
@@ -64,7 +65,7 @@ pub fn actor<'a>(
     spec: &Train,
     inputs: &'a Inputs,
 ) -> Result<Box<dyn Actor + 'a>, TrainError> {
-    let gpu = Gpu::new(number).map_err(flotilla_device::DeviceError::from)?;
+    let gpu = Gpu::new(number).map_err(DeviceError::from)?;
     match dtype {
         DType::BF16 => Ok(Box::new(Packed::<bf16>::new(&gpu, models, resumed, spec, inputs)?)),
         _ => Ok(Box::new(Packed::<f32>::new(&gpu, models, resumed, spec, inputs)?)),
@@ -81,7 +82,9 @@ struct Packed<'a, T: Float> {
     pictures: Pictures,
     engine: Engine<DeviceRunner<T>>,
     learner: Learner<T, T>,
-    reference: Option<TextWeights<T>>,
+    /// The vision tower that is trained; the engine encodes with the same buffers.
+    tower: Option<QwenTower<T>>,
+    reference: Option<Reference<T>>,
     adamw: AdamW,
     max_grad_norm: f32,
     /// Changes of the weights since the process began: names them for the engine.
@@ -89,13 +92,24 @@ struct Packed<'a, T: Float> {
     planned: usize,
 }
 
+/// The frozen initial weights.
+#[derive(Debug)]
+struct Reference<T> {
+    text: TextWeights<T>,
+    /// None where the tower is not trained: it is the reference's own then.
+    vision: Option<Vision<T>>,
+}
+
 /// What the learner reads of a prompt and its completion.
 struct Laid<T> {
     ids: Vec<u32>,
     positions: Vec<TokenPosition>,
     prompt: usize,
-    features: Vec<(usize, Buffer<T>)>,
+    pictures: Vec<Picture<T>>,
 }
+
+/// Features of pictures by their keys, and the gradients by them, where there are any.
+type Features<T> = BTreeMap<String, (Buffer<T>, Option<Buffer<f32>>)>;
 
 impl<T> Laid<T> {
     fn sample(&self) -> Sample<'_, T> {
@@ -103,7 +117,7 @@ impl<T> Laid<T> {
             ids: &self.ids,
             positions: &self.positions,
             prompt: self.prompt,
-            features: &self.features,
+            pictures: &self.pictures,
         }
     }
 }
@@ -124,38 +138,52 @@ impl<'a, T: Float> Packed<'a, T> {
         gpu.reset_peak();
         let text = &model.config().text;
         let weights = TextWeights::<T>::load(gpu, text, model.weights())?;
-        let reference = match &reference {
-            Some(reference) => Some(TextWeights::load(gpu, text, reference.weights())?),
+        let vision = Vision::load(gpu, model.clone())?;
+        let tower = match freeze.contains(&Module::Vision) {
+            true => None,
+            false => vision.trainable().cloned(),
+        };
+        let reference = match reference {
+            Some(reference) => Some(Reference {
+                text: TextWeights::load(gpu, text, reference.weights())?,
+                vision: tower.as_ref().map(|_| Vision::load(gpu, reference)).transpose()?,
+            }),
             None => None,
         };
-        let vision = Vision::load(gpu, model.clone())?;
         let wanted = wanted::<T>(spec, inputs, freeze, states);
         let shown = inputs.shown();
         let features = shown.names.len() * shown.largest * model.config().text.hidden_size * T::DTYPE.bytes();
         let limits = limits(&wanted, features);
         let longest = wanted.longest() + BLOCK_SIZE;
-        let runner = DeviceRunner::shared(gpu, weights.clone(), vision, &limits, longest, true)?;
+        let runner = DeviceRunner::shared(gpu, weights.clone(), vision, &limits, longest, tower.is_none())?;
         let shape = TextShape::from(text);
-        let (free, _) = gpu.memory().map_err(flotilla_device::DeviceError::from)?;
+        let shapes = Shapes {
+            text: &shape,
+            vision: tower.as_ref().map(QwenTower::shape),
+        };
+        let tower_bytes = shapes.vision.map_or(0, |vision| vision.parameters() * T::DTYPE.bytes());
+        let (free, _) = gpu.memory().map_err(DeviceError::from)?;
         // The plan counts the weights, which are there already; features are still to come.
-        let card = (free + shape.parameters() * T::DTYPE.bytes()).saturating_sub(limits.feature_bytes);
-        let share = divide(&shape, &wanted, &limits, card)?;
-        let besides = gpu.allocated_bytes().saturating_sub(share.plan.part(Part::Weights)) + limits.feature_bytes;
+        let card = (free + shape.parameters() * T::DTYPE.bytes() + tower_bytes).saturating_sub(limits.feature_bytes);
+        let share = divide(shapes, &wanted, &limits, card)?;
+        let counted = share.plan.part(Part::Weights) + tower_bytes;
+        let besides = gpu.allocated_bytes().saturating_sub(counted) + limits.feature_bytes;
         tracing::info!(
             "memory of the GPU:\n{}\nreference, vision tower, steps of the engine and features take {:.2} GB besides",
             share.plan,
             besides as f64 / 1e9
         );
         let mut learner = Learner::new(gpu, weights, share.settings)?;
+        if let Some(tower) = &tower {
+            learner.train_vision(tower.clone())?;
+        }
         let mut changes = 0;
         if let Some((trainer, position)) = resumed {
             let updates = u32::try_from(position.updates)
                 .map_err(|_| TrainError::Invalid(format!("{} updates are too many", position.updates)))?;
             let mut reader = Reader::new(&trainer);
             learner.restore(updates, |name| {
-                reader
-                    .get(name)
-                    .map_err(|error| flotilla_device::DeviceError::Input(error.to_string()))
+                reader.get(name).map_err(|error| DeviceError::Input(error.to_string()))
             })?;
             changes = position.updates;
         }
@@ -169,6 +197,7 @@ impl<'a, T: Float> Packed<'a, T> {
             pictures: Pictures::default(),
             engine: Engine::new(runner, &changes.to_string(), limits)?,
             learner,
+            tower,
             reference,
             adamw: adamw::<T>(optimizer, spec.seed),
             max_grad_norm: optimizer.max_grad_norm as f32,
@@ -198,56 +227,66 @@ impl<'a, T: Float> Packed<'a, T> {
         Ok(self.engine.runner_mut().features_of(&picture.digest, &picture.visual)?)
     }
 
-    fn lay<'r>(&mut self, rows: impl Iterator<Item = Scored<'r>>) -> Result<Vec<Laid<T>>, TrainError> {
-        let laid = rows.map(|row| {
-            let prompt = &row.example.prompt;
-            let whole = Row {
-                ids: prompt.ids.clone(),
-                positions: prompt.positions.clone(),
-                features: Vec::new(),
+    /// Features of all pictures of some rows by the tower as it is, with gradients of zero where it is trained and `learns`.
+    fn features_of(&mut self, rows: &[Scored<'_>], learns: bool) -> Result<Features<T>, TrainError> {
+        let mut found = Features::new();
+        for key in rows.iter().flat_map(|row| &row.example.images) {
+            if found.contains_key(key) {
+                continue;
             }
-            .followed_by(row.completion);
-            let mut features = Vec::with_capacity(prompt.spans.len());
-            for ((start, _), key) in prompt.spans.iter().zip(&row.example.images) {
-                features.push((*start, self.features(key)?));
-            }
-            Ok(Laid {
-                ids: whole.ids,
-                positions: whole.positions,
-                prompt: prompt.ids.len(),
-                features,
-            })
-        });
-        laid.collect()
+            let features = self.features(key)?;
+            let gradient = match learns && self.tower.is_some() {
+                true => Some(self.gpu.zeros(features.len()).map_err(DeviceError::from)?),
+                false => None,
+            };
+            found.insert(key.clone(), (features, gradient));
+        }
+        Ok(found)
     }
 
-    fn score_by(
-        &mut self,
-        reference: bool,
+    /// Features of all pictures of some rows by the tower of the reference.
+    fn features_of_reference(&mut self, rows: &[Scored<'_>]) -> Result<Features<T>, TrainError> {
+        let Some(Reference {
+            vision: Some(vision), ..
+        }) = &self.reference
+        else {
+            return self.features_of(rows, false);
+        };
+        let mut found = Features::new();
+        for key in rows.iter().flat_map(|row| &row.example.images) {
+            if !found.contains_key(key) {
+                let picture = self.pictures.get(self.gallery, key)?;
+                let made = vision.encode(&self.gpu, &[&picture.visual])?;
+                found.extend(made.into_iter().map(|features| (key.clone(), (features, None))));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Log-probabilities of the rows' completions by these weights, the trained ones where there are none.
+    fn log_probs(
+        learner: &mut Learner<T, T>,
+        weights: Option<&TextWeights<T>>,
         rows: &[Scored<'_>],
+        features: &Features<T>,
         temperature: f64,
     ) -> Result<Vec<Vec<f32>>, TrainError> {
-        let laid = self.lay(rows.iter().copied())?;
+        let laid = lay(rows, features)?;
         let samples = laid.iter().map(Laid::sample).collect::<Vec<_>>();
-        let weights = match (reference, &self.reference) {
-            (false, _) => None,
-            (true, Some(weights)) => Some(weights),
-            (true, None) => return Err(TrainError::Invalid("this run has no reference model".into())),
-        };
-        Ok(self.learner.log_probs(weights, &samples, temperature as f32)?)
+        Ok(learner.log_probs(weights, &samples, temperature as f32)?)
     }
 
     /// Adds a loss's gradients and takes one step of the optimiser.
     fn update(
         &mut self,
-        laid: &[Laid<T>],
+        rows: &[Scored<'_>],
         (temperature, rate): (f64, f64),
         slopes: impl FnMut(usize, &[f32]) -> Vec<f32>,
     ) -> Result<Update, TrainError> {
-        let samples = laid.iter().map(Laid::sample).collect::<Vec<_>>();
-        if let Err(error) = self.learner.learn(&samples, temperature as f32, slopes) {
+        let features = self.features_of(rows, true)?;
+        if let Err(error) = self.add_gradients(rows, &features, temperature, slopes) {
             self.learner.discard();
-            return Err(error.into());
+            return Err(error);
         }
         let adamw = AdamW {
             learning_rate: rate,
@@ -265,12 +304,35 @@ impl<'a, T: Float> Packed<'a, T> {
         })
     }
 
+    /// Gradients of the language model, and from those by the features the tower's, once for each picture.
+    fn add_gradients(
+        &mut self,
+        rows: &[Scored<'_>],
+        features: &Features<T>,
+        temperature: f64,
+        slopes: impl FnMut(usize, &[f32]) -> Vec<f32>,
+    ) -> Result<(), TrainError> {
+        let laid = lay(rows, features)?;
+        let samples = laid.iter().map(Laid::sample).collect::<Vec<_>>();
+        self.learner.learn(&samples, temperature as f32, slopes)?;
+        for (key, (_, gradient)) in features {
+            if let Some(gradient) = gradient {
+                let picture = self.pictures.get(self.gallery, key)?;
+                self.learner
+                    .vision_backward(&[&picture.visual], std::slice::from_ref(gradient))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Brings the weights to the host.
     fn store(&self) -> Result<(), TrainError> {
-        Ok(self
-            .learner
-            .weights()
-            .store(&self.gpu, &self.host.config().text, self.host.weights())?)
+        let (gpu, weights) = (&self.gpu, self.host.weights());
+        self.learner.weights().store(gpu, &self.host.config().text, weights)?;
+        if let Some(tower) = &self.tower {
+            tower.store(gpu, weights)?;
+        }
+        Ok(())
     }
 
     fn generate(&mut self, asked: &Asked<'_>, turn: Turn<'_>) -> Result<Vec<Group>, TrainError> {
@@ -304,7 +366,7 @@ impl<'a, T: Float> Packed<'a, T> {
         for key in asked.prompts().iter().flat_map(|(example, _)| &example.images) {
             if !features.contains_key(key) {
                 let made = self.features(key)?;
-                let values = self.gpu.download(&made).map_err(flotilla_device::DeviceError::from)?;
+                let values = self.gpu.download(&made).map_err(DeviceError::from)?;
                 features.insert(
                     key.clone(),
                     values.iter().map(|value| value.to_f32()).collect::<Vec<_>>(),
@@ -321,6 +383,37 @@ impl<'a, T: Float> Packed<'a, T> {
         };
         ask(fleet, asked, turn, &weights, &values)
     }
+}
+
+/// Rows as the learner reads them.
+fn lay<T: Float>(rows: &[Scored<'_>], features: &Features<T>) -> Result<Vec<Laid<T>>, TrainError> {
+    let laid = rows.iter().map(|row| {
+        let prompt = &row.example.prompt;
+        let whole = Row {
+            ids: prompt.ids.clone(),
+            positions: prompt.positions.clone(),
+            features: Vec::new(),
+        }
+        .followed_by(row.completion);
+        let mut pictures = Vec::with_capacity(prompt.spans.len());
+        for ((start, _), key) in prompt.spans.iter().zip(&row.example.images) {
+            let found = features.get(key);
+            let (features, gradient) =
+                found.ok_or_else(|| TrainError::Invalid(format!("no features of image {key}")))?;
+            pictures.push(Picture {
+                start: *start,
+                features: features.clone(),
+                gradient: gradient.clone(),
+            });
+        }
+        Ok(Laid {
+            ids: whole.ids,
+            positions: whole.positions,
+            prompt: prompt.ids.len(),
+            pictures,
+        })
+    });
+    laid.collect()
 }
 
 /// The form that a checkpoint's moments are restored in.
@@ -400,7 +493,11 @@ impl<T: Float> Actor for Packed<'_, T> {
     }
 
     fn score_by_reference(&mut self, rows: &[Scored<'_>], temperature: f64) -> Result<Vec<Vec<f32>>, TrainError> {
-        self.score_by(true, rows, temperature)
+        let features = self.features_of_reference(rows)?;
+        let Some(reference) = &self.reference else {
+            return Err(TrainError::Invalid("this run has no reference model".into()));
+        };
+        Self::log_probs(&mut self.learner, Some(&reference.text), rows, &features, temperature)
     }
 
     fn rescores(&self) -> bool {
@@ -408,11 +505,12 @@ impl<T: Float> Actor for Packed<'_, T> {
     }
 
     fn score(&mut self, rows: &[Scored<'_>], temperature: f64) -> Result<Vec<Vec<f32>>, TrainError> {
-        self.score_by(false, rows, temperature)
+        let features = self.features_of(rows, false)?;
+        Self::log_probs(&mut self.learner, None, rows, &features, temperature)
     }
 
     fn learn(&mut self, rows: &[PolicyRow<'_>], objective: PolicyObjective, rate: f64) -> Result<Learned, TrainError> {
-        let laid = self.lay(rows.iter().map(|row| row.scored))?;
+        let scored: Vec<Scored<'_>> = rows.iter().map(|row| row.scored).collect();
         let policy = Policy {
             clip_low: objective.loss.clip_low,
             clip_high: objective.loss.clip_high,
@@ -420,7 +518,7 @@ impl<T: Float> Actor for Packed<'_, T> {
             kl_coefficient: objective.loss.kl_coefficient,
         };
         let (mut statistics, mut apart) = (PolicyStatistics::default(), Apart::default());
-        let update = self.update(&laid, (objective.temperature, rate), |index, log_probs| {
+        let update = self.update(&scored, (objective.temperature, rate), |index, log_probs| {
             let (row, mut slopes) = (&rows[index], Vec::new());
             let spread = |value: f32| vec![value; log_probs.len()];
             let known = Known {
@@ -449,9 +547,9 @@ impl<T: Float> Actor for Packed<'_, T> {
     }
 
     fn imitate(&mut self, rows: &[(Scored<'_>, f32)], rate: f64) -> Result<(Update, f64), TrainError> {
-        let laid = self.lay(rows.iter().map(|(row, _)| *row))?;
+        let scored: Vec<Scored<'_>> = rows.iter().map(|(row, _)| *row).collect();
         let mut loss = 0.0;
-        let update = self.update(&laid, (1.0, rate), |index, log_probs| {
+        let update = self.update(&scored, (1.0, rate), |index, log_probs| {
             let mut slopes = Vec::new();
             loss += cross_entropy(log_probs, &vec![rows[index].1; log_probs.len()], &mut slopes);
             slopes
@@ -466,7 +564,7 @@ impl<T: Float> Actor for Packed<'_, T> {
         let updates = self.learner.save(|name, values| {
             writer
                 .put(name, values)
-                .map_err(|error| flotilla_device::DeviceError::Input(error.to_string()))
+                .map_err(|error| DeviceError::Input(error.to_string()))
         })?;
         writer.flush()?;
         Ok(Saved {
