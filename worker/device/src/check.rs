@@ -98,7 +98,7 @@ fn limits() -> Limits {
 /// Random weights of a configuration, in `T` on the card and in f32 on the host, over [`requests`].
 pub fn text<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Difference, DeviceError> {
     let model = Vlm::random(config.clone(), seed, &LoadOptions::default())?;
-    let runner = DeviceRunner::<T>::load(gpu, model.deep_copy()?, &limits(), MAX_TOKENS)?;
+    let runner = DeviceRunner::<T>::load(gpu, &model, &limits(), MAX_TOKENS)?;
     beside_host(runner, &model)
 }
 
@@ -115,7 +115,7 @@ pub fn text_in_group<T: Float>(
         follow::<T>(gpu, &model, &limits(), MAX_TOKENS, nccl)?;
         return Ok(None);
     }
-    let runner = DeviceRunner::<T>::load_in_group(gpu, model.deep_copy()?, &limits(), MAX_TOKENS, nccl)?;
+    let runner = DeviceRunner::<T>::load_in_group(gpu, &model, &limits(), MAX_TOKENS, nccl)?;
     beside_host(runner, &model).map(Some)
 }
 

@@ -15,11 +15,12 @@ use flotilla_engine::{
 use flotilla_kernels::{Buffer, Float, Gpu, sampling::BROKEN};
 #[cfg(feature = "nccl")]
 use flotilla_model::{Config, weights::Weights};
-use flotilla_model::{Pass, Visual, Vlm, rope::Position};
+use flotilla_model::{Visual, Vlm, rope::Position};
 
 use crate::{
     error::DeviceError,
     pool::DevicePool,
+    siglip::SiglipTower,
     step::{Mail, Piece, Step},
     text::{Capacity, TextModel},
     vision::QwenTower,
@@ -66,15 +67,27 @@ impl Sharing {
     }
 }
 
-/// Where pictures are encoded.
+/// What encodes pictures.
 #[derive(Debug)]
 enum Vision<T> {
-    /// On the card.
+    /// Of Qwen2.5-VL.
     Qwen(Box<QwenTower<T>>),
-    /// By the model of the host, in f32.
-    Host(Box<Vlm>),
-    /// Nowhere: text alone, and features that a prompt brings.
+    /// Of LLaVA-OneVision.
+    Siglip(Box<SiglipTower<T>>),
+    /// Nothing: text alone, and features that a prompt brings.
     None,
+}
+
+impl<T: Float> Vision<T> {
+    /// The tower of a model of the host, on the card.
+    fn load(gpu: &Gpu, model: &Vlm) -> Result<Self, DeviceError> {
+        let (config, weights) = (model.config(), model.weights());
+        if let Some(tower) = QwenTower::load(gpu, config, weights)? {
+            return Ok(Self::Qwen(Box::new(tower)));
+        }
+        let tower = SiglipTower::load(gpu, config, weights)?;
+        Ok(tower.map_or(Self::None, |tower| Self::Siglip(Box::new(tower))))
+    }
 }
 
 /// Features that stand in the place of placeholder tokens of a chunk, with the index of the first one there.
@@ -82,14 +95,9 @@ type Placed<T> = Vec<(usize, Buffer<T>)>;
 
 impl<T: Float> DeviceRunner<T> {
     /// Copies the weights of a model of the host to the card, rounded to `T`. `max_tokens` is the longest sequence.
-    ///
-    /// Pictures are encoded on the card where the tower is that of Qwen2.5-VL; other towers stay on the host.
-    pub fn load(gpu: &Gpu, model: Vlm, limits: &Limits, max_tokens: usize) -> Result<Self, DeviceError> {
+    pub fn load(gpu: &Gpu, model: &Vlm, limits: &Limits, max_tokens: usize) -> Result<Self, DeviceError> {
         let weights = TextWeights::load(gpu, &model.config().text, model.weights())?;
-        let vision = match QwenTower::load(gpu, model.config(), model.weights())? {
-            Some(tower) => Vision::Qwen(Box::new(tower)),
-            None => Vision::Host(Box::new(model)),
-        };
+        let vision = Vision::load(gpu, model)?;
         let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
         Self::assemble(text, vision, limits)
     }
@@ -99,17 +107,14 @@ impl<T: Float> DeviceRunner<T> {
     #[cfg(feature = "nccl")]
     pub fn load_in_group(
         gpu: &Gpu,
-        model: Vlm,
+        model: &Vlm,
         limits: &Limits,
         max_tokens: usize,
         nccl: Nccl,
     ) -> Result<Self, DeviceError> {
         let mut text = part(gpu, model.config(), model.weights(), capacity(limits, max_tokens), nccl)?;
         text.lead();
-        let vision = match QwenTower::load(gpu, model.config(), model.weights())? {
-            Some(tower) => Vision::Qwen(Box::new(tower)),
-            None => Vision::Host(Box::new(model)),
-        };
+        let vision = Vision::load(gpu, model)?;
         Self::assemble(text, vision, limits)
     }
 
@@ -165,16 +170,12 @@ impl<T: Float> DeviceRunner<T> {
 
     /// Features `[tokens, hidden]` of visuals.
     fn encode(&self, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
-        let gpu = self.text.gpu();
         if visuals.is_empty() {
             return Ok(Vec::new());
         }
         match &self.vision {
             Vision::Qwen(tower) => tower.encode(visuals),
-            Vision::Host(model) => {
-                let features = model.encode(visuals, Pass::Infer)?;
-                features.iter().map(|features| upload(gpu, features)).collect()
-            }
+            Vision::Siglip(tower) => tower.encode(visuals),
             Vision::None => Err(DeviceError::Input(
                 "this model has no vision tower on the GPU".to_owned(),
             )),

@@ -126,6 +126,34 @@ impl Gemm {
     }
 }
 
+/// What is done to a product, after `alpha` and `beta` and still in f32, before it is rounded and stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Finish<'a, T> {
+    /// Nothing.
+    Plain,
+    /// A bias is added: `[n]`, a number for each column of the result.
+    Bias(&'a Buffer<T>),
+    /// A bias is added, and GELU by `tanh` taken of the sum.
+    BiasGelu(&'a Buffer<T>),
+}
+
+impl<T> Finish<'_, T> {
+    fn kind(&self) -> sys::cublasLtEpilogue_t {
+        match self {
+            Self::Plain => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+            Self::Bias(_) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            Self::BiasGelu(_) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
+        }
+    }
+
+    fn bias(&self) -> Option<&Buffer<T>> {
+        match self {
+            Self::Plain => None,
+            Self::Bias(bias) | Self::BiasGelu(bias) => Some(bias),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Key {
     shape: (usize, usize, usize),
@@ -133,6 +161,7 @@ struct Key {
     strides: (usize, usize, usize),
     dtypes: (Dtype, Dtype),
     adds: bool,
+    finish: sys::cublasLtEpilogue_t,
 }
 
 /// What the library needs for one shape.
@@ -144,6 +173,16 @@ struct Plan {
     a: sys::cublasLtMatrixLayout_t,
     out: sys::cublasLtMatrixLayout_t,
     algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Plan {
+    /// A plan is kept for its shape: layers of one shape have their own biases.
+    fn set_bias<T: Float>(&self, bias: Option<&Buffer<T>>) -> Result<(), GpuError> {
+        let Some(bias) = bias else { return Ok(()) };
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        // SAFETY: the attribute is a pointer of the card. Numbers of a bias are in the format of the result.
+        unsafe { set(self.operation, attribute, bias.pointer()) }
+    }
 }
 
 /// The library with its plans and its scratch memory.
@@ -269,6 +308,18 @@ impl Gpu {
         b: &Buffer<A>,
         out: &Buffer<O>,
     ) -> Result<(), GpuError> {
+        self.gemm_finished(gemm, a, b, out, Finish::Plain)
+    }
+
+    /// As [`Self::gemm`], with a bias or an activation in the same pass over the result.
+    pub fn gemm_finished<A: Float, O: Float>(
+        &self,
+        gemm: Gemm,
+        a: &Buffer<A>,
+        b: &Buffer<A>,
+        out: &Buffer<O>,
+        finish: Finish<'_, O>,
+    ) -> Result<(), GpuError> {
         let (a_stored, b_stored) = gemm.stored();
         let strides = gemm.row_strides();
         for (name, length, (rows, columns), stride) in [
@@ -281,6 +332,9 @@ impl Gpu {
             })?;
             ShapeError::at_least("gemm", name, length, rows.saturating_sub(1) * stride + columns)?;
         }
+        if let Some(bias) = finish.bias() {
+            ShapeError::length("gemm", "bias", bias.len(), gemm.n)?;
+        }
         if gemm.m == 0 || gemm.n == 0 {
             return Ok(());
         }
@@ -291,6 +345,7 @@ impl Gpu {
             strides,
             dtypes: (A::DTYPE, O::DTYPE),
             adds: gemm.beta != 0.0,
+            finish: finish.kind(),
         };
         self.bind()?;
         let mut blas = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
@@ -300,12 +355,13 @@ impl Gpu {
         };
         let handle = blas.handle;
         if let Some(plan) = blas.plans.get(&key) {
+            plan.set_bias(finish.bias())?;
             return self.product(handle, plan, &plan.algorithm, gemm, (a, b, out), &workspace);
         }
         if blas.plans.len() >= MOST_PLANS {
             blas.forget();
         }
-        let plan = self.plan(handle, &key, gemm, (a, b, out), &workspace)?;
+        let plan = self.plan(handle, &key, gemm, (a, b, out), finish, &workspace)?;
         // Timing has overwritten the result, and a sum must be added once: `plan` times sums into scratch memory.
         let done = self.product(handle, &plan, &plan.algorithm, gemm, (a, b, out), &workspace);
         blas.plans.insert(key, plan);
@@ -318,6 +374,7 @@ impl Gpu {
         key: &Key,
         gemm: Gemm,
         operands: (&Buffer<A>, &Buffer<A>, &Buffer<O>),
+        finish: Finish<'_, O>,
         workspace: &Buffer<u8>,
     ) -> Result<Plan, GpuError> {
         let (a_stored, b_stored) = gemm.stored();
@@ -333,11 +390,14 @@ impl Gpu {
                 cublasOperation_t::CUBLAS_OP_N
             }
         };
-        // SAFETY: both attributes are a `cublasOperation_t`.
+        // SAFETY: two attributes are a `cublasOperation_t`, the third is a `cublasLtEpilogue_t`.
         unsafe {
-            use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB};
+            use sys::cublasLtMatmulDescAttributes_t::{
+                CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB,
+            };
             set(operation, CUBLASLT_MATMUL_DESC_TRANSA, transpose(gemm.transpose_b))?;
             set(operation, CUBLASLT_MATMUL_DESC_TRANSB, transpose(gemm.transpose_a))?;
+            set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, finish.kind())?;
         }
         let mut plan = Plan {
             operation,
@@ -347,6 +407,7 @@ impl Gpu {
             // SAFETY: plain numbers, replaced below.
             algorithm: unsafe { std::mem::zeroed() },
         };
+        plan.set_bias(finish.bias())?;
         let candidates = candidates(handle, &plan)?;
         let first = candidates.first().ok_or_else(|| GpuError::Blas {
             action: format!("find an algorithm for {gemm:?}"),

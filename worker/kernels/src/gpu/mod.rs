@@ -18,7 +18,7 @@ use cudarc::driver::{CudaContext, CudaStream, result, sys};
 pub use buffer::Buffer;
 pub use clock::Clock;
 pub use error::GpuError;
-pub use gemm::Gemm;
+pub use gemm::{Finish, Gemm};
 pub use graph::Graph;
 pub use survey::{Listed, Survey, survey};
 
