@@ -1,21 +1,25 @@
 //! Features of the card beside those of the host's model, for every layout.
 
+use flotilla_engine::{Prompt, Request, Sampling};
 use flotilla_kernels::{Float, Gpu, check::Draw};
 use flotilla_model::{
-    Config, Layout, LoadOptions, Pass, Vision, Visual, Vlm,
+    Config, Layout, LoadOptions, Pass, Row, Vision, Visual, Vlm,
     llava_onevision::{Arrangement, SiglipConfig, VisionConfig, anyres::Anyres},
 };
 
 use super::SiglipTower;
-use crate::error::DeviceError;
+use crate::{
+    check::{Difference, beside_host},
+    error::DeviceError,
+};
 
 /// How far the features of one visual are from the host's.
 #[derive(Clone, Debug)]
 pub struct Apart {
     /// The visual.
     pub layout: Layout,
-    /// Squares that went through the tower together at most.
-    pub at_once: usize,
+    /// Squares that went through the tower first, and at most together.
+    pub turns: (usize, usize),
     /// `‖card − host‖ / ‖host‖`.
     pub relative: f64,
 }
@@ -60,7 +64,7 @@ fn layouts(config: &VisionConfig) -> Result<Vec<Layout>, DeviceError> {
 }
 
 /// Random weights that `T` can represent, in `T` on the card and in f32 on the host, over every layout, all visuals together:
-/// as many squares at once as fit, and two, so that visuals are cut apart.
+/// all squares at once, and a few in each turn, so that visuals are cut apart.
 pub fn features<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Vec<Apart>, DeviceError> {
     let Vision::LlavaOneVision(vision) = &config.vision else {
         return Err(DeviceError::Input("a model of another family".to_owned()));
@@ -68,24 +72,17 @@ pub fn features<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Vec<A
     let model = Vlm::random(config.clone(), seed, &LoadOptions::default())?;
     let mut draw = Draw::new(seed);
     vary::<T>(&model, &mut draw)?;
-    let pixels = vision.tower.num_channels * vision.tower.image_size.pow(2);
-    let visual = |layout: Layout| {
-        let squares = Arrangement::new(&layout, vision)?.squares;
-        let values = draw.normal::<f32>(squares * pixels, 0.5);
-        Ok::<_, DeviceError>(Visual { values, layout })
-    };
     let visuals = layouts(vision)?
         .into_iter()
-        .map(visual)
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(|layout| visual(vision, layout, &mut draw));
+    let visuals = visuals.collect::<Result<Vec<_>, _>>()?;
     let visuals = visuals.iter().collect::<Vec<_>>();
     let expected = model.encode(&visuals, Pass::Infer)?;
     let tower = SiglipTower::<T>::load(gpu, config, model.weights())?;
     let tower = tower.ok_or_else(|| DeviceError::Input("no tower".to_owned()))?;
-    let all = visuals.iter().map(|visual| visual.values.len() / pixels).sum();
     let mut apart = Vec::new();
-    for at_once in [all, 2] {
-        let features = tower.clone().at_most(at_once).encode(&visuals)?;
+    for (ahead, most) in [(0, usize::MAX), (1, 2), (2, 9)] {
+        let features = tower.clone().in_turns(ahead, most).encode(&visuals)?;
         for ((visual, features), expected) in visuals.iter().zip(&features).zip(&expected) {
             let expected = expected.flatten_all()?.to_vec1::<f32>()?;
             let features = gpu.download(features)?;
@@ -95,12 +92,67 @@ pub fn features<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Vec<A
             }
             apart.push(Apart {
                 layout: visual.layout,
-                at_once,
+                turns: (ahead, most),
                 relative: relative(&features, &expected),
             });
         }
     }
     Ok(apart)
+}
+
+/// A visual of random pixels.
+fn visual(config: &VisionConfig, layout: Layout, draw: &mut Draw) -> Result<Visual, DeviceError> {
+    let pixels = config.tower.num_channels * config.tower.image_size.pow(2);
+    let squares = Arrangement::new(&layout, config)?.squares;
+    let values = draw.normal::<f32>(squares * pixels, 0.5);
+    Ok(Visual { values, layout })
+}
+
+/// Through the engine: prompts with a picture, with two, with a video between words, and two requests over one picture.
+fn requests(config: &Config, vision: &VisionConfig, draw: &mut Draw) -> Result<Vec<Request<Prompt>>, DeviceError> {
+    let kinds = layouts(vision)?;
+    let (alone, square, frames) = (kinds[1], kinds[kinds.len() - 2], kinds[kinds.len() - 1]);
+    let mut requests = Vec::new();
+    for (index, layouts) in [vec![alone], vec![square, square], vec![frames, alone]]
+        .iter()
+        .enumerate()
+    {
+        let mut ids = vec![11, 12, 13];
+        let mut visuals = Vec::new();
+        for layout in layouts {
+            let placeholder = if layout.is_video() {
+                config.video_token_id
+            } else {
+                config.image_token_id
+            };
+            visuals.push((ids.len(), visual(vision, *layout, draw)?));
+            let tokens = Arrangement::new(layout, vision)?.cells.len();
+            ids.resize(ids.len() + tokens, placeholder);
+            ids.extend([14, 15 + index as u32]);
+        }
+        let prompt = Prompt::new(Row::text(ids), visuals);
+        for (n, temperature) in [(3, 1.0), (1, 0.0)] {
+            let sampling = Sampling {
+                temperature,
+                max_tokens: 24,
+                seed: index as u64,
+                ..Sampling::default()
+            };
+            requests.push(Request::new(prompt.clone(), n, sampling));
+        }
+    }
+    Ok(requests)
+}
+
+/// As [`check::text`](crate::check::text), over prompts with pictures and videos.
+pub fn answers<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Difference, DeviceError> {
+    let Vision::LlavaOneVision(vision) = &config.vision else {
+        return Err(DeviceError::Input("a model of another family".to_owned()));
+    };
+    let model = Vlm::random(config.clone(), seed, &LoadOptions::default())?;
+    let mut draw = Draw::new(seed);
+    vary::<T>(&model, &mut draw)?;
+    beside_host::<T>(gpu, &model, &requests(config, vision, &mut draw)?)
 }
 
 /// `‖a − b‖ / ‖b‖`.

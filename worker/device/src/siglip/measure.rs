@@ -91,15 +91,7 @@ pub fn lines(gpu: &Gpu, ceilings: &Ceilings, shape: &SiglipVision) -> Result<Vec
     let tower = SiglipTower::<bf16>::random(gpu, &config, 1)?;
     let line = |(what, visuals): &(&str, Visuals)| {
         let visual = visual(&config, *visuals)?;
-        let mut seconds = f64::INFINITY;
-        for _ in 0..5 {
-            gpu.synchronize()?;
-            let begin = Instant::now();
-            let features = tower.encode(&[&visual])?;
-            gpu.synchronize()?;
-            seconds = seconds.min(begin.elapsed().as_secs_f64());
-            drop(features);
-        }
+        let seconds = fastest(&tower, &visual)?;
         let squares = Arrangement::new(&visual.layout, &config)?.squares;
         Ok(Line {
             what: (*what).to_owned(),
@@ -112,6 +104,29 @@ pub fn lines(gpu: &Gpu, ceilings: &Ceilings, shape: &SiglipVision) -> Result<Vec
         })
     };
     VISUALS.iter().map(line).collect()
+}
+
+/// Seconds of a visual from its values on the host to features on the card: of five times the fastest.
+fn fastest(tower: &SiglipTower<bf16>, visual: &Visual) -> Result<f64, DeviceError> {
+    let mut seconds = f64::INFINITY;
+    for _ in 0..5 {
+        tower.gpu.synchronize()?;
+        let begin = Instant::now();
+        let features = tower.encode(&[visual])?;
+        tower.gpu.synchronize()?;
+        seconds = seconds.min(begin.elapsed().as_secs_f64());
+        drop(features);
+    }
+    Ok(seconds)
+}
+
+/// Seconds of a video of `squares` frames with each number of squares that go through the tower first.
+pub fn starts(gpu: &Gpu, shape: &SiglipVision, squares: usize, ahead: &[usize]) -> Result<Vec<f64>, DeviceError> {
+    let config = config(shape)?;
+    let tower = SiglipTower::<bf16>::random(gpu, &config, 1)?;
+    let video = visual(&config, Visuals::Video(squares))?;
+    let seconds = |ahead: &usize| fastest(&tower.clone().in_turns(*ahead, usize::MAX), &video);
+    ahead.iter().map(seconds).collect()
 }
 
 /// One part of the way from pixels to features.
@@ -132,7 +147,8 @@ pub fn parts(gpu: &Gpu, shape: &SiglipVision, squares: usize) -> Result<Vec<Part
     let frames = visual(&config, Visuals::Video(squares))?;
     let pixels = config.tower.num_channels * config.tower.image_size.pow(2);
     let frames = frames.values.chunks_exact(pixels).collect::<Vec<_>>();
-    let on_card = tower.upload(&frames)?;
+    let feed = || gpu.feed(squares * pixels)?.push(&frames);
+    let on_card = feed()?;
     let pass = Pass::new(gpu, shape, squares)?;
     tower.embed(&on_card, &pass)?;
     let layers = &tower.weights.layers;
@@ -156,8 +172,7 @@ pub fn parts(gpu: &Gpu, shape: &SiglipVision, squares: usize) -> Result<Vec<Part
         });
     };
     let times = shape.used;
-    let seconds = median(gpu, || tower.upload(&frames).map(drop))?;
-    add("pixels to the card", 1, 0.0, seconds);
+    add("pixels to the card", 1, 0.0, median(gpu, || feed().map(drop))?);
     let embedded = product(hidden, shape.patch_values());
     add("patches", 1, embedded, median(gpu, || tower.embed(&on_card, &pass))?);
     let seconds = median(gpu, || tower.norm(&layer().norm1, &pass))?;

@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `mixture.rs` | what each token of a visual is made of, as lists for the card |
+//! | `turns.rs` | how many squares go through the tower together |
 //! | `weights.rs` | weights on the card |
 //! | `tower.rs` | squares to features |
 //! | `check.rs`, `measure.rs` | beside the model of the host, and beside the floor of the card |
@@ -14,6 +15,8 @@ pub mod measure;
 pub mod mixture;
 #[cfg(feature = "cuda")]
 mod tower;
+#[cfg(any(feature = "cuda", test))]
+mod turns;
 #[cfg(feature = "cuda")]
 mod weights;
 

@@ -15,12 +15,15 @@ use flotilla_model::{
 
 use super::{
     mixture::Mixture,
+    turns::turns,
     weights::{Layer, LayerNorm, Linear, Origin, TowerWeights, padded},
 };
 use crate::{error::DeviceError, shape::SiglipVision};
 
 /// Patches that go through the tower together: more squares wait for their turn.
 const MOST_PATCHES: usize = 1 << 15;
+/// Squares of a large picture or a video that go first: the pixels of the others are copied meanwhile.
+const AHEAD: usize = 4;
 
 /// Tower, projector and line end on the card.
 #[derive(Clone, Debug)]
@@ -29,8 +32,10 @@ pub struct SiglipTower<T> {
     pub(super) shape: SiglipVision,
     pub(super) config: VisionConfig,
     pub(super) weights: TowerWeights<T>,
-    /// Squares that go through together.
+    /// Squares that go through together at most.
     most: usize,
+    /// Squares that go first where there are many.
+    ahead: usize,
 }
 
 impl<T: Float> SiglipTower<T> {
@@ -54,6 +59,7 @@ impl<T: Float> SiglipTower<T> {
             gpu: gpu.clone(),
             config: config.clone(),
             most: (MOST_PATCHES / shape.tokens()).max(1),
+            ahead: AHEAD,
             shape,
         })
     }
@@ -63,12 +69,9 @@ impl<T: Float> SiglipTower<T> {
         &self.shape
     }
 
-    /// The same tower with at most this many squares at once.
-    pub fn at_most(self, squares: usize) -> Self {
-        Self {
-            most: squares.max(1),
-            ..self
-        }
+    /// The same tower with at most `most` squares at once, of which `ahead` go first where there are many.
+    pub fn in_turns(self, ahead: usize, most: usize) -> Self {
+        Self { ahead, most, ..self }
     }
 
     /// Features `[tokens, output]` of each visual.
@@ -116,15 +119,13 @@ impl<T: Float> SiglipTower<T> {
         // Behind the tokens of all squares is the end of a line.
         let tokens = gpu.alloc((rows + 1) * width)?;
         gpu.copy(&self.weights.newline, &tokens.slice(rows * width..(rows + 1) * width)?)?;
-        let mut start = 0;
-        for together in squares.chunks(self.most) {
-            let length = together.len() * self.shape.tokens() * width;
-            self.forward(
-                &self.upload(together)?,
-                together.len(),
-                &tokens.slice(start..start + length)?,
-            )?;
-            start += length;
+        let mut feed = gpu.feed(squares.len() * pixels)?;
+        let (mut left, mut start) = (squares.as_slice(), 0);
+        for turn in turns(squares.len(), self.ahead, self.most) {
+            let (together, others) = left.split_at(turn);
+            let length = turn * self.shape.tokens() * width;
+            self.forward(&feed.push(together)?, turn, &tokens.slice(start..start + length)?)?;
+            (left, start) = (others, start + length);
         }
         let mut first = 0;
         let arranged = arrangements.iter().map(|arrangement| {
@@ -133,17 +134,6 @@ impl<T: Float> SiglipTower<T> {
             self.arrange(&tokens, &mixture)
         });
         arranged.collect()
-    }
-
-    /// The pixels of squares behind one another, `[squares, 3, side, side]`.
-    pub(super) fn upload(&self, squares: &[&[f32]]) -> Result<Buffer<f32>, DeviceError> {
-        let each = self.squares(1).values();
-        let pixels = self.gpu.alloc(squares.len() * each)?;
-        for (index, square) in squares.iter().enumerate() {
-            self.gpu
-                .write(&pixels.slice(index * each..(index + 1) * each)?, square)?;
-        }
-        Ok(pixels)
     }
 
     fn squares(&self, count: usize) -> Squares {

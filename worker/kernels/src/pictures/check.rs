@@ -21,6 +21,10 @@ pub(super) fn checks() -> Vec<Check> {
             run: check_patches::<bf16>,
         },
         Check {
+            name: "pixels copied beside kernels",
+            run: check_feed,
+        },
+        Check {
             name: "mix_rows f32",
             run: check_mix_rows::<f32>,
         },
@@ -61,6 +65,28 @@ fn check_patches<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, Check
         }
     }
     Ok(Distance::EQUAL)
+}
+
+/// Parts of what the host feeds are read by kernels while the next are copied.
+fn check_feed(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
+    let parts = (0..6).map(|_| draw.between(1, 1 << 20)).collect::<Vec<_>>();
+    let values = draw.normal::<f32>(parts.iter().sum(), 1.0);
+    // Memory that the next allocation gets, full of something else.
+    drop(gpu.poisoned::<f32>(values.len())?);
+    let out = gpu.poisoned::<bf16>(values.len())?;
+    let mut feed = gpu.feed(values.len())?;
+    let mut start = 0;
+    for length in parts {
+        let mut own = values[start..start + length].to_vec();
+        let (left, right) = own.split_at(length / 3);
+        let part = feed.push(&[left, &[], right])?;
+        own.fill(f32::NAN);
+        crate::rows::cast(gpu, &part, &out.slice(start..start + length)?)?;
+        start += length;
+    }
+    drop(feed);
+    let expected = values.into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+    Distance::equal(&gpu.download(&out)?, &expected)
 }
 
 fn check_mix_rows<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
