@@ -86,7 +86,7 @@ impl ModelRunner {
             && is_packed(opened.place, model.dtype())
             && model.adapter().is_none()
         {
-            return Self::packed(number, model, limits, max_tokens)
+            return Self::packed(number, &model, limits, max_tokens)
                 .map_err(|error| WorkerError::retryable("failed to put the model on the GPU", error));
         }
         let _ = (opened, max_tokens);
@@ -96,7 +96,7 @@ impl ModelRunner {
     #[cfg(feature = "cuda")]
     fn packed(
         number: usize,
-        model: Vlm,
+        model: &Vlm,
         limits: &Limits,
         max_tokens: usize,
     ) -> Result<Self, flotilla_device::DeviceError> {

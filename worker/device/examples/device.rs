@@ -1,11 +1,11 @@
 //! The model on a GPU alone: `device check DIR…` compares it with the host's, `device bench [SHAPE]` measures it, `device parts
-//! [ROWS]` measures the matrix products of a decode step.
+//! [ROWS]` measures the matrix products of a decode step, `device tower [SHAPE [SQUARES]]` SigLIP and its parts.
 
 use std::{error::Error, path::Path, process::ExitCode};
 
-use flotilla_device::{Sharing, TextShape, VisionShape, check, measure};
+use flotilla_device::{Sharing, TextShape, VisionShape, check, measure, siglip};
 use flotilla_kernels::{Gemm, Gpu, bench::ceilings};
-use flotilla_model::Config;
+use flotilla_model::{Config, Vision};
 use half::bf16;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -16,7 +16,13 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         "check" => compare(&rest),
         "parts" => parts(rest.first().and_then(|rows| rows.parse().ok()).unwrap_or(256)),
         "bench" => bench(rest.first().map_or("qwen2.5-vl-7b", String::as_str)),
-        _ => Err("device check DIR… | device parts [ROWS] | device bench [SHAPE]".into()),
+        "tower" => tower(
+            rest.first().map_or("llava-onevision-7b", String::as_str),
+            rest.get(1).and_then(|squares| squares.parse().ok()).unwrap_or(10),
+        ),
+        _ => Err(
+            "device check DIR… | device parts [ROWS] | device bench [SHAPE] | device tower [SHAPE [SQUARES]]".into(),
+        ),
     }
 }
 
@@ -33,12 +39,88 @@ fn compare(models: &[String]) -> Result<ExitCode, Box<dyn Error>> {
             "{} {dir}\n  f32  {exact:?}\n  bf16 {rounded:?}",
             if holds { "ok     " } else { "FAILED " }
         );
+        if matches!(config.vision, Vision::LlavaOneVision(_)) {
+            let exact = siglip::check::answers::<f32>(&gpu, &config, 1)?;
+            let rounded = siglip::check::answers::<bf16>(&gpu, &config, 1)?;
+            let holds = exact.equal == exact.samples && exact.most < 1e-3 && rounded.mean < 0.02;
+            failed += usize::from(!holds);
+            println!(
+                "{} with pictures and videos\n  f32  {exact:?}\n  bf16 {rounded:?}",
+                if holds { "ok     " } else { "FAILED " }
+            );
+            for (tower, config) in [
+                ("as it is", config.clone()),
+                ("full size", siglip::check::full_size(&config)?),
+            ] {
+                failed += features(
+                    &format!("f32, tower {tower}"),
+                    1e-5,
+                    siglip::check::features::<f32>(&gpu, &config, 1)?,
+                );
+                failed += features(
+                    &format!("bf16, tower {tower}"),
+                    2e-2,
+                    siglip::check::features::<bf16>(&gpu, &config, 1)?,
+                );
+            }
+        }
     }
     Ok(if failed == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Prints how far features are from the host's, and counts those that are too far.
+fn features(what: &str, bound: f64, apart: Vec<siglip::check::Apart>) -> usize {
+    let mut failed = 0;
+    for one in apart {
+        let holds = one.relative <= bound;
+        failed += usize::from(!holds);
+        println!(
+            "{} features in {what}, {:?} squares first and at most: {:.2e} of {bound:.0e}, {:?}",
+            if holds { "ok     " } else { "FAILED " },
+            one.turns,
+            one.relative,
+            one.layout
+        );
+    }
+    failed
+}
+
+/// Pictures and a video, then the parts of a pass over squares of pixels.
+fn tower(name: &str, squares: usize) -> Result<ExitCode, Box<dyn Error>> {
+    let gpu = Gpu::new(0)?;
+    let Some(VisionShape::Siglip(shape)) = VisionShape::named(name) else {
+        return Err(format!("{name} has no SigLIP").into());
+    };
+    for line in siglip::measure::lines(&gpu, &ceilings(&gpu)?, &shape)? {
+        println!(
+            "{:<40} {:>8.2} ms, floor {:>8.2} ms",
+            line.what, line.milliseconds, line.floor
+        );
+    }
+    let ahead = [0, 1, 2, 4, 8, 16].map(|ahead| ahead.min(squares));
+    for (ahead, seconds) in ahead
+        .iter()
+        .zip(siglip::measure::starts(&gpu, &shape, squares, &ahead)?)
+    {
+        println!("{squares} frames, {ahead} of them first: {:.2} ms", seconds * 1e3);
+    }
+    let parts = siglip::measure::parts(&gpu, &shape, squares)?;
+    let all = parts.iter().map(|part| part.seconds).sum::<f64>();
+    println!("{name}, {squares} squares: {:.2} ms together", all * 1e3);
+    for part in parts {
+        println!(
+            "{:<24} {:>9.3} ms {:>5.1} % {:>6.0} TFLOP/s",
+            part.name,
+            part.seconds * 1e3,
+            100.0 * part.seconds / all,
+            part.operations / part.seconds / 1e12
+        );
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn parts(rows: usize) -> Result<ExitCode, Box<dyn Error>> {
@@ -129,9 +211,15 @@ fn bench(name: &str) -> Result<ExitCode, Box<dyn Error>> {
     print(bench.prefill(1, 4096));
     print(bench.prefill(8, 2048));
     drop(bench);
-    if let Some(VisionShape::Qwen(shape)) = VisionShape::named(name) {
-        print(measure::vision(&gpu, &ceilings, &shape, 1, 74));
-        print(measure::vision(&gpu, &ceilings, &shape, 4, 74));
+    match VisionShape::named(name) {
+        Some(VisionShape::Qwen(shape)) => {
+            print(measure::vision(&gpu, &ceilings, &shape, 1, 74));
+            print(measure::vision(&gpu, &ceilings, &shape, 4, 74));
+        }
+        Some(VisionShape::Siglip(shape)) => siglip::measure::lines(&gpu, &ceilings, &shape)?
+            .into_iter()
+            .for_each(|line| print(Ok(line))),
+        None => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -98,8 +98,7 @@ fn limits() -> Limits {
 /// Random weights of a configuration, in `T` on the card and in f32 on the host, over [`requests`].
 pub fn text<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Difference, DeviceError> {
     let model = Vlm::random(config.clone(), seed, &LoadOptions::default())?;
-    let runner = DeviceRunner::<T>::load(gpu, model.deep_copy()?, &limits(), MAX_TOKENS)?;
-    beside_host(runner, &model)
+    beside_host::<T>(gpu, &model, &requests(config.text.vocab_size))
 }
 
 /// The same by a group of GPUs, of which each rank calls this: what rank 0 finds.
@@ -115,14 +114,28 @@ pub fn text_in_group<T: Float>(
         follow::<T>(gpu, &model, &limits(), MAX_TOKENS, nccl)?;
         return Ok(None);
     }
-    let runner = DeviceRunner::<T>::load_in_group(gpu, model.deep_copy()?, &limits(), MAX_TOKENS, nccl)?;
-    beside_host(runner, &model).map(Some)
+    let runner = DeviceRunner::<T>::load_in_group(gpu, &model, &limits(), MAX_TOKENS, nccl)?;
+    generated(runner, &model, &requests(config.text.vocab_size)).map(Some)
 }
 
-fn beside_host<T: Float>(runner: DeviceRunner<T>, model: &Vlm) -> Result<Difference, DeviceError> {
-    let (limits, requests) = (limits(), requests(model.config().text.vocab_size));
+/// A model of the host and the same on the card over these requests.
+pub(crate) fn beside_host<T: Float>(
+    gpu: &Gpu,
+    model: &Vlm,
+    requests: &[Request<Prompt>],
+) -> Result<Difference, DeviceError> {
+    let runner = DeviceRunner::<T>::load(gpu, model, &limits(), MAX_TOKENS)?;
+    generated(runner, model, requests)
+}
+
+fn generated<T: Float>(
+    runner: DeviceRunner<T>,
+    model: &Vlm,
+    requests: &[Request<Prompt>],
+) -> Result<Difference, DeviceError> {
+    let limits = limits();
     let failed = |error: flotilla_engine::EngineError| DeviceError::Engine(Box::new(error));
-    let card = generate(runner, &requests, limits, &|| false).map_err(failed)?;
-    let host = generate(VlmRunner::new(model, &limits), &requests, limits, &|| false).map_err(failed)?;
+    let card = generate(runner, requests, limits, &|| false).map_err(failed)?;
+    let host = generate(VlmRunner::new(model, &limits), requests, limits, &|| false).map_err(failed)?;
     Ok(compare(&card, &host))
 }

@@ -12,6 +12,7 @@
 //! | `peers.rs` | what a step exchanges with the GPUs that hold the rest of the model |
 //! | `text.rs` | the language model, computed |
 //! | `vision/` | the vision tower of Qwen2.5-VL |
+//! | `siglip/` | that of LLaVA-OneVision: squares, projector, tokens arranged |
 //! | `runner.rs` | the model as the engine runs it |
 //! | `check.rs`, `measure.rs` | beside the model of the host, and beside the floor of the card |
 //! | `learner/` | training in place: passes written out, optimiser, plan of memory |
@@ -33,6 +34,7 @@ pub mod pool;
 pub mod runner;
 pub mod shape;
 pub mod shared;
+pub mod siglip;
 pub mod step;
 #[cfg(feature = "cuda")]
 pub mod text;

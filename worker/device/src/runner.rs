@@ -15,11 +15,12 @@ use flotilla_engine::{
 use flotilla_kernels::{Buffer, Float, Gpu, sampling::BROKEN};
 #[cfg(feature = "nccl")]
 use flotilla_model::{Config, weights::Weights};
-use flotilla_model::{Pass, Visual, Vlm, rope::Position};
+use flotilla_model::{Visual, Vlm, rope::Position};
 
 use crate::{
     error::DeviceError,
     pool::DevicePool,
+    siglip::SiglipTower,
     step::{Mail, Piece, Step},
     text::{Capacity, TextModel},
     vision::QwenTower,
@@ -67,14 +68,14 @@ impl Sharing {
     }
 }
 
-/// Where pictures are encoded.
+/// What encodes pictures.
 #[derive(Debug)]
 pub enum Vision<T> {
-    /// On the card.
+    /// Of Qwen2.5-VL.
     Qwen(Box<QwenTower<T>>),
-    /// By the model of the host, in f32.
-    Host(Box<Vlm>),
-    /// Nowhere: text alone, and features that a prompt brings.
+    /// Of LLaVA-OneVision.
+    Siglip(Box<SiglipTower<T>>),
+    /// Nothing: text alone, and features that a prompt brings.
     None,
 }
 
@@ -83,29 +84,28 @@ impl<T: Float> Vision<T> {
     pub fn trainable(&self) -> Option<&QwenTower<T>> {
         match self {
             Self::Qwen(tower) => Some(tower),
-            _ => None,
+            Self::Siglip(_) | Self::None => None,
         }
     }
 
-    /// That of a model of the host: on the card where the tower is one that is computed there.
-    pub fn load(gpu: &Gpu, model: Vlm) -> Result<Self, DeviceError> {
-        Ok(match QwenTower::load(gpu, model.config(), model.weights())? {
-            Some(tower) => Self::Qwen(Box::new(tower)),
-            None => Self::Host(Box::new(model)),
-        })
+    /// The tower of a model of the host, on the card.
+    pub fn load(gpu: &Gpu, model: &Vlm) -> Result<Self, DeviceError> {
+        let (config, weights) = (model.config(), model.weights());
+        if let Some(tower) = QwenTower::load(gpu, config, weights)? {
+            return Ok(Self::Qwen(Box::new(tower)));
+        }
+        let tower = SiglipTower::load(gpu, config, weights)?;
+        Ok(tower.map_or(Self::None, |tower| Self::Siglip(Box::new(tower))))
     }
 
     /// Features `[tokens, hidden]` of visuals.
-    pub fn encode(&self, gpu: &Gpu, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
+    pub fn encode(&self, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
         if visuals.is_empty() {
             return Ok(Vec::new());
         }
         match self {
             Self::Qwen(tower) => tower.encode(visuals),
-            Self::Host(model) => {
-                let features = model.encode(visuals, Pass::Infer)?;
-                features.iter().map(|features| upload(gpu, features)).collect()
-            }
+            Self::Siglip(tower) => tower.encode(visuals),
             Self::None => Err(DeviceError::Input(
                 "this model has no vision tower on the GPU".to_owned(),
             )),
@@ -118,11 +118,9 @@ type Placed<T> = Vec<(usize, Buffer<T>)>;
 
 impl<T: Float> DeviceRunner<T> {
     /// Copies the weights of a model of the host to the card, rounded to `T`. `max_tokens` is the longest sequence.
-    ///
-    /// Pictures are encoded on the card where the tower is that of Qwen2.5-VL; other towers stay on the host.
-    pub fn load(gpu: &Gpu, model: Vlm, limits: &Limits, max_tokens: usize) -> Result<Self, DeviceError> {
+    pub fn load(gpu: &Gpu, model: &Vlm, limits: &Limits, max_tokens: usize) -> Result<Self, DeviceError> {
         let weights = TextWeights::load(gpu, &model.config().text, model.weights())?;
-        let vision = Vision::load(gpu, model)?;
+        let vision = Vision::load(gpu, &model)?;
         let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
         Self::assemble(text, vision, limits)
     }
@@ -132,14 +130,14 @@ impl<T: Float> DeviceRunner<T> {
     #[cfg(feature = "nccl")]
     pub fn load_in_group(
         gpu: &Gpu,
-        model: Vlm,
+        model: &Vlm,
         limits: &Limits,
         max_tokens: usize,
         nccl: Nccl,
     ) -> Result<Self, DeviceError> {
         let mut text = part(gpu, model.config(), model.weights(), capacity(limits, max_tokens), nccl)?;
         text.lead();
-        let vision = Vision::load(gpu, model)?;
+        let vision = Vision::load(gpu, &model)?;
         Self::assemble(text, vision, limits)
     }
 
@@ -217,7 +215,7 @@ impl<T: Float> DeviceRunner<T> {
         self.text
             .weights()
             .assign(&gpu, &model.config().text, model.weights())?;
-        self.vision = Vision::load(&gpu, model.clone())?;
+        self.vision = Vision::load(&gpu, model)?;
         Ok(())
     }
 
@@ -226,7 +224,7 @@ impl<T: Float> DeviceRunner<T> {
         if let Some(features) = self.features.get(digest) {
             return Ok(features);
         }
-        let made = self.vision.encode(self.text.gpu(), &[visual])?;
+        let made = self.vision.encode(&[visual])?;
         let features = made.into_iter().next();
         let features = features.ok_or_else(|| DeviceError::Input("a picture without features".to_owned()))?;
         let bytes = features.len() * T::DTYPE.bytes();
@@ -256,7 +254,7 @@ impl<T: Float> DeviceRunner<T> {
             }
         }
         let visuals = missing.values().copied().collect::<Vec<_>>();
-        for (digest, features) in missing.keys().zip(self.vision.encode(self.text.gpu(), &visuals)?) {
+        for (digest, features) in missing.keys().zip(self.vision.encode(&visuals)?) {
             let bytes = features.len() * T::DTYPE.bytes();
             self.features.insert(*digest, features.clone(), bytes);
             found.insert(*digest, features);

@@ -231,6 +231,8 @@ pub struct SiglipVision {
     pub patch: usize,
     /// Side of the square that the tower sees, in patches.
     pub side: usize,
+    /// Side of that square, in pixels: what fills no patch is not looked at.
+    pub pixels: usize,
     /// Width of the output: the language model's.
     pub output: usize,
 }
@@ -262,6 +264,7 @@ impl VisionShape {
                 intermediate: 4304,
                 patch: 14,
                 side: 27,
+                pixels: 384,
                 output,
             })
         })
@@ -368,6 +371,7 @@ impl From<&llava_onevision::VisionConfig> for SiglipVision {
             intermediate: tower.intermediate_size,
             patch: tower.patch_size,
             side: tower.side(),
+            pixels: tower.image_size,
             output: config.text_hidden_size,
         }
     }

@@ -107,6 +107,7 @@ pub fn all() -> Vec<Case> {
         crate::norm::cases(),
         crate::optimizer::cases(),
         crate::paged::cases(),
+        crate::pictures::cases(),
         crate::rotary::cases(),
         crate::rows::cases(),
         crate::sampling::cases(),

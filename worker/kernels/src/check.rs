@@ -161,6 +161,7 @@ pub fn all() -> Vec<Check> {
         crate::norm::checks(),
         crate::optimizer::checks(),
         crate::paged::checks(),
+        crate::pictures::checks(),
         crate::rotary::checks(),
         crate::rows::checks(),
         crate::sampling::checks(),

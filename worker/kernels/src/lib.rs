@@ -10,6 +10,7 @@ pub mod element;
 pub mod norm;
 pub mod optimizer;
 pub mod paged;
+pub mod pictures;
 pub mod rotary;
 pub mod rows;
 pub mod sampling;
@@ -28,7 +29,7 @@ pub use element::{Dtype, Element, Float};
 pub use shape::ShapeError;
 
 #[cfg(feature = "cuda")]
-pub use gpu::{Buffer, Gemm, Gpu, GpuError, Graph};
+pub use gpu::{Buffer, Finish, Gemm, Gpu, GpuError, Graph};
 
 /// Every source with the constants of one build of it, for compiling without a GPU.
 #[cfg(feature = "cuda")]
@@ -39,6 +40,7 @@ pub fn sources() -> Vec<(&'static gpu::source::Source, Vec<String>)> {
         norm::sources(),
         optimizer::sources(),
         paged::sources(),
+        pictures::sources(),
         rotary::sources(),
         rows::sources(),
         sampling::sources(),

@@ -1,6 +1,6 @@
 //! Linear layers over the rows of a batch, and their gradients.
 
-use flotilla_kernels::{Buffer, Float, Gemm, Gpu, GpuError};
+use flotilla_kernels::{Buffer, Finish, Float, Gemm, Gpu, GpuError};
 
 use super::gradients::Sum;
 
@@ -39,7 +39,7 @@ impl Products<'_> {
         out: &Buffer<T>,
     ) -> Result<(), GpuError> {
         let product = Gemm::linear(self.rows, out.len() / self.rows, x.len() / self.rows);
-        self.gpu.gemm_with_bias(product, x, weight, bias, out)
+        self.gpu.gemm_finished(product, x, weight, out, Finish::Bias(bias))
     }
 
     /// `out = stream + x · weightᵀ + bias`, summed in f32 and rounded once.
@@ -52,7 +52,8 @@ impl Products<'_> {
     ) -> Result<(), GpuError> {
         self.gpu.copy(stream, out)?;
         let product = Gemm::linear(self.rows, out.len() / self.rows, x.len() / self.rows);
-        self.gpu.gemm_with_bias(product.accumulate(), x, weight, bias, out)
+        self.gpu
+            .gemm_finished(product.accumulate(), x, weight, out, Finish::Bias(bias))
     }
 
     /// Gradients of a linear layer: of its input, overwriting `dx`, and of its weight.

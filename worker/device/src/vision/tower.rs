@@ -1,7 +1,7 @@
 //! The vision tower of Qwen2.5-VL, computed: windows of patches, every eighth block over whole frames, and the merger.
 
 use flotilla_kernels::{
-    Buffer, Float, Gemm, Gpu,
+    Buffer, Finish, Float, Gemm, Gpu,
     activation::{Gelu, gelu, swiglu},
     attention::{self, Attention, Rows, Segments},
     norm::{Norm, rms_norm},
@@ -209,7 +209,9 @@ impl<T: Float> QwenTower<T> {
         out: &Buffer<T>,
     ) -> Result<(), DeviceError> {
         let product = Gemm::linear(rows, outputs, inputs).once();
-        Ok(self.gpu.gemm_with_bias(product, x, &layer.weight, &layer.bias, out)?)
+        Ok(self
+            .gpu
+            .gemm_finished(product, x, &layer.weight, out, Finish::Bias(&layer.bias))?)
     }
 
     /// Groups of normed patches to tokens of the language model's width.

@@ -126,6 +126,34 @@ impl Gemm {
     }
 }
 
+/// What is done to a product, after `alpha` and `beta` and still in f32, before it is rounded and stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Finish<'a, T> {
+    /// Nothing.
+    Plain,
+    /// A bias is added: `[n]`, a number for each column of the result.
+    Bias(&'a Buffer<T>),
+    /// A bias is added, and GELU by `tanh` taken of the sum.
+    BiasGelu(&'a Buffer<T>),
+}
+
+impl<T> Finish<'_, T> {
+    fn kind(&self) -> sys::cublasLtEpilogue_t {
+        match self {
+            Self::Plain => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+            Self::Bias(_) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            Self::BiasGelu(_) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
+        }
+    }
+
+    fn bias(&self) -> Option<&Buffer<T>> {
+        match self {
+            Self::Plain => None,
+            Self::Bias(bias) | Self::BiasGelu(bias) => Some(bias),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Key {
     shape: (usize, usize, usize),
@@ -133,16 +161,7 @@ struct Key {
     strides: (usize, usize, usize),
     dtypes: (Dtype, Dtype),
     adds: bool,
-    biased: bool,
-}
-
-/// What a product reads and writes.
-#[derive(Clone, Copy)]
-struct Operands<'a, A, O> {
-    a: &'a Buffer<A>,
-    b: &'a Buffer<A>,
-    bias: Option<&'a Buffer<O>>,
-    out: &'a Buffer<O>,
+    finish: sys::cublasLtEpilogue_t,
 }
 
 /// What the library needs for one shape.
@@ -154,6 +173,16 @@ struct Plan {
     a: sys::cublasLtMatrixLayout_t,
     out: sys::cublasLtMatrixLayout_t,
     algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Plan {
+    /// A plan is kept for its shape: layers of one shape have their own biases.
+    fn set_bias<T: Float>(&self, bias: Option<&Buffer<T>>) -> Result<(), GpuError> {
+        let Some(bias) = bias else { return Ok(()) };
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        // SAFETY: the attribute is a pointer of the card. Numbers of a bias are in the format of the result.
+        unsafe { set(self.operation, attribute, bias.pointer()) }
+    }
 }
 
 /// The library with its plans and its scratch memory.
@@ -231,14 +260,6 @@ unsafe fn set<T>(
     set.map_err(blas_error("describe a product"))
 }
 
-/// # Safety
-/// The descriptor must be alive and in nobody else's hands.
-unsafe fn set_bias(operation: sys::cublasLtMatmulDesc_t, pointer: u64) -> Result<(), GpuError> {
-    use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-    // SAFETY: the attribute is an address of the card.
-    unsafe { set(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, pointer) }
-}
-
 fn candidates(handle: sys::cublasLtHandle_t, plan: &Plan) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, GpuError> {
     let preference = result::create_matmul_pref().map_err(blas_error("state a preference"))?;
     let workspace = WORKSPACE;
@@ -287,28 +308,17 @@ impl Gpu {
         b: &Buffer<A>,
         out: &Buffer<O>,
     ) -> Result<(), GpuError> {
-        self.multiply(gemm, (a, b), None, out)
+        self.gemm_finished(gemm, a, b, out, Finish::Plain)
     }
 
-    /// As [`Self::gemm`], with `bias` `[n]` added to every row of the result before it is rounded.
-    pub fn gemm_with_bias<A: Float, O: Float>(
+    /// As [`Self::gemm`], with a bias or an activation in the same pass over the result.
+    pub fn gemm_finished<A: Float, O: Float>(
         &self,
         gemm: Gemm,
         a: &Buffer<A>,
         b: &Buffer<A>,
-        bias: &Buffer<O>,
         out: &Buffer<O>,
-    ) -> Result<(), GpuError> {
-        ShapeError::length("gemm", "bias", bias.len(), gemm.n)?;
-        self.multiply(gemm, (a, b), Some(bias), out)
-    }
-
-    fn multiply<A: Float, O: Float>(
-        &self,
-        gemm: Gemm,
-        (a, b): (&Buffer<A>, &Buffer<A>),
-        bias: Option<&Buffer<O>>,
-        out: &Buffer<O>,
+        finish: Finish<'_, O>,
     ) -> Result<(), GpuError> {
         let (a_stored, b_stored) = gemm.stored();
         let strides = gemm.row_strides();
@@ -322,6 +332,9 @@ impl Gpu {
             })?;
             ShapeError::at_least("gemm", name, length, rows.saturating_sub(1) * stride + columns)?;
         }
+        if let Some(bias) = finish.bias() {
+            ShapeError::length("gemm", "bias", bias.len(), gemm.n)?;
+        }
         if gemm.m == 0 || gemm.n == 0 {
             return Ok(());
         }
@@ -332,9 +345,8 @@ impl Gpu {
             strides,
             dtypes: (A::DTYPE, O::DTYPE),
             adds: gemm.beta != 0.0,
-            biased: bias.is_some(),
+            finish: finish.kind(),
         };
-        let operands = Operands { a, b, bias, out };
         self.bind()?;
         let mut blas = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
         let workspace = match &blas.workspace {
@@ -343,14 +355,15 @@ impl Gpu {
         };
         let handle = blas.handle;
         if let Some(plan) = blas.plans.get(&key) {
-            return self.product(handle, plan, &plan.algorithm, gemm, operands, &workspace);
+            plan.set_bias(finish.bias())?;
+            return self.product(handle, plan, &plan.algorithm, gemm, (a, b, out), &workspace);
         }
         if blas.plans.len() >= MOST_PLANS {
             blas.forget();
         }
-        let plan = self.plan(handle, &key, gemm, operands, &workspace)?;
+        let plan = self.plan(handle, &key, gemm, (a, b, out), finish, &workspace)?;
         // Timing has overwritten the result, and a sum must be added once: `plan` times sums into scratch memory.
-        let done = self.product(handle, &plan, &plan.algorithm, gemm, operands, &workspace);
+        let done = self.product(handle, &plan, &plan.algorithm, gemm, (a, b, out), &workspace);
         blas.plans.insert(key, plan);
         done
     }
@@ -360,7 +373,8 @@ impl Gpu {
         handle: sys::cublasLtHandle_t,
         key: &Key,
         gemm: Gemm,
-        operands: Operands<'_, A, O>,
+        operands: (&Buffer<A>, &Buffer<A>, &Buffer<O>),
+        finish: Finish<'_, O>,
         workspace: &Buffer<u8>,
     ) -> Result<Plan, GpuError> {
         let (a_stored, b_stored) = gemm.stored();
@@ -376,23 +390,14 @@ impl Gpu {
                 cublasOperation_t::CUBLAS_OP_N
             }
         };
-        // SAFETY: both attributes are a `cublasOperation_t`.
+        // SAFETY: two attributes are a `cublasOperation_t`, the third is a `cublasLtEpilogue_t`.
         unsafe {
-            use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB};
+            use sys::cublasLtMatmulDescAttributes_t::{
+                CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB,
+            };
             set(operation, CUBLASLT_MATMUL_DESC_TRANSA, transpose(gemm.transpose_b))?;
             set(operation, CUBLASLT_MATMUL_DESC_TRANSB, transpose(gemm.transpose_a))?;
-        }
-        if let Some(bias) = operands.bias {
-            // SAFETY: both attributes are of the types that the library states.
-            unsafe {
-                use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE;
-                set(
-                    operation,
-                    CUBLASLT_MATMUL_DESC_EPILOGUE,
-                    sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
-                )?;
-                set_bias(operation, bias.pointer())?;
-            }
+            set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, finish.kind())?;
         }
         let mut plan = Plan {
             operation,
@@ -402,6 +407,7 @@ impl Gpu {
             // SAFETY: plain numbers, replaced below.
             algorithm: unsafe { std::mem::zeroed() },
         };
+        plan.set_bias(finish.bias())?;
         let candidates = candidates(handle, &plan)?;
         let first = candidates.first().ok_or_else(|| GpuError::Blas {
             action: format!("find an algorithm for {gemm:?}"),
@@ -410,9 +416,9 @@ impl Gpu {
         plan.algorithm = *first;
         if candidates.len() > 1 && !gemm.untimed {
             let scratch = if gemm.beta == 0.0 {
-                operands.out.clone()
+                operands.2.clone()
             } else {
-                self.alloc(operands.out.len())?
+                self.alloc(operands.2.len())?
             };
             let clock = self.clock()?;
             let mut best = f64::INFINITY;
@@ -423,10 +429,7 @@ impl Gpu {
                         &plan,
                         candidate,
                         gemm,
-                        Operands {
-                            out: &scratch,
-                            ..operands
-                        },
+                        (operands.0, operands.1, &scratch),
                         workspace,
                     )
                 };
@@ -449,13 +452,9 @@ impl Gpu {
         plan: &Plan,
         algorithm: &sys::cublasLtMatmulAlgo_t,
         gemm: Gemm,
-        Operands { a, b, bias, out }: Operands<'_, A, O>,
+        (a, b, out): (&Buffer<A>, &Buffer<A>, &Buffer<O>),
         workspace: &Buffer<u8>,
     ) -> Result<(), GpuError> {
-        if let Some(bias) = bias {
-            // SAFETY: the descriptor is alive, and the mutex that the caller holds gives it to one thread.
-            unsafe { set_bias(plan.operation, bias.pointer()) }?;
-        }
         // SAFETY: the descriptors are alive, `gemm` has checked that the buffers are as long as they say, and the scratch
         // memory is as large as the algorithms were told.
         let done = unsafe {

@@ -3,6 +3,7 @@
 mod buffer;
 mod clock;
 mod error;
+mod feed;
 mod gemm;
 mod graph;
 pub(crate) mod launch;
@@ -18,7 +19,8 @@ use cudarc::driver::{CudaContext, CudaStream, result, sys};
 pub use buffer::Buffer;
 pub use clock::Clock;
 pub use error::GpuError;
-pub use gemm::Gemm;
+pub use feed::Feed;
+pub use gemm::{Finish, Gemm};
 pub use graph::Graph;
 pub use survey::{Listed, Survey, survey};
 

@@ -36,7 +36,7 @@ pub enum Part {
     Group,
     /// Prompts.
     Prefill,
-    /// Pictures of 5,476 patches (1,036 x 1,036 pixels).
+    /// Pictures of 5,476 patches (1,036 x 1,036 pixels); of LLaVA-OneVision pictures of 2 and 10 squares, and 32 frames.
     Vision,
     /// One step of GRPO, all parameters trained.
     Grpo,
@@ -113,7 +113,7 @@ mod cuda {
     use flotilla_device::{
         DeviceError, Sharing, TextShape, VisionShape,
         measure::{self, Bench, Grpo, GrpoStep, Line},
-        shape,
+        shape, siglip,
     };
     use flotilla_kernels::{
         Gpu,
@@ -166,10 +166,17 @@ mod cuda {
             table.grpo(bench.grpo(spec));
         }
         drop(bench);
-        if let (true, VisionShape::Qwen(tower)) = (parts.contains(&Part::Vision), &vision) {
-            for count in [1, 4] {
-                table.line(measure::vision(&gpu, &ceilings, tower, count, 74));
+        match &vision {
+            VisionShape::Qwen(tower) if parts.contains(&Part::Vision) => {
+                for count in [1, 4] {
+                    table.line(measure::vision(&gpu, &ceilings, tower, count, 74));
+                }
             }
+            VisionShape::Siglip(tower) if parts.contains(&Part::Vision) => {
+                let lines = siglip::measure::lines(&gpu, &ceilings, tower).map_err(failed)?;
+                lines.into_iter().for_each(|line| table.line(Ok(line)));
+            }
+            _ => {}
         }
         table.end();
         Ok(())

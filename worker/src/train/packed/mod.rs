@@ -138,7 +138,7 @@ impl<'a, T: Float> Packed<'a, T> {
         gpu.reset_peak();
         let text = &model.config().text;
         let weights = TextWeights::<T>::load(gpu, text, model.weights())?;
-        let vision = Vision::load(gpu, model.clone())?;
+        let vision = Vision::load(gpu, &model)?;
         let tower = match freeze.contains(&Module::Vision) {
             true => None,
             false => vision.trainable().cloned(),
@@ -256,7 +256,7 @@ impl<'a, T: Float> Packed<'a, T> {
         for key in rows.iter().flat_map(|row| &row.example.images) {
             if !found.contains_key(key) {
                 let picture = self.pictures.get(self.gallery, key)?;
-                let made = vision.encode(&self.gpu, &[&picture.visual])?;
+                let made = vision.encode(&[&picture.visual])?;
                 found.extend(made.into_iter().map(|features| (key.clone(), (features, None))));
             }
         }
