@@ -151,6 +151,13 @@ impl<T: Float> DeviceRunner<T> {
         Ok(())
     }
 
+    /// Features of a visual that were encoded before, as by a trainer whose tower is frozen: prompts with this visual take
+    /// them, as long as the cache of features has room.
+    pub fn remember(&mut self, digest: Digest, features: Buffer<T>) {
+        let bytes = features.len() * T::DTYPE.bytes();
+        self.features.insert(digest, features, bytes);
+    }
+
     /// The language model.
     pub fn text(&self) -> &TextModel<T> {
         &self.text
