@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import fnmatch
 import gc
+import itertools
 import json
 import os
 import select
@@ -328,7 +329,7 @@ class Peer:
         settings = self.settings(static, context + new, max_new_tokens=new)
         marks = LogitsProcessorList([Stamp()])
         wall, _ = self.wall(lambda: self.model.generate(ids, logits_processor=marks, **settings))
-        between = zip(stamps, stamps[1:])
+        between = itertools.pairwise(stamps)
         steps = [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in between]
         # Compilation, warm-up and capture happen in the first steps.
         step = statistics.median(steps[len(steps) // 2 :])
@@ -513,7 +514,7 @@ def measure(peer, name, method, parameters):
         peer.clean()
         value, unit, note = getattr(peer, method)(**parameters)
         row.update(value=value, unit=unit, note=note)
-    except Exception as error:  # noqa: BLE001: the table says what failed, and the next row is measured
+    except Exception as error:  # noqa: BLE001 (the table says what failed, and the next row is measured)
         lines = str(error).strip().splitlines() or [""]
         row["error"] = f"{type(error).__name__}: {lines[0]}"[:300]
     if peer.cuda:
@@ -550,7 +551,11 @@ class Measurer:
         )
         os.close(writing)
         self.answers, self.pending = reading, b""
-        self.card = self.line(self.START_SECONDS)
+        try:
+            self.card = self.line(self.START_SECONDS)
+        except (TimeoutError, EOFError):
+            self.end()
+            raise
 
     def line(self, seconds):
         """The next line; raises TimeoutError after so many seconds, EOFError where the process has ended."""
@@ -593,6 +598,41 @@ def table(rows):
     return "\n".join(lines)
 
 
+def measure_all(arguments, names, until, file):
+    """What the card is and all rows, each as soon as it is measured also to `file`."""
+    rows, measurer, card = [], None, {}
+
+    def record(row):
+        if file:
+            print(json.dumps(row), file=file, flush=True)
+
+    try:
+        for name in names:
+            if time.monotonic() - BEGAN > until:
+                row = {"name": name, "error": f"not begun after {until:.0f} s"}
+            else:
+                try:
+                    measurer = measurer or Measurer(arguments)
+                except (TimeoutError, EOFError) as error:
+                    sys.exit(f"nothing can be measured: {error}")
+                if not card:
+                    card = measurer.card
+                    record(card)
+                    say(", ".join(f"{key} {value}" for key, value in card.items()))
+                row = measurer.row(name, arguments.row_seconds)
+            rows.append(row)
+            record(row)
+            value = f"{row['value']:.2f} {row['unit']}" if "value" in row else "-"
+            say(f"{name}: {value} {row.get('note') or row.get('error', '')} ({row.get('took_s', 0)} s)")
+            if measurer and "error" in row:
+                measurer.end()
+                measurer = None
+    finally:
+        if measurer:
+            measurer.end()
+    return card, rows
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -617,36 +657,11 @@ def main():
     if not names:
         parser.error(f"no row is called {arguments.what}; see --help")
 
-    rows, measurer, card = [], None, None
+    # So that the process that measures is ended with this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with open(arguments.json, "w") if arguments.json else contextlib.nullcontext() as file:
-
-        def record(row):
-            if file:
-                print(json.dumps(row), file=file, flush=True)
-
-        for name in names:
-            if time.monotonic() - BEGAN > until:
-                row = {"name": name, "error": f"not begun after {until:.0f} s"}
-            else:
-                try:
-                    measurer = measurer or Measurer(arguments)
-                except (TimeoutError, EOFError) as error:
-                    sys.exit(f"nothing can be measured: {error}")
-                if card is None:
-                    card = measurer.card
-                    record(card)
-                    say(", ".join(f"{key} {value}" for key, value in card.items()))
-                row = measurer.row(name, arguments.row_seconds)
-            rows.append(row)
-            record(row)
-            value = f"{row['value']:.2f} {row['unit']}" if "value" in row else "-"
-            say(f"{name}: {value} {row.get('note') or row.get('error', '')} ({row.get('took_s', 0)} s)")
-            if measurer and "error" in row:
-                measurer.end()
-                measurer = None
-    if measurer:
-        measurer.end()
-    print(" ".join(f"{key} {value}" for key, value in (card or {}).items()))
+        card, rows = measure_all(arguments, names, until, file)
+    print(" ".join(f"{key} {value}" for key, value in card.items()))
     print(table(rows))
 
 
