@@ -126,7 +126,9 @@ fn bench(arguments: &[String]) -> Result<ExitCode, Box<dyn Error>> {
     };
     let mut table = Table::new(peers);
     let name = name.map_or("qwen2.5-vl-7b", String::as_str);
-    measure::run(&Gpu::new(0)?, name, &options, &mut |report| println!("{}", table.take(&report)))?;
+    measure::run(&Gpu::new(0)?, name, &options, &mut |report| {
+        println!("{}", table.take(&report));
+    })?;
     if let Some(file) = named.get("json") {
         std::fs::write(file, format!("{:#}", table.document()))?;
     }

@@ -67,9 +67,7 @@ impl Bench {
         let [open, middle, close] = TEMPLATE;
         let (stored, answer) = (question.prompt_tokens, question.new_tokens);
         let all = open + middle + close + 2 * answer;
-        let prefill = |count: usize, found: usize| {
-            prefill_operations(self.shape(), count, stored + found, all - found)
-        };
+        let prefill = |count: usize, found: usize| prefill_operations(self.shape(), count, stored + found, all - found);
         let again = known.iter().filter(|known| **known).count();
         let fresh = known.len() - again;
         let operations = prefill(fresh, 0) + prefill(again, open + answer);

@@ -28,6 +28,9 @@ use crate::{
 /// Temperature of the samples.
 const TEMPERATURE: f32 = 1.0;
 
+/// Seconds of the stages that learn.
+type Seconds = [(&'static str, f64); 3];
+
 /// Features in the places of a prompt.
 type Placed = Vec<(usize, Buffer<bf16>)>;
 
@@ -67,11 +70,6 @@ impl Bench {
     }
 }
 
-/// Prompts of a step, as a loader has them ready.
-struct Asked {
-    requests: Vec<Request<Prompt>>,
-}
-
 impl Trainer<'_> {
     /// As many samples as are drawn at once, and a few micro-batches of each update: after it everything is compiled and
     /// planned.
@@ -101,7 +99,7 @@ impl Trainer<'_> {
         let reward = watch.lap()?;
         self.learner.resize(self.memory.settings)?;
         let moved = moved + watch.lap()?;
-        let rows = rows(&asked.requests, &groups);
+        let rows = rows(&asked, &groups);
         let samples = rows.iter().map(|(prompt, ids, positions)| Sample {
             ids,
             positions,
@@ -109,8 +107,36 @@ impl Trainer<'_> {
             features: placed.get(*prompt).map_or(&[], Vec::as_slice),
         });
         let samples = samples.take(most).collect::<Vec<_>>();
+        let (learned, old) = self.learn(&samples, &advantages, lengths, &mut watch)?;
+        let before = [
+            ("vision", vision),
+            ("sample", sample),
+            ("reward", reward),
+            ("memory", moved),
+        ];
+        let stages = before.into_iter().chain(learned);
+        Ok(GrpoStep {
+            step: self.step,
+            stages: stages.map(|(name, seconds)| Stage { name, seconds }).collect(),
+            tokens: samples.iter().map(|sample| sample.ids.len()).sum(),
+            drawn: samples.len() * lengths.new_tokens,
+            pictures: self.tower.is_some(),
+            apart: apart(&groups, &old),
+            peak_bytes: gpu.peak_bytes(),
+            memory: self.memory.clone(),
+        })
+    }
+
+    /// Log-probabilities and updates: seconds of each, and the log-probabilities under the weights that sampled.
+    fn learn(
+        &mut self,
+        samples: &[Sample<'_, bf16>],
+        advantages: &[f32],
+        lengths: &Lengths,
+        watch: &mut Watch,
+    ) -> Result<(Seconds, Vec<Vec<f32>>), DeviceError> {
         let reference = self.reference.as_ref();
-        let frozen = reference.map(|weights| self.learner.log_probs(Some(weights), &samples, TEMPERATURE));
+        let frozen = reference.map(|weights| self.learner.log_probs(Some(weights), samples, TEMPERATURE));
         let frozen = frozen.transpose()?;
         let by_reference = watch.lap()?;
         let updates = divide(samples.len(), lengths.mini_batches);
@@ -147,29 +173,12 @@ impl Trainer<'_> {
             self.learner.update(&adamw(), 1.0)?;
         }
         let update = watch.lap()?;
-        let named = [
-            ("vision", vision),
-            ("sample", sample),
-            ("reward", reward),
-            ("memory", moved),
-            ("reference", by_reference),
-            ("old", ahead),
-            ("update", update),
-        ];
-        Ok(GrpoStep {
-            step: self.step,
-            stages: named.map(|(name, seconds)| Stage { name, seconds }).to_vec(),
-            tokens: samples.iter().map(|sample| sample.ids.len()).sum(),
-            drawn: samples.len() * lengths.new_tokens,
-            pictures: self.tower.is_some(),
-            apart: apart(&groups, &old),
-            peak_bytes: gpu.peak_bytes(),
-            memory: self.memory.clone(),
-        })
+        let stages = [("reference", by_reference), ("old", ahead), ("update", update)];
+        Ok((stages, old))
     }
 
-    /// Prompts with their pictures, which are digested already.
-    fn asked(&self, lengths: &Lengths, round: usize) -> Result<Asked, DeviceError> {
+    /// Prompts with their pictures, digested already: as a loader has them ready.
+    fn asked(&self, lengths: &Lengths, round: usize) -> Result<Vec<Request<Prompt>>, DeviceError> {
         let requests = (0..lengths.prompts).map(|index| {
             let index = index + 1000 * round;
             let ids = self.bench.ids(index, lengths.prompt_tokens);
@@ -186,24 +195,22 @@ impl Trainer<'_> {
                 .map_err(|cause| DeviceError::Input(cause.to_string()))?;
             Ok(Request::new(prompt, lengths.group, sampling(index, lengths.new_tokens)))
         });
-        Ok(Asked {
-            requests: requests.collect::<Result<_, DeviceError>>()?,
-        })
+        requests.collect()
     }
 
     /// Features of the pictures of each prompt, once for engine and learner.
-    fn encode(&self, asked: &Asked) -> Result<Vec<Placed>, DeviceError> {
+    fn encode(&self, asked: &[Request<Prompt>]) -> Result<Vec<Placed>, DeviceError> {
         let Some(tower) = &self.tower else {
             return Ok(Vec::new());
         };
-        let pictures = asked.requests.iter().flat_map(|request| &request.prompt.visuals);
+        let pictures = asked.iter().flat_map(|request| &request.prompt.visuals);
         let (starts, visuals): (Vec<_>, Vec<_>) = pictures.map(|(start, visual)| (*start, visual)).unzip();
         let features = tower.encode(&visuals)?;
         Ok(starts.into_iter().zip(features).map(|one| vec![one]).collect())
     }
 
     /// Samples of an engine that is there for them alone.
-    fn sample(&self, asked: &Asked, placed: &[Placed]) -> Result<Vec<Group>, DeviceError> {
+    fn sample(&self, asked: &[Request<Prompt>], placed: &[Placed]) -> Result<Vec<Group>, DeviceError> {
         let numbers = placed.iter().flatten().map(|(_, features)| features.len());
         let limits = Limits {
             max_rows: self.memory.rows,
@@ -214,14 +221,14 @@ impl Trainer<'_> {
         };
         let longest = self.step.lengths.sequence() + BLOCK;
         let mut runner = DeviceRunner::of_text(&self.bench.gpu, self.bench.weights.clone(), &limits, longest)?;
-        for (request, placed) in asked.requests.iter().zip(placed) {
+        for (request, placed) in asked.iter().zip(placed) {
             let identity = request.prompt.identity();
             let identity = identity.map_err(|cause| DeviceError::Input(cause.to_string()))?;
             for ((_, digest), (_, features)) in identity.visuals.iter().zip(placed) {
                 runner.remember(*digest, features.clone());
             }
         }
-        generate(runner, &asked.requests, limits, &|| false).map_err(failed)
+        generate(runner, asked, limits, &|| false).map_err(failed)
     }
 }
 

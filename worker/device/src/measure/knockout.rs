@@ -95,7 +95,11 @@ mod tests {
             assert_eq!(rounds.iter().map(Vec::len).sum::<usize>(), n.saturating_sub(1), "{n}");
             // Whoever lost is in no later round: every candidate but one loses once.
             let mut met = vec![0; n];
-            rounds.iter().flatten().flatten().for_each(|candidate| met[*candidate] += 1);
+            rounds
+                .iter()
+                .flatten()
+                .flatten()
+                .for_each(|candidate| met[*candidate] += 1);
             assert!(met.iter().all(|count| n < 2 || *count > 0), "{n} {met:?}");
         }
         let mut knockout = Knockout::new(vec![4, 2, 9]);

@@ -113,7 +113,11 @@ impl Memory {
         let rest = settings(1, 1);
         let lasting = Lasting {
             learner: Plan::new(shape, BF16, &rest, 0, card).bytes(),
-            reference: if reference { shape.parameters() * BF16.bytes() } else { 0 },
+            reference: if reference {
+                shape.parameters() * BF16.bytes()
+            } else {
+                0
+            },
             pictures: tower.map_or(0, |tower| picture::bytes(tower, step.lengths.prompts)),
         };
         let (lengths, left) = (step.lengths, card.checked_sub(lasting.others())?);
@@ -276,7 +280,11 @@ mod tests {
 
     #[test]
     fn micro_batches_are_whole_sequences_of_at_least_8192_tokens() {
-        for (lengths, tokens) in [("8x8x1536+512", 8192), ("64x8x1536+1024", 10_240), ("8x8x512+256", 8448)] {
+        for (lengths, tokens) in [
+            ("8x8x1536+512", 8192),
+            ("64x8x1536+1024", 10_240),
+            ("8x8x512+256", 8448),
+        ] {
             let memory = plan("qwen2.5-vl-7b", lengths, H200, |_| {}).unwrap();
             assert_eq!(memory.settings.tokens, tokens, "{lengths}");
         }
@@ -297,7 +305,10 @@ mod tests {
                 rows,
                 ..
             } = memory.summary();
-            assert!(sampling_bytes + RESERVE <= card && learning_bytes + RESERVE <= card, "{name}\n{memory}");
+            assert!(
+                sampling_bytes + RESERVE <= card && learning_bytes + RESERVE <= card,
+                "{name}\n{memory}"
+            );
             assert!(rows >= 128, "{name}\n{memory}");
         }
     }

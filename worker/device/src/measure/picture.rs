@@ -97,7 +97,10 @@ mod tests {
         assert!(fits(&tower, 1536) && !fits(&tower, 512));
         let row = row(&tower, (0..1536).collect()).unwrap();
         let placeholders = row.ids.iter().filter(|id| **id == PLACEHOLDER).count();
-        assert_eq!((placeholders, row.ids[START - 1], row.ids[START + 1369]), (1369, 7, 1377));
+        assert_eq!(
+            (placeholders, row.ids[START - 1], row.ids[START + 1369]),
+            (1369, 7, 1377)
+        );
         assert_eq!(row.positions[START + 1368], [8, 8 + 36, 8 + 36]);
         assert_eq!(row.positions[START + 1369], [45; 3]);
         assert!(super::row(&tower, vec![0; 512]).is_err());

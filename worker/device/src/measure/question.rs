@@ -345,7 +345,16 @@ mod tests {
         let paper = read("64x8x1536+1024/4").expect("valid");
         assert_eq!((paper.samples(), paper.sequence(), paper.mini_batches), (512, 2560, 4));
         assert_eq!(read(&paper.to_string()).map(|read| read.mini_batches), Ok(2));
-        for wrong in ["", "8x8", "8x8x1536", "0x8x1536+512", "8x8x1536+0", "8x8x1536+512/0", "1x2x9+9/3", "8x8x1536+512x"] {
+        for wrong in [
+            "",
+            "8x8",
+            "8x8x1536",
+            "0x8x1536+512",
+            "8x8x1536+0",
+            "8x8x1536+512/0",
+            "1x2x9+9/3",
+            "8x8x1536+512x",
+        ] {
             let error = read(wrong).expect_err(wrong).to_string();
             assert!(error.contains(wrong) && error.contains("PROMPTSxSAMPLES"), "{error}");
         }
@@ -371,11 +380,19 @@ mod tests {
 
     #[test]
     fn samples_are_divided_evenly_and_none_is_left() {
-        let sizes = |count, parts| divide(count, parts).into_iter().map(|range| range.len()).collect::<Vec<_>>();
+        let sizes = |count, parts| {
+            divide(count, parts)
+                .into_iter()
+                .map(|range| range.len())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(Lengths::default().updates(), [0..32, 32..64]);
         assert_eq!(sizes(10, 4), [3, 3, 2, 2]);
         assert_eq!(sizes(3, 5), [1, 1, 1]);
-        assert_eq!(divide(10, 3).iter().cloned().flatten().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        assert_eq!(
+            divide(10, 3).iter().cloned().flatten().collect::<Vec<_>>(),
+            (0..10).collect::<Vec<_>>()
+        );
         assert_eq!(divide(0, 2), [0..0]);
     }
 

@@ -21,7 +21,7 @@ pub enum Report {
     /// A line.
     Line(Line),
     /// A step of GRPO.
-    Grpo(GrpoStep),
+    Grpo(Box<GrpoStep>),
     /// A best of n.
     BestOf(Contest),
     /// What could not be measured, and why.
@@ -91,7 +91,11 @@ impl GrpoStep {
             self.pictures.then(|| ", pictures".to_owned()),
             (!self.step.keep).then(|| ", nothing kept".to_owned()),
         ];
-        format!("grpo {}{}", self.step.lengths, more.into_iter().flatten().collect::<String>())
+        format!(
+            "grpo {}{}",
+            self.step.lengths,
+            more.into_iter().flatten().collect::<String>()
+        )
     }
 }
 

@@ -26,7 +26,9 @@ pub fn run(gpu: &Gpu, name: &str, options: &Options, say: &mut dyn FnMut(Report)
         ceiling,
     });
     let wanted = |part: &Part| options.parts.contains(part);
-    let of_text = Part::ALL.into_iter().filter(|part| *part != Part::Vision && wanted(part));
+    let of_text = Part::ALL
+        .into_iter()
+        .filter(|part| *part != Part::Vision && wanted(part));
     let of_text = of_text.collect::<Vec<_>>();
     if !of_text.is_empty() {
         let bench = Bench::new(gpu, &text, ceiling)?;
@@ -64,7 +66,10 @@ impl Bench {
                     line(format!("{} alone", groups * n), self.alone(groups * n, 1536));
                 }
                 // What one step of GRPO decodes at once.
-                line("32 groups of 8".to_owned(), self.groups(32, 8, 1536, Sharing::WhereItPays));
+                line(
+                    "32 groups of 8".to_owned(),
+                    self.groups(32, 8, 1536, Sharing::WhereItPays),
+                );
             }
             Part::Request => {
                 for n in [8, 128] {
@@ -88,12 +93,18 @@ impl Bench {
             Part::Grpo => {
                 for step in &options.grpo {
                     let measured = self.grpo(step, tower);
-                    say(reported(&format!("grpo {}", step.lengths), measured.map(Report::Grpo)));
+                    say(reported(
+                        &format!("grpo {}", step.lengths),
+                        measured.map(|step| Report::Grpo(Box::new(step))),
+                    ));
                 }
             }
             Part::GrpoPeer => {
                 let measured = self.grpo(&super::Grpo::of_peer(), tower);
-                say(reported("grpo as the peer's", measured.map(Report::Grpo)));
+                say(reported(
+                    "grpo as the peer's",
+                    measured.map(|step| Report::Grpo(Box::new(step))),
+                ));
             }
         }
     }

@@ -147,11 +147,14 @@ mod tests {
     #[test]
     fn a_step_of_the_peers_lengths_stands_beside_the_peer_and_no_other_does() {
         let mut table = Table::new([("grpo 8x8x512+256".to_owned(), 2457.6)].into());
-        let equal = table.take(&Report::Grpo(step(Grpo::of_peer())));
-        assert!(equal.starts_with("grpo 8x8x512+256 ") && equal.contains("2.00"), "{equal}");
+        let equal = table.take(&Report::Grpo(Box::new(step(Grpo::of_peer()))));
+        assert!(
+            equal.starts_with("grpo 8x8x512+256 ") && equal.contains("2.00"),
+            "{equal}"
+        );
         let other = step(Grpo::new("8x8x512+256".parse().unwrap()));
         assert_eq!(other.what(), "grpo 8x8x512+256, 2 updates, reference");
-        table.take(&Report::Grpo(other));
+        table.take(&Report::Grpo(Box::new(other)));
         let document = table.document();
         assert_eq!(document[0]["peer_rate"], 2457.6);
         assert_eq!(document[0]["grpo"]["memory"]["reference"], false);

@@ -30,7 +30,13 @@ pub struct ShapeArguments {
     #[arg(long, value_name = "PART,…", value_parser = part_by_name(), value_delimiter = ',', default_values_t = Part::ALL)]
     pub parts: Vec<Part>,
     /// Steps of the part `grpo`: PROMPTSxSAMPLESxTOKENS+NEW, with /UPDATES where it is not two.
-    #[arg(long, value_name = "LENGTHS,…", value_delimiter = ',', default_value = "8x8x1536+512", requires = "shape")]
+    #[arg(
+        long,
+        value_name = "LENGTHS,…",
+        value_delimiter = ',',
+        default_value = "8x8x1536+512",
+        requires = "shape"
+    )]
     pub grpo: Vec<Lengths>,
     /// No reference model in them: else there is one, a second copy of the weights, where the card has room.
     #[arg(long, requires = "shape")]
@@ -167,18 +173,34 @@ mod tests {
 
     #[test]
     fn parts_and_lengths_become_what_is_measured() {
-        let all = arguments(&["--shape", "qwen2.5-vl-7b", "--random"]).expect("valid").options();
+        let all = arguments(&["--shape", "qwen2.5-vl-7b", "--random"])
+            .expect("valid")
+            .options();
         assert_eq!((all.parts, all.best_of), (Part::ALL.to_vec(), BestOf::default()));
         assert_eq!(all.grpo, [Grpo::new(Lengths::default())]);
         let given = ["--shape", "qwen2.5-vl-7b", "--random", "--parts", "grpo,best-of-n"];
-        let more = ["--grpo", "64x8x1536+1024,8x8x512+256/1", "--no-reference", "--best-of", "16x64+8+4"];
-        let some = arguments(&[given.as_slice(), more.as_slice()].concat()).expect("valid").options();
+        let more = [
+            "--grpo",
+            "64x8x1536+1024,8x8x512+256/1",
+            "--no-reference",
+            "--best-of",
+            "16x64+8+4",
+        ];
+        let some = arguments(&[given.as_slice(), more.as_slice()].concat())
+            .expect("valid")
+            .options();
         assert_eq!(some.parts, [Part::Grpo, Part::BestOf]);
-        assert_eq!((some.grpo[0].lengths.samples(), some.grpo[1].lengths.mini_batches), (512, 1));
+        assert_eq!(
+            (some.grpo[0].lengths.samples(), some.grpo[1].lengths.mini_batches),
+            (512, 1)
+        );
         assert!(!some.grpo[1].reference && some.grpo[1].pictures);
         assert_eq!((some.best_of.n, some.best_of.critic_tokens), (16, 4));
         for wrong in [["--parts", "groups"], ["--grpo", "8x8"], ["--best-of", "1x64+8+4"]] {
-            assert!(arguments(&[given.as_slice(), wrong.as_slice()].concat()).is_err(), "{wrong:?}");
+            assert!(
+                arguments(&[given.as_slice(), wrong.as_slice()].concat()).is_err(),
+                "{wrong:?}"
+            );
         }
     }
 
@@ -200,7 +222,10 @@ mod tests {
             let mut sizes = Vec::new();
             while !bracket.pairs().is_empty() {
                 let pairs = bracket.pairs();
-                let ours = measured.pairs().into_iter().map(|[first, second]| Pair { first, second });
+                let ours = measured
+                    .pairs()
+                    .into_iter()
+                    .map(|[first, second]| Pair { first, second });
                 assert_eq!(ours.collect::<Vec<_>>(), pairs, "{n}");
                 let meetings = pairs.iter().map(|pair| Meeting {
                     pair: *pair,
