@@ -131,26 +131,25 @@ mod tests {
     use flotilla_device::measure::knockout::{self, Knockout};
 
     use super::*;
-    use crate::critic::{
-        bracket::{Kind, Meeting},
-        draw::Draw,
-        pair::Pair,
+    use crate::{
+        command::bench::BenchArguments,
+        critic::{
+            bracket::{Bracket, Kind, Meeting},
+            draw::Draw,
+            pair::Pair,
+        },
     };
 
     #[derive(Debug, Parser)]
     struct Program {
         #[command(flatten)]
-        shape: ShapeArguments,
-        #[arg(long)]
-        model: Option<String>,
-        #[arg(long)]
-        adapter: Option<String>,
+        bench: BenchArguments,
     }
 
     fn arguments(given: &[&str]) -> Result<ShapeArguments, clap::Error> {
         let given = ["bench"].iter().chain(given);
         let matches = Program::command().try_get_matches_from(given)?;
-        Ok(Program::from_arg_matches(&matches)?.shape)
+        Ok(Program::from_arg_matches(&matches)?.bench.shape)
     }
 
     #[test]
