@@ -7,10 +7,13 @@ import argparse
 import contextlib
 import fnmatch
 import gc
+import itertools
 import json
 import os
+import select
 import signal
 import statistics
+import subprocess
 import sys
 import time
 
@@ -30,7 +33,10 @@ rows (choose with --what; * and ? match, a comma separates):
   vision N                       pictures a second of 1,036 x 1,036 (5,476 patches) through the vision tower, N at a time
   train 8x2048                   forward, backward with gradient checkpointing, clipping and optimizer over 8 x 2,048 tokens,
                                  vision frozen; model FLOPs: 6 a parameter and token and 6 T^2 hidden a layer, no recomputation
-  grpo 8x8x256                   8 prompts of 512 tokens, 8 samples of 256 tokens each, their log-probabilities, one update
+  grpo 8x8x256                   8 prompts of 512 tokens, 8 samples of 256 tokens each, their log-probabilities, one update: tokens
+                                 of prompts and samples over the whole time
+
+Rows are measured in a process of their own, which is ended with a row that fails or takes too long.
 
 examples:
   python3 scripts/peer_bench.py --quick                           under three minutes on an H100
@@ -41,29 +47,29 @@ examples:
 
 QUICK = "ceiling*,prefill*,decode static 1,decode static 32,decode eager 1,vision*,train*"
 
-# In order: what says most for its seconds comes first, what may fail or hang comes late.
+# In order: what the goals ask for comes first.
 ROWS = [
     ("ceiling copy", "copy", {}),
     ("ceiling matmul", "matmul", {}),
+    ("group static 128", "group", {"samples": 128}),
+    ("group static 8", "group", {"samples": 8}),
+    ("grpo 8x8x256", "grpo", {}),
+    ("group batch 128", "continuous", {"requests": 1, "samples": 128, "context": 1536, "new": 256}),
+    ("decode batch 128", "continuous", {"requests": 128}),
+    ("group batch 8", "continuous", {"requests": 1, "samples": 8, "context": 1536, "new": 256}),
+    ("decode batch 32", "continuous", {"requests": 32}),
+    ("decode static 128", "decode", {"batch": 128, "static": True}),
+    ("decode static 32", "decode", {"batch": 32, "static": True}),
+    ("decode static 1", "decode", {"batch": 1, "static": True}),
     ("prefill 1x4096", "prefill", {"batch": 1, "length": 4096}),
     ("prefill 8x2048", "prefill", {"batch": 8, "length": 2048}),
     ("vision 1", "vision", {"pictures": 1}),
     ("vision 4", "vision", {"pictures": 4}),
-    ("decode eager 1", "decode", {"batch": 1, "static": False}),
-    ("decode static 1", "decode", {"batch": 1, "static": True}),
-    ("decode static 32", "decode", {"batch": 32, "static": True}),
-    ("decode static 128", "decode", {"batch": 128, "static": True}),
-    ("group static 8", "group", {"samples": 8}),
     ("train 8x2048", "train", {}),
-    ("group static 128", "group", {"samples": 128}),
+    ("decode eager 1", "decode", {"batch": 1, "static": False}),
     ("decode static 256", "decode", {"batch": 256, "static": True}),
     ("decode static 8", "decode", {"batch": 8, "static": True}),
     ("decode eager 32", "decode", {"batch": 32, "static": False}),
-    ("grpo 8x8x256", "grpo", {}),
-    ("decode batch 32", "continuous", {"requests": 32}),
-    ("decode batch 128", "continuous", {"requests": 128}),
-    ("group batch 8", "continuous", {"requests": 1, "samples": 8, "context": 1536, "new": 256}),
-    ("group batch 128", "continuous", {"requests": 1, "samples": 128, "context": 1536, "new": 256}),
     ("decode batch 256", "continuous", {"requests": 256}),
 ]
 
@@ -323,7 +329,7 @@ class Peer:
         settings = self.settings(static, context + new, max_new_tokens=new)
         marks = LogitsProcessorList([Stamp()])
         wall, _ = self.wall(lambda: self.model.generate(ids, logits_processor=marks, **settings))
-        between = zip(stamps, stamps[1:])
+        between = itertools.pairwise(stamps)
         steps = [a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in between]
         # Compilation, warm-up and capture happen in the first steps.
         step = statistics.median(steps[len(steps) // 2 :])
@@ -479,24 +485,11 @@ class Peer:
 
         name, rows, update = self.first_that_fits(self.attempts((8, 4)), run)
         total = sampling + scoring + update
-        note = f"sampling {sampling:.2f}, log-probabilities {scoring:.2f}, update {update:.2f} ({name}, {rows} rows at a time)"
-        return total, "s", note
-
-
-@contextlib.contextmanager
-def limit(seconds):
-    """Ends a row that takes too long, as far as it comes back to Python."""
-
-    def late(*_):
-        raise TimeoutError(f"more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        note = (
+            f"{total:.2f} s: sampling {sampling:.2f}, log-probabilities {scoring:.2f}, update {update:.2f} "
+            f"({name}, {rows} rows at a time)"
+        )
+        return sampled.numel() / total, "tokens/s", note
 
 
 def about(peer):
@@ -513,24 +506,87 @@ def about(peer):
     }
 
 
-def measure(peer, name, method, parameters, seconds):
+def measure(peer, name, method, parameters):
     """One row, whatever comes of it."""
-    begin, failure = time.monotonic(), None
+    begin = time.monotonic()
     row = {"name": name}
     try:
         peer.clean()
-        with limit(seconds):
-            value, unit, note = getattr(peer, method)(**parameters)
+        value, unit, note = getattr(peer, method)(**parameters)
         row.update(value=value, unit=unit, note=note)
-    except Exception as error:  # noqa: BLE001: the table says what failed, and the next row is measured
+    except Exception as error:  # noqa: BLE001 (the table says what failed, and the next row is measured)
         lines = str(error).strip().splitlines() or [""]
-        failure = f"{type(error).__name__}: {lines[0]}"[:300]
-    if failure:
-        row["error"] = failure
+        row["error"] = f"{type(error).__name__}: {lines[0]}"[:300]
     if peer.cuda:
         row["peak_gib"] = round(peer.torch.cuda.max_memory_allocated() / 2**30, 1)
     row["took_s"] = round(time.monotonic() - begin, 1)
     return row
+
+
+def answer(arguments):
+    """Measures the rows that standard input names, and writes a line for each to the given descriptor."""
+    with os.fdopen(arguments.answers, "w") as answers:
+        peer = Peer(arguments)
+        print(json.dumps(about(peer)), file=answers, flush=True)
+        rows = {name: (method, parameters) for name, method, parameters in ROWS}
+        for name in sys.stdin:
+            method, parameters = rows[name.strip()]
+            print(json.dumps(measure(peer, name.strip(), method, parameters)), file=answers, flush=True)
+
+
+class Measurer:
+    """A process that measures one row after the other. PyTorch cannot be stopped within a row, and what a row that failed
+    leaves behind is unknown: such a process is ended."""
+
+    # Until PyTorch has been imported and the card is there.
+    START_SECONDS = 120
+
+    def __init__(self, arguments):
+        reading, writing = os.pipe()
+        command = [sys.executable, os.path.abspath(__file__), "--answers", str(writing), "--shape", arguments.shape]
+        command += ["--device", arguments.device, "--attention", arguments.attention]
+        # A session of its own, so that what it starts is ended with it.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, text=True, pass_fds=[writing], start_new_session=True
+        )
+        os.close(writing)
+        self.answers, self.pending = reading, b""
+        try:
+            self.card = self.line(self.START_SECONDS)
+        except (TimeoutError, EOFError):
+            self.end()
+            raise
+
+    def line(self, seconds):
+        """The next line; raises TimeoutError after so many seconds, EOFError where the process has ended."""
+        until = time.monotonic() + seconds
+        while b"\n" not in self.pending:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"more than {seconds} s")
+            ready, _, _ = select.select([self.answers], [], [], min(left, 1))
+            got = os.read(self.answers, 1 << 16) if ready else b""
+            if not got and (ready or self.process.poll() is not None):
+                raise EOFError(f"its process ended with {self.process.wait()}")
+            self.pending += got
+        line, _, self.pending = self.pending.partition(b"\n")
+        return json.loads(line)
+
+    def row(self, name, seconds):
+        """One row, whatever comes of it."""
+        begin = time.monotonic()
+        try:
+            print(name, file=self.process.stdin, flush=True)
+            return self.line(seconds)
+        except (TimeoutError, EOFError, BrokenPipeError) as error:
+            took = round(time.monotonic() - begin, 1)
+            return {"name": name, "error": f"{type(error).__name__}: {error}", "took_s": took}
+
+    def end(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self.answers)
 
 
 def table(rows):
@@ -540,6 +596,41 @@ def table(rows):
         note = row.get("note") or row.get("error") or ""
         lines.append(f"| {row['name']} | {value} | {row.get('unit', '')} | {row.get('peak_gib', '')} | {note} |")
     return "\n".join(lines)
+
+
+def measure_all(arguments, names, until, file):
+    """What the card is and all rows, each as soon as it is measured also to `file`."""
+    rows, measurer, card = [], None, {}
+
+    def record(row):
+        if file:
+            print(json.dumps(row), file=file, flush=True)
+
+    try:
+        for name in names:
+            if time.monotonic() - BEGAN > until:
+                row = {"name": name, "error": f"not begun after {until:.0f} s"}
+            else:
+                try:
+                    measurer = measurer or Measurer(arguments)
+                except (TimeoutError, EOFError) as error:
+                    sys.exit(f"nothing can be measured: {error}")
+                if not card:
+                    card = measurer.card
+                    record(card)
+                    say(", ".join(f"{key} {value}" for key, value in card.items()))
+                row = measurer.row(name, arguments.row_seconds)
+            rows.append(row)
+            record(row)
+            value = f"{row['value']:.2f} {row['unit']}" if "value" in row else "-"
+            say(f"{name}: {value} {row.get('note') or row.get('error', '')} ({row.get('took_s', 0)} s)")
+            if measurer and "error" in row:
+                measurer.end()
+                measurer = None
+    finally:
+        if measurer:
+            measurer.end()
+    return card, rows
 
 
 def main():
@@ -554,35 +645,23 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, default="7b", help="tiny is for a look at the code")
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--attention", default="sdpa", help="attn_implementation, where flash-attn is installed")
+    parser.add_argument("--answers", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if arguments.answers is not None:
+        answer(arguments)
+        return
     wanted = (QUICK if arguments.quick and arguments.what == "*" else arguments.what).split(",")
     until = arguments.seconds or (170 if arguments.quick else 420)
-    chosen = [row for row in ROWS if any(fnmatch.fnmatch(row[0], pattern.strip()) for pattern in wanted)]
-    if not chosen:
+    names = [row[0] for row in ROWS if any(fnmatch.fnmatch(row[0], pattern.strip()) for pattern in wanted)]
+    if not names:
         parser.error(f"no row is called {arguments.what}; see --help")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    peer = Peer(arguments)
-    rows = []
+    # So that the process that measures is ended with this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with open(arguments.json, "w") if arguments.json else contextlib.nullcontext() as file:
-
-        def record(row):
-            if file:
-                print(json.dumps(row), file=file, flush=True)
-
-        card = about(peer)
-        record(card)
-        say(", ".join(f"{name} {value}" for name, value in card.items()))
-        for name, method, parameters in chosen:
-            if time.monotonic() - BEGAN > until:
-                row = {"name": name, "error": f"not begun after {until:.0f} s"}
-            else:
-                row = measure(peer, name, method, parameters, arguments.row_seconds)
-            rows.append(row)
-            record(row)
-            value = f"{row['value']:.2f} {row['unit']}" if "value" in row else "-"
-            say(f"{name}: {value} {row.get('note') or row.get('error', '')} ({row.get('took_s', 0)} s)")
-    print(" ".join(f"{name} {value}" for name, value in card.items()))
+        card, rows = measure_all(arguments, names, until, file)
+    print(" ".join(f"{key} {value}" for key, value in card.items()))
     print(table(rows))
 
 

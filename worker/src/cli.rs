@@ -133,8 +133,9 @@ const LOGITS_EXAMPLE: &str = "Example:\n  \
     The file has input_ids, position_ids, logits, and pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw,\n\
     second_per_grid_ts, image_sizes where the conversation has them.";
 
-const BENCH_EXAMPLE: &str = "Example:\n  \
-    RAYON_NUM_THREADS=2 flotilla-worker bench --model ./checkpoint --prompt-tokens 512 --batch 8";
+const BENCH_EXAMPLE: &str = "Examples:\n  \
+    RAYON_NUM_THREADS=2 flotilla-worker bench --model ./checkpoint --prompt-tokens 512 --batch 8\n  \
+    flotilla-worker bench --shape qwen2.5-vl-7b --random --parts request,grpo --grpo 8x8x1536+512   on a GPU: docs/gpu-bench.md";
 
 const BENCH_BEST_OF_N_EXAMPLE: &str = "Example, with a tiny model of random weights:\n  \
     flotilla-worker bench-best-of-n --model manifests/samples/critic-digits/base --random-seed 1 --n 128";

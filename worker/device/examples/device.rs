@@ -1,9 +1,13 @@
-//! The model on a GPU alone: `device check DIR…` compares it with the host's, `device bench [SHAPE]` measures it, `device parts
+//! The model on a GPU alone: `device check DIR…` compares it with the host's, `device bench [SHAPE] [KEY=VALUE…]` measures it, `device parts
 //! [ROWS]` measures the matrix products of a decode step, `device tower [SHAPE [SQUARES]]` SigLIP and its parts.
 
-use std::{error::Error, path::Path, process::ExitCode};
+use std::{collections::HashMap, error::Error, path::Path, process::ExitCode};
 
-use flotilla_device::{Sharing, TextShape, VisionShape, check, measure, siglip};
+use flotilla_device::{
+    TextShape, VisionShape, check,
+    measure::{self, BestOf, Ceiling, Grpo, Lengths, Options, Peers, Table, peer},
+    siglip,
+};
 use flotilla_kernels::{Gemm, Gpu, bench::ceilings};
 use flotilla_model::{Config, Vision};
 use half::bf16;
@@ -15,13 +19,14 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     match command.as_str() {
         "check" => compare(&rest),
         "parts" => parts(rest.first().and_then(|rows| rows.parse().ok()).unwrap_or(256)),
-        "bench" => bench(rest.first().map_or("qwen2.5-vl-7b", String::as_str)),
+        "bench" => bench(&rest),
         "tower" => tower(
             rest.first().map_or("llava-onevision-7b", String::as_str),
             rest.get(1).and_then(|squares| squares.parse().ok()).unwrap_or(10),
         ),
         _ => Err(
-            "device check DIR… | device parts [ROWS] | device bench [SHAPE] | device tower [SHAPE [SQUARES]]".into(),
+            "device check DIR… | device parts [ROWS] | device bench [SHAPE] [KEY=VALUE…] | device tower [SHAPE [SQUARES]]"
+                .into(),
         ),
     }
 }
@@ -95,7 +100,7 @@ fn tower(name: &str, squares: usize) -> Result<ExitCode, Box<dyn Error>> {
     let Some(VisionShape::Siglip(shape)) = VisionShape::named(name) else {
         return Err(format!("{name} has no SigLIP").into());
     };
-    for line in siglip::measure::lines(&gpu, &ceilings(&gpu)?, &shape)? {
+    for line in siglip::measure::lines(&gpu, &Ceiling::from(ceilings(&gpu)?), &shape)? {
         println!(
             "{:<40} {:>8.2} ms, floor {:>8.2} ms",
             line.what, line.milliseconds, line.floor
@@ -168,58 +173,48 @@ fn parts(rows: usize) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn bench(name: &str) -> Result<ExitCode, Box<dyn Error>> {
-    let gpu = Gpu::new(0)?;
-    let shape = TextShape::named(name).ok_or_else(|| format!("no shape {name}"))?;
-    let ceilings = ceilings(&gpu)?;
-    println!("{} {ceilings:?}", gpu.card()?.name);
-    let print = |line: Result<measure::Line, flotilla_device::DeviceError>| match line {
-        Ok(line) => println!(
-            "{:<50} {:>9.1} {}/s {:>9.2} ms ({:>5.2} host), floor {:>8.2} ms ({}), {:>3.0} %",
-            line.what,
-            line.rate,
-            line.unit,
-            line.milliseconds,
-            line.host.unwrap_or_default(),
-            line.floor,
-            line.bound,
-            100.0 * line.share()
-        ),
-        Err(error) => println!("FAILED {error}"),
+/// `device bench [SHAPE] [KEY=VALUE…]`: `parts`, `grpo` (lengths), `best-of`, `peer` (a file of peer_bench.py), `json` (a file to
+/// write), `rows` (sequences sampled at once), and `reference`, `pictures`, `keep` or `margins` as `no`.
+fn bench(arguments: &[String]) -> Result<ExitCode, Box<dyn Error>> {
+    let named = arguments.iter().filter_map(|argument| argument.split_once('='));
+    let named = named.collect::<HashMap<_, _>>();
+    let name = arguments.iter().find(|argument| !argument.contains('='));
+    let is_wanted = |key: &str| named.get(key) != Some(&"no");
+    let default = Options::default();
+    let steps = match named.get("grpo") {
+        Some(lengths) => lengths.split(',').map(str::parse).collect::<Result<Vec<_>, _>>()?,
+        None => vec![Lengths::default()],
     };
-    let bench = measure::Bench::new(&gpu, &shape, ceilings)?;
-    let spec = measure::Grpo {
-        prompts: 8,
-        group: 8,
-        prompt_tokens: 1536,
-        new_tokens: 512,
-        reference: std::env::var_os("REFERENCE").is_some(),
+    let rows = named.get("rows").map(|rows| rows.parse()).transpose()?;
+    let step = |lengths| Grpo {
+        reference: is_wanted("reference"),
+        pictures: is_wanted("pictures"),
+        keep: is_wanted("keep"),
+        rows: rows.unwrap_or(Grpo::new(lengths).rows),
+        lengths,
     };
-    match bench.grpo(spec) {
-        Ok(step) => println!("{:.0} tokens/s {step:?}\n{}", step.tokens_per_second(), step.plan),
-        Err(error) => println!("FAILED grpo {error}"),
-    }
-    for rows in [1, 8, 32, 128, 256] {
-        print(bench.decode(rows, 1024));
-    }
-    for (groups, n) in [(1, 8), (1, 128), (16, 8)] {
-        for sharing in [Sharing::WhereItPays, Sharing::Always, Sharing::Never] {
-            print(bench.groups(groups, n, 1536, sharing));
-        }
-        print(bench.alone(groups * n, 1536));
-    }
-    print(bench.prefill(1, 4096));
-    print(bench.prefill(8, 2048));
-    drop(bench);
-    match VisionShape::named(name) {
-        Some(VisionShape::Qwen(shape)) => {
-            print(measure::vision(&gpu, &ceilings, &shape, 1, 74));
-            print(measure::vision(&gpu, &ceilings, &shape, 4, 74));
-        }
-        Some(VisionShape::Siglip(shape)) => siglip::measure::lines(&gpu, &ceilings, &shape)?
-            .into_iter()
-            .for_each(|line| print(Ok(line))),
-        None => {}
+    let options = Options {
+        parts: match named.get("parts") {
+            Some(parts) => parts.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            None => default.parts,
+        },
+        grpo: steps.into_iter().map(step).collect(),
+        best_of: BestOf {
+            margins: is_wanted("margins"),
+            ..named.get("best-of").map_or(Ok(default.best_of), |best| best.parse())?
+        },
+    };
+    let peers = match named.get("peer") {
+        Some(file) => peer::read(&std::fs::read_to_string(file)?)?,
+        None => Peers::new(),
+    };
+    let mut table = Table::new(peers);
+    let name = name.map_or("qwen2.5-vl-7b", String::as_str);
+    measure::run(&Gpu::new(0)?, name, &options, &mut |report| {
+        println!("{}", table.take(&report));
+    })?;
+    if let Some(file) = named.get("json") {
+        std::fs::write(file, format!("{:#}", table.document()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

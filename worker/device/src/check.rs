@@ -22,11 +22,12 @@ pub struct Difference {
     pub equal: usize,
     /// Mean of `|d|` of log-probabilities of equal tokens.
     pub mean: f64,
-    /// The largest.
+    /// The largest, of watched tokens too.
     pub most: f64,
 }
 
-/// Requests of every kind over a model's vocabulary: groups and single samples, long and short prompts, greedy and drawn.
+/// Requests of every kind over a model's vocabulary: groups and single samples, long and short prompts, greedy and drawn, with
+/// watched tokens and without.
 pub fn requests(vocabulary: usize) -> Vec<Request<Prompt>> {
     let kinds = [
         (5, 1, 0.0, 1.0, 0),
@@ -44,6 +45,10 @@ pub fn requests(vocabulary: usize) -> Vec<Request<Prompt>> {
             top_k,
             max_tokens: 40,
             seed: index as u64,
+            watched_ids: match index % 2 {
+                0 => vec![id(1), id(2), id(1)],
+                _ => Vec::new(),
+            },
             ..Sampling::default()
         };
         let row = Row::text((0..tokens).map(id).collect());
@@ -71,8 +76,12 @@ pub fn compare(card: &[Group], host: &[Group]) -> Difference {
             let apart = f64::from((a.log_probability - b.log_probability).abs());
             difference.tokens += 1;
             sum += apart;
-            if apart.is_nan() || apart > difference.most {
-                difference.most = apart;
+            let watched = a.watched.iter().zip(&b.watched).map(|(a, b)| f64::from((a - b).abs()));
+            let missing = (a.watched.len() != b.watched.len()).then_some(f64::INFINITY);
+            for apart in watched.chain(missing).chain([apart]) {
+                if apart.is_nan() || apart > difference.most {
+                    difference.most = apart;
+                }
             }
         }
         difference.equal += usize::from(equal);

@@ -14,7 +14,8 @@
 //! | `vision/` | the vision tower of Qwen2.5-VL |
 //! | `siglip/` | that of LLaVA-OneVision: squares, projector, tokens arranged |
 //! | `runner.rs` | the model as the engine runs it |
-//! | `check.rs`, `measure.rs` | beside the model of the host, and beside the floor of the card |
+//! | `check.rs` | beside the model of the host |
+//! | `measure/` | beside the floor of the card, and beside transformers |
 //! | `learner/` | training in place: passes written out, optimiser, plan of memory |
 
 #[cfg(feature = "cuda")]
@@ -22,7 +23,6 @@ pub mod check;
 #[cfg(feature = "cuda")]
 pub mod error;
 pub mod learner;
-#[cfg(feature = "cuda")]
 pub mod measure;
 pub mod parallel;
 #[cfg(feature = "cuda")]

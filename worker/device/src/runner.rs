@@ -12,7 +12,7 @@ use flotilla_engine::{
     prompt::Digest,
     runner::{Answers, Cause, Chunk, Drawn, Logits, VisualCounts},
 };
-use flotilla_kernels::{Buffer, Float, Gpu, sampling::BROKEN};
+use flotilla_kernels::{Buffer, Float, Gpu, rows, sampling::BROKEN};
 #[cfg(feature = "nccl")]
 use flotilla_model::{Config, weights::Weights};
 use flotilla_model::{Visual, Vlm, rope::Position};
@@ -196,6 +196,13 @@ impl<T: Float> DeviceRunner<T> {
         Ok(())
     }
 
+    /// Features of a visual that were encoded before, as by a trainer whose tower is frozen: prompts with this visual take
+    /// them, as long as the cache of features has room.
+    pub fn remember(&mut self, digest: Digest, features: Buffer<T>) {
+        let bytes = features.len() * T::DTYPE.bytes();
+        self.features.insert(digest, features, bytes);
+    }
+
     /// The language model.
     pub fn text(&self) -> &TextModel<T> {
         &self.text
@@ -296,8 +303,9 @@ impl<T: Float> DeviceRunner<T> {
         Ok(placed)
     }
 
-    /// What the card says of the pieces that want a token, in their order.
-    fn answers(&self, step: &Step, pieces: &[Piece<'_>]) -> Result<Answers, DeviceError> {
+    /// What the card says of the pieces that want a token, in their order. `watched` has the tokens that are watched beside
+    /// each piece's.
+    fn answers(&self, step: &Step, pieces: &[Piece<'_>], watched: &[&[u32]]) -> Result<Answers, DeviceError> {
         let gpu = self.text.gpu();
         let decodes = step.size.decodes;
         let mut words = vec![0u32; 3 * decodes];
@@ -310,15 +318,22 @@ impl<T: Float> DeviceRunner<T> {
             places[*index] = decodes + place;
         }
         let vocabulary = self.text.vocabulary();
-        let (mut drawn, mut values) = (Vec::new(), Vec::new());
-        for (piece, place) in pieces.iter().zip(places).filter(|(piece, _)| piece.wanted) {
-            if piece.draw.is_some() && place < decodes {
+        let can_watch = vocabulary.is_multiple_of(QUAD);
+        let (mut drawn, mut values, mut watching) = (Vec::new(), Vec::new(), Vec::new());
+        let wanted = pieces.iter().zip(places).zip(watched);
+        for ((piece, place), watched) in wanted.filter(|((piece, _), _)| piece.wanted) {
+            if piece.draw.is_some() && place < decodes && (watched.is_empty() || can_watch) {
                 let token = Drawn {
                     id: words[place],
                     log_probability: f32::from_bits(words[decodes + place]),
                     model_log_probability: f32::from_bits(words[2 * decodes + place]),
+                    watched: Vec::new(),
                 };
-                drawn.push(Some((token.id != BROKEN).then_some(token)));
+                let holds = token.id != BROKEN;
+                if holds && !watched.is_empty() {
+                    watching.push((drawn.len(), place, *watched));
+                }
+                drawn.push(Some(holds.then_some(token)));
             } else {
                 drawn.push(None);
                 let start = values.len();
@@ -327,9 +342,56 @@ impl<T: Float> DeviceRunner<T> {
                 gpu.read(&row, &mut values[start..])?;
             }
         }
+        self.watch(&mut drawn, &watching)?;
         Ok(Answers::new(drawn, Logits { values, vocabulary }))
     }
+
+    /// Log-probabilities of tokens beside drawn ones: the index among `drawn`, the row of the logits, and the tokens. Few
+    /// numbers leave the card, and not the row.
+    fn watch(
+        &self,
+        drawn: &mut [Option<Option<Drawn>>],
+        watching: &[(usize, usize, &[u32])],
+    ) -> Result<(), DeviceError> {
+        if watching.is_empty() {
+            return Ok(());
+        }
+        let (gpu, vocabulary) = (self.text.gpu(), self.text.vocabulary());
+        let ids = |index: usize, watched: &[u32]| {
+            let own = drawn[index].iter().flatten().map(|token| token.id);
+            own.chain(watched.iter().copied()).collect::<Vec<_>>()
+        };
+        // Rows of the least width that is moved at once.
+        let quads = watching.iter().flat_map(|(index, place, watched)| {
+            let quad = |id: u32| match id as usize {
+                id if id < vocabulary => i32::try_from((place * vocabulary + id) / QUAD).unwrap_or(-1),
+                _ => -1,
+            };
+            ids(*index, watched).into_iter().map(quad).collect::<Vec<_>>()
+        });
+        let quads = quads.collect::<Vec<_>>();
+        let found = gpu.alloc::<f32>(QUAD * quads.len())?;
+        rows::gather_rows(gpu, QUAD, self.text.logits(), &gpu.upload(&quads)?, &found)?;
+        let found = gpu.download(&found)?;
+        let mut logits = found.chunks_exact(QUAD);
+        for (index, _, watched) in watching {
+            let Some(Some(token)) = &mut drawn[*index] else {
+                continue;
+            };
+            let mut logit = |id: u32| match logits.next() {
+                Some(quad) if (id as usize) < vocabulary => quad[id as usize % QUAD],
+                _ => f32::NEG_INFINITY,
+            };
+            // What the drawn token's logit lacks, every logit of the row lacks.
+            let lacking = token.model_log_probability - logit(token.id);
+            token.watched = watched.iter().map(|id| logit(*id) + lacking).collect();
+        }
+        Ok(())
+    }
 }
+
+/// Numbers of f32 in 16 bytes.
+const QUAD: usize = 4;
 
 /// The largest step that an engine with these limits makes.
 fn capacity(limits: &Limits, max_tokens: usize) -> Capacity {
@@ -443,7 +505,8 @@ impl<T: Float> Runner for DeviceRunner<T> {
         let begin = Instant::now();
         self.text.step(pool, step.size, &words, &features)?;
         self.text.settle()?;
-        let answers = self.answers(&step, &pieces)?;
+        let watched = chunks.iter().map(|chunk| chunk.watched).collect::<Vec<_>>();
+        let answers = self.answers(&step, &pieces, &watched)?;
         self.on_card += begin.elapsed();
         Ok(answers)
     }

@@ -12,6 +12,11 @@ pub const NAMES: [&str; 6] = [
     "llava-onevision-72b",
 ];
 
+/// What is said where a name is none of [`NAMES`].
+pub fn unknown(name: &str) -> String {
+    format!("no shape {name:?}; there are {}", NAMES.join(", "))
+}
+
 /// Sizes of a Qwen2 language model, of which all families here are made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextShape {

@@ -274,6 +274,7 @@ impl<R: Runner> Engine<R> {
                 } else {
                     row.sequence.next_draw()
                 },
+                watched: row.sequence.watched_ids(),
             })
         });
         let chunks = chunks.collect::<Vec<_>>();

@@ -29,7 +29,7 @@ impl Logits {
 }
 
 /// How the next token of a row is drawn, for a runner that draws on its own device: no penalty, bias or constraint changes
-/// the logits, and nothing but the token's own log-probabilities is wanted.
+/// the logits, and nothing but log-probabilities of the token and of [`Chunk::watched`] is wanted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draw {
     /// Divides the logits; 0 takes the most likely token.
@@ -45,9 +45,9 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// What a runner draws from logits `[vocabulary]`: the same token as on the host. A runner that walks what `top_k`, `top_p`
+    /// What a runner draws from logits `[vocabulary]` beside these watched tokens: the same as on the host. A runner that walks what `top_k`, `top_p`
     /// and `min_p` leave in another order may take another one for the same random number; None as for the host.
-    pub fn from_logits(&self, logits: &[f32]) -> Option<Drawn> {
+    pub fn from_logits(&self, logits: &[f32], watched: &[u32]) -> Option<Drawn> {
         let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
@@ -56,6 +56,8 @@ impl Draw {
             ..Sampling::default()
         };
         let model = Distribution::new(logits, 1.0)?;
+        let of = |id: &u32| model.log_probability(*id as usize);
+        let watched = watched.iter().map(of).collect();
         let (id, tempered) = if self.temperature == 0.0 {
             (model.most_likely(), model)
         } else {
@@ -66,12 +68,13 @@ impl Draw {
             id: u32::try_from(id).ok()?,
             log_probability: tempered.log_probability(id),
             model_log_probability: model.log_probability(id),
+            watched,
         })
     }
 }
 
 /// A token that the runner has drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Drawn {
     /// Its id.
     pub id: u32,
@@ -79,6 +82,8 @@ pub struct Drawn {
     pub log_probability: f32,
     /// Its log-probability at temperature 1.
     pub model_log_probability: f32,
+    /// Log-probabilities of [`Chunk::watched`] at temperature 1, in their order.
+    pub watched: Vec<f32>,
 }
 
 /// What a step says of one chunk that wants a token.
@@ -87,7 +92,7 @@ pub enum Answer<'a> {
     /// Logits `[vocabulary]` after its last token.
     Logits(&'a [f32]),
     /// The runner has drawn, as [`Chunk::draw`] says; None if the logits give no distribution.
-    Drawn(Option<Drawn>),
+    Drawn(Option<&'a Drawn>),
 }
 
 /// What a step says of the chunks that want a token, in their order.
@@ -97,7 +102,7 @@ pub struct Answers {
     logits: Logits,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum AnswerRow {
     /// Of this row of the logits.
     Logits(usize),
@@ -124,7 +129,7 @@ impl Answers {
     /// The answer of one row; empty logits if there is no such row.
     pub fn row(&self, row: usize) -> Answer<'_> {
         match self.rows.get(row) {
-            Some(AnswerRow::Drawn(drawn)) => Answer::Drawn(*drawn),
+            Some(AnswerRow::Drawn(drawn)) => Answer::Drawn(drawn.as_ref()),
             Some(AnswerRow::Logits(row)) => Answer::Logits(self.logits.row(*row)),
             None => Answer::Logits(&[]),
         }
@@ -159,6 +164,8 @@ pub struct Chunk<'a, P> {
     pub wanted: bool,
     /// How it is drawn, where the runner may do it; a runner that does not gives logits.
     pub draw: Option<Draw>,
+    /// Tokens whose log-probabilities are wanted beside that of a token that the runner draws.
+    pub watched: &'a [u32],
 }
 
 impl<P> Chunk<'_, P> {

@@ -65,13 +65,16 @@ impl Sequence {
         Ok((token, finish))
     }
 
-    /// How the next token is drawn, if that needs nothing but the model's logits and says nothing but the token.
+    /// Tokens whose log-probabilities are recorded at each position.
+    pub fn watched_ids(&self) -> &[u32] {
+        &self.recipe.sampling().watched_ids
+    }
+
+    /// How the next token is drawn, if that needs nothing but the model's logits and says nothing but the token and the
+    /// [watched](Self::watched_ids) ones.
     pub fn next_draw(&self) -> Option<Draw> {
         let sampling = self.recipe.sampling();
-        let plain = !self.adjusts()
-            && self.progress.forced().is_none()
-            && sampling.watched_ids.is_empty()
-            && sampling.top_log_probabilities == 0;
+        let plain = !self.adjusts() && self.progress.forced().is_none() && sampling.top_log_probabilities == 0;
         plain.then(|| Draw {
             temperature: sampling.temperature,
             top_k: sampling.top_k,
@@ -82,7 +85,7 @@ impl Sequence {
     }
 
     /// As [`Self::extend`], with the token that the runner has drawn by [`Self::next_draw`].
-    pub fn accept(&mut self, drawn: Option<Drawn>) -> Result<(Token, Option<FinishReason>), EngineError> {
+    pub fn accept(&mut self, drawn: Option<&Drawn>) -> Result<(Token, Option<FinishReason>), EngineError> {
         self.sampler.skip();
         let drawn = drawn.ok_or(EngineError::NotFinite {
             sample: self.sample,
@@ -92,7 +95,8 @@ impl Sequence {
             id: drawn.id,
             log_probability: drawn.log_probability,
             model_log_probability: drawn.model_log_probability,
-            ..Token::default()
+            watched: drawn.watched.clone(),
+            top: Vec::new(),
         };
         let finish = self.push(&token)?;
         Ok((token, finish))

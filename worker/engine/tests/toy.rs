@@ -118,7 +118,14 @@ proptest! {
     }
 
     #[test]
-    fn a_runner_that_draws_itself_gives_the_same_tokens_and_probabilities(requests in requests(), limits in limits()) {
+    fn a_runner_that_draws_itself_gives_the_same_tokens_and_probabilities(
+        mut requests in requests(),
+        limits in limits(),
+        watched in prop::collection::vec(prop::collection::vec(0u32..9, 0..3), 8),
+    ) {
+        for (request, watched) in requests.iter_mut().zip(watched) {
+            request.sampling.watched_ids = watched;
+        }
         let mut drawing = Toy { draws: true, ..Toy::default() };
         let groups = generate(&mut drawing, &requests, limits, &|| false).expect("generates");
         let (_, expected) = run(&requests, limits);

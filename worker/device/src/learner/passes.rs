@@ -170,6 +170,24 @@ impl<T: Float, G: Float> Learner<T, G> {
         &self.settings
     }
 
+    /// Takes other sizes of micro-batches and keeps other activations; gradients and moments stay. A learner of the smallest
+    /// sizes leaves the card to an engine until there is something to learn from.
+    pub fn resize(&mut self, settings: Settings) -> Result<(), DeviceError> {
+        let lasting = |settings: &Settings| (settings.gradients, settings.states, settings.tables);
+        if lasting(&settings) != lasting(&self.settings) {
+            return Err(DeviceError::Input(format!(
+                "gradients and moments of {:?} for {settings:?}",
+                self.settings
+            )));
+        }
+        self.pending = None;
+        self.features = None;
+        self.inputs = Inputs::new(&self.gpu, &settings)?;
+        self.activations = Activations::new(&self.gpu, &self.weights.shape, &settings)?;
+        self.settings = settings;
+        Ok(())
+    }
+
     /// Log-probabilities under the weights as they are. [`Self::backward`] of the same batch may follow. `features`
     /// `[placeholders, hidden]` are put in the place of placeholders.
     pub fn score(

@@ -2,10 +2,7 @@
 
 use std::time::Instant;
 
-use flotilla_kernels::{
-    Buffer, Gpu,
-    bench::{Ceilings, median},
-};
+use flotilla_kernels::{Buffer, Gpu, bench::median};
 use flotilla_model::{
     Layout, ModelError, Visual,
     llava_onevision::{
@@ -16,7 +13,11 @@ use flotilla_model::{
 use half::bf16;
 
 use super::{Mixture, SiglipTower, tower::Pass};
-use crate::{error::DeviceError, measure::Line, shape::SiglipVision};
+use crate::{
+    error::DeviceError,
+    measure::{Ceiling, Line},
+    shape::SiglipVision,
+};
 
 /// What is measured: a picture of one tile and one of nine, both beside the whole, and a video.
 const VISUALS: [(&str, Visuals); 3] = [
@@ -86,22 +87,15 @@ pub fn operations(shape: &SiglipVision, squares: usize) -> f64 {
 
 /// Pictures and a video through a random tower in bf16, from their values on the host to features on the card; the fastest of
 /// five times counts.
-pub fn lines(gpu: &Gpu, ceilings: &Ceilings, shape: &SiglipVision) -> Result<Vec<Line>, DeviceError> {
+pub fn lines(gpu: &Gpu, ceiling: &Ceiling, shape: &SiglipVision) -> Result<Vec<Line>, DeviceError> {
     let config = config(shape)?;
     let tower = SiglipTower::<bf16>::random(gpu, &config, 1)?;
     let line = |(what, visuals): &(&str, Visuals)| {
         let visual = visual(&config, *visuals)?;
         let seconds = fastest(&tower, &visual)?;
         let squares = Arrangement::new(&visual.layout, &config)?.squares;
-        Ok(Line {
-            what: (*what).to_owned(),
-            rate: seconds.recip(),
-            unit: "visuals",
-            milliseconds: seconds * 1e3,
-            floor: operations(shape, squares) / ceilings.arithmetic * 1e3,
-            bound: "arithmetic",
-            host: None,
-        })
+        let floor = ceiling.arithmetic(operations(shape, squares));
+        Ok(Line::new((*what).to_owned(), (1, "visuals"), seconds, floor))
     };
     VISUALS.iter().map(line).collect()
 }

@@ -144,7 +144,8 @@ impl Runner for Toy {
                 if self.broken_after.is_some_and(|id| row.contains(&id)) {
                     logits.fill(f32::NAN);
                 }
-                let own = chunk.draw.filter(|_| self.draws).map(|draw| draw.from_logits(&logits));
+                let own = chunk.draw.filter(|_| self.draws);
+                let own = own.map(|draw| draw.from_logits(&logits, chunk.watched));
                 if own.is_none() {
                     values.extend(logits);
                 }

@@ -1,0 +1,34 @@
+//! Pictures through the tower.
+
+use std::time::Instant;
+
+use flotilla_kernels::Gpu;
+use half::bf16;
+
+use super::{Ceiling, Line, floor::vision_operations};
+use crate::{error::DeviceError, shape::QwenVision, vision::QwenTower};
+
+/// Pictures of `side` patches each way through a random tower, `count` together, from their values on the host.
+pub fn vision(
+    gpu: &Gpu,
+    ceiling: &Ceiling,
+    shape: &QwenVision,
+    count: usize,
+    side: usize,
+) -> Result<Line, DeviceError> {
+    let tower = QwenTower::<bf16>::random(gpu, shape.clone(), 1)?;
+    let patches = side * side;
+    let values = vec![0.25f32; count * patches * shape.patch_values()];
+    let grids = vec![[1, side, side]; count];
+    let mut seconds = f64::INFINITY;
+    for _ in 0..4 {
+        gpu.synchronize()?;
+        let begin = Instant::now();
+        tower.forward(&values, &grids)?;
+        gpu.synchronize()?;
+        seconds = seconds.min(begin.elapsed().as_secs_f64());
+    }
+    let floor = ceiling.arithmetic(vision_operations(shape, patches) * count as f64);
+    let what = format!("vision {count} of {patches} patches");
+    Ok(Line::new(what, (count, "pictures"), seconds, floor))
+}
