@@ -3,7 +3,7 @@
 
 use flotilla_engine::{Group, Limits, Prompt, Request, generate};
 use flotilla_kernels::{
-    Buffer, Float,
+    Float,
     optimizer::{AdamW, Rounding},
 };
 use flotilla_model::{Row, rope::Position};

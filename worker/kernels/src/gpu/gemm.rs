@@ -1,6 +1,10 @@
 //! Matrix products by cuBLASLt, planned once per shape: the library names candidates, and the fastest of them is kept.
 
-use std::{collections::HashMap, ffi::c_void, sync::PoisonError};
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    sync::{PoisonError, atomic::Ordering},
+};
 
 use cudarc::{
     cublas::sys::cublasOperation_t,
@@ -414,7 +418,7 @@ impl Gpu {
             status: "none".to_owned(),
         })?;
         plan.algorithm = *first;
-        if candidates.len() > 1 && !gemm.untimed {
+        if candidates.len() > 1 && !gemm.untimed && !self.fixed.load(Ordering::Relaxed) {
             let scratch = if gemm.beta == 0.0 {
                 operands.2.clone()
             } else {

@@ -12,7 +12,10 @@ pub mod nccl;
 pub mod source;
 mod survey;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
@@ -34,6 +37,8 @@ pub struct Gpu {
     blas: Arc<Mutex<gemm::Blas>>,
     architecture: String,
     processors: usize,
+    /// Products take the library's first proposal.
+    fixed: Arc<AtomicBool>,
 }
 
 /// What a card is.
@@ -135,7 +140,14 @@ impl Gpu {
             meter: Arc::default(),
             architecture: format!("sm_{major}{minor}{suffix}"),
             processors: usize::try_from(processors).unwrap_or(1),
+            fixed: Arc::default(),
         })
+    }
+
+    /// From now on products take the library's first proposal for a shape in place of the fastest of several. Which one is the
+    /// fastest is a clock's answer; so equal inputs give equal bits in every process on equal cards.
+    pub fn fix_products(&self) {
+        self.fixed.store(true, Ordering::Relaxed);
     }
 
     fn bind(&self) -> Result<(), GpuError> {

@@ -66,6 +66,8 @@ pub fn actor<'a>(
     inputs: &'a Inputs,
 ) -> Result<Box<dyn Actor + 'a>, TrainError> {
     let gpu = Gpu::new(number).map_err(DeviceError::from)?;
+    // A run that goes on must compute what it would have computed.
+    gpu.fix_products();
     match dtype {
         DType::BF16 => Ok(Box::new(Packed::<bf16>::new(&gpu, models, resumed, spec, inputs)?)),
         _ => Ok(Box::new(Packed::<f32>::new(&gpu, models, resumed, spec, inputs)?)),
@@ -146,7 +148,7 @@ impl<'a, T: Float> Packed<'a, T> {
         let reference = match reference {
             Some(reference) => Some(Reference {
                 text: TextWeights::load(gpu, text, reference.weights())?,
-                vision: tower.as_ref().map(|_| Vision::load(gpu, reference)).transpose()?,
+                vision: tower.as_ref().map(|_| Vision::load(gpu, &reference)).transpose()?,
             }),
             None => None,
         };
