@@ -290,7 +290,8 @@ impl Gpu {
         self.multiply(gemm, (a, b), None, out)
     }
 
-    /// As [`Self::gemm`], with `bias` `[n]` added to every row of the result before it is rounded.
+    /// As [`Self::gemm`], with `bias` `[n]` added to every row of the result in the same pass. Where the library rounds the
+    /// product to the result's format first, there are two roundings, as with a pass of its own for the bias.
     pub fn gemm_with_bias<A: Float, O: Float>(
         &self,
         gemm: Gemm,
