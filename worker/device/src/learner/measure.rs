@@ -22,6 +22,17 @@ use crate::{
 /// Arithmetic of a dense bf16 product that NVIDIA states for an H100 or H200 (SXM).
 pub const DATASHEET: f64 = 989e12;
 
+const ADAMW: AdamW = AdamW {
+    learning_rate: 1e-5,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    weight_decay: 0.01,
+    step: 1,
+    seed: 1,
+    rounding: Rounding::Stochastic,
+};
+
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Workload {
@@ -155,16 +166,6 @@ pub fn measure<G: Float>(
     }
     let batches = batches(workload)?;
     let scored: usize = batches.iter().map(|batch| batch.scored.len()).sum();
-    let adamw = AdamW {
-        learning_rate: 1e-5,
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-        step: 1,
-        seed: 1,
-        rounding: Rounding::Stochastic,
-    };
     let clock = gpu.clock()?;
     let mut stages: [Vec<f64>; 7] = Default::default();
     let mut losses = Vec::new();
@@ -195,7 +196,7 @@ pub fn measure<G: Float>(
             of_tower = gpu.time(&clock, || learner.vision_backward(&visuals, &shown.gradients))?;
         }
         let exchanges = gpu.time(&clock, || exchange(&mut learner))?;
-        let update = gpu.time(&clock, || learner.update(&adamw, 1.0))?;
+        let update = gpu.time(&clock, || learner.update(&ADAMW, 1.0))?;
         let step = begin.elapsed().as_secs_f64();
         let all = [forwards, backwards, features, of_tower, exchanges, update, step];
         for (stage, seconds) in stages.iter_mut().zip(all) {

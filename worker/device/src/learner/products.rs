@@ -31,7 +31,7 @@ impl Products<'_> {
         self.gpu.gemm(product.accumulate(), x, weight, out)
     }
 
-    /// `out = x · weightᵀ + bias`, summed in f32 and rounded once.
+    /// `out = x · weightᵀ + bias` in one pass.
     pub fn biased<T: Float>(
         &self,
         x: &Buffer<T>,
@@ -42,7 +42,7 @@ impl Products<'_> {
         self.gpu.gemm_finished(product, x, weight, out, Finish::Bias(bias))
     }
 
-    /// `out = stream + x · weightᵀ + bias`, summed in f32 and rounded once.
+    /// `out = stream + x · weightᵀ + bias` in one pass after a copy.
     pub fn biased_onto<T: Float>(
         &self,
         stream: &Buffer<T>,
