@@ -252,8 +252,7 @@ impl<T: Float> SiglipTower<T> {
     }
 
     fn linear(&self, product: Gemm, x: &Buffer<T>, layer: &Linear<T>, out: &Buffer<T>) -> Result<(), DeviceError> {
-        let finish = Finish::Bias(&layer.bias);
-        Ok(self.gpu.gemm_finished(product, x, &layer.weight, out, finish)?)
+        Ok(self.gpu.gemm_with_bias(product, x, &layer.weight, &layer.bias, out)?)
     }
 
     /// The stream to tokens of the language model's width.
