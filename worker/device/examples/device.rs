@@ -84,9 +84,9 @@ fn features(what: &str, bound: f64, apart: Vec<siglip::check::Apart>) -> usize {
         let holds = one.relative <= bound;
         failed += usize::from(!holds);
         println!(
-            "{} features in {what}, {:?} squares first and at most: {:.2e} of {bound:.0e}, {:?}",
+            "{} features in {what}, {} squares at once: {:.2e} of {bound:.0e}, {:?}",
             if holds { "ok     " } else { "FAILED " },
-            one.turns,
+            one.at_once,
             one.relative,
             one.layout
         );
@@ -105,13 +105,6 @@ fn tower(name: &str, squares: usize) -> Result<ExitCode, Box<dyn Error>> {
             "{:<40} {:>8.2} ms, floor {:>8.2} ms",
             line.what, line.milliseconds, line.floor
         );
-    }
-    let ahead = [0, 1, 2, 4, 8, 16].map(|ahead| ahead.min(squares));
-    for (ahead, seconds) in ahead
-        .iter()
-        .zip(siglip::measure::starts(&gpu, &shape, squares, &ahead)?)
-    {
-        println!("{squares} frames, {ahead} of them first: {:.2} ms", seconds * 1e3);
     }
     let parts = siglip::measure::parts(&gpu, &shape, squares)?;
     let all = parts.iter().map(|part| part.seconds).sum::<f64>();

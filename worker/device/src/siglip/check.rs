@@ -18,8 +18,8 @@ use crate::{
 pub struct Apart {
     /// The visual.
     pub layout: Layout,
-    /// Squares that went through the tower first, and at most together.
-    pub turns: (usize, usize),
+    /// Squares that went through the tower together at most.
+    pub at_once: usize,
     /// `‖card − host‖ / ‖host‖`.
     pub relative: f64,
 }
@@ -64,7 +64,7 @@ fn layouts(config: &VisionConfig) -> Result<Vec<Layout>, DeviceError> {
 }
 
 /// Random weights that `T` can represent, in `T` on the card and in f32 on the host, over every layout, all visuals together:
-/// all squares at once, and a few in each turn, so that visuals are cut apart.
+/// many squares at once, and few, so that visuals are cut apart.
 pub fn features<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Vec<Apart>, DeviceError> {
     let Vision::LlavaOneVision(vision) = &config.vision else {
         return Err(DeviceError::Input("a model of another family".to_owned()));
@@ -81,8 +81,8 @@ pub fn features<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Vec<A
     let tower = SiglipTower::<T>::load(gpu, config, model.weights())?;
     let tower = tower.ok_or_else(|| DeviceError::Input("no tower".to_owned()))?;
     let mut apart = Vec::new();
-    for (ahead, most) in [(0, usize::MAX), (1, 2), (2, 9)] {
-        let features = tower.clone().in_turns(ahead, most).encode(&visuals)?;
+    for at_once in [2, 9, 99] {
+        let features = tower.clone().at_most(at_once).encode(&visuals)?;
         for ((visual, features), expected) in visuals.iter().zip(&features).zip(&expected) {
             let expected = expected.flatten_all()?.to_vec1::<f32>()?;
             let features = gpu.download(features)?;
@@ -92,7 +92,7 @@ pub fn features<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Vec<A
             }
             apart.push(Apart {
                 layout: visual.layout,
-                turns: (ahead, most),
+                at_once,
                 relative: relative(&features, &expected),
             });
         }

@@ -114,15 +114,6 @@ fn fastest(tower: &SiglipTower<bf16>, visual: &Visual) -> Result<f64, DeviceErro
     Ok(seconds)
 }
 
-/// Seconds of a video of `squares` frames with each number of squares that go through the tower first.
-pub fn starts(gpu: &Gpu, shape: &SiglipVision, squares: usize, ahead: &[usize]) -> Result<Vec<f64>, DeviceError> {
-    let config = config(shape)?;
-    let tower = SiglipTower::<bf16>::random(gpu, &config, 1)?;
-    let video = visual(&config, Visuals::Video(squares))?;
-    let seconds = |ahead: &usize| fastest(&tower.clone().in_turns(*ahead, usize::MAX), &video);
-    ahead.iter().map(seconds).collect()
-}
-
 /// One part of the way from pixels to features.
 #[derive(Clone, Copy, Debug)]
 pub struct Part {

@@ -22,8 +22,6 @@ use crate::{error::DeviceError, shape::SiglipVision};
 
 /// Patches that go through the tower together: more squares wait for their turn.
 const MOST_PATCHES: usize = 1 << 15;
-/// Squares of a large picture or a video that go first: the pixels of the others are copied meanwhile.
-const AHEAD: usize = 4;
 
 /// Tower, projector and line end on the card.
 #[derive(Clone, Debug)]
@@ -34,8 +32,6 @@ pub struct SiglipTower<T> {
     pub(super) weights: TowerWeights<T>,
     /// Squares that go through together at most.
     most: usize,
-    /// Squares that go first where there are many.
-    ahead: usize,
 }
 
 impl<T: Float> SiglipTower<T> {
@@ -59,7 +55,6 @@ impl<T: Float> SiglipTower<T> {
             gpu: gpu.clone(),
             config: config.clone(),
             most: (MOST_PATCHES / shape.tokens()).max(1),
-            ahead: AHEAD,
             shape,
         })
     }
@@ -69,9 +64,9 @@ impl<T: Float> SiglipTower<T> {
         &self.shape
     }
 
-    /// The same tower with at most `most` squares at once, of which `ahead` go first where there are many.
-    pub fn in_turns(self, ahead: usize, most: usize) -> Self {
-        Self { ahead, most, ..self }
+    /// The same tower with at most this many squares at once.
+    pub fn at_most(self, squares: usize) -> Self {
+        Self { most: squares, ..self }
     }
 
     /// Features `[tokens, output]` of each visual.
@@ -121,7 +116,7 @@ impl<T: Float> SiglipTower<T> {
         gpu.copy(&self.weights.newline, &tokens.slice(rows * width..(rows + 1) * width)?)?;
         let mut feed = gpu.feed(squares.len() * pixels)?;
         let (mut left, mut start) = (squares.as_slice(), 0);
-        for turn in turns(squares.len(), self.ahead, self.most) {
+        for turn in turns(squares.len(), self.most) {
             let (together, others) = left.split_at(turn);
             let length = turn * self.shape.tokens() * width;
             self.forward(&feed.push(together)?, turn, &tokens.slice(start..start + length)?)?;
@@ -257,8 +252,7 @@ impl<T: Float> SiglipTower<T> {
     }
 
     fn linear(&self, product: Gemm, x: &Buffer<T>, layer: &Linear<T>, out: &Buffer<T>) -> Result<(), DeviceError> {
-        let finish = Finish::Bias(&layer.bias);
-        Ok(self.gpu.gemm_finished(product, x, &layer.weight, out, finish)?)
+        Ok(self.gpu.gemm_with_bias(product, x, &layer.weight, &layer.bias, out)?)
     }
 
     /// The stream to tokens of the language model's width.

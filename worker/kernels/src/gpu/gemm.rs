@@ -315,7 +315,20 @@ impl Gpu {
         self.gemm_finished(gemm, a, b, out, Finish::Plain)
     }
 
-    /// As [`Self::gemm`], with a bias or an activation in the same pass over the result.
+    /// As [`Self::gemm`], with `bias` `[n]` added to every row of the result in the same pass.
+    pub fn gemm_with_bias<A: Float, O: Float>(
+        &self,
+        gemm: Gemm,
+        a: &Buffer<A>,
+        b: &Buffer<A>,
+        bias: &Buffer<O>,
+        out: &Buffer<O>,
+    ) -> Result<(), GpuError> {
+        self.gemm_finished(gemm, a, b, out, Finish::Bias(bias))
+    }
+
+    /// As [`Self::gemm`], with a bias or an activation in the same pass over the result. Some of the library's algorithms round a
+    /// part of the sum to the result's format on the way: there are two roundings then, as with a pass of its own.
     pub fn gemm_finished<A: Float, O: Float>(
         &self,
         gemm: Gemm,
