@@ -11,7 +11,7 @@ use cudarc::{
     cublaslt::{result, sys},
 };
 
-use super::{Buffer, Gpu, GpuError};
+use super::{Buffer, Gpu, GpuError, choices::Choices};
 use crate::{
     element::{Dtype, Float},
     shape::ShapeError,
@@ -195,6 +195,7 @@ pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
     plans: HashMap<Key, Plan>,
     workspace: Option<Buffer<u8>>,
+    choices: Choices,
 }
 
 // SAFETY: handles and descriptors are plain host memory of the library; a mutex gives them to one thread at a time.
@@ -224,11 +225,12 @@ fn blas_error(action: impl Into<String>) -> impl FnOnce(result::CublasError) -> 
 }
 
 impl Blas {
-    pub fn new() -> Result<Self, GpuError> {
+    pub fn new(choices: Choices) -> Result<Self, GpuError> {
         Ok(Self {
             handle: result::create_handle().map_err(blas_error("start"))?,
             plans: HashMap::new(),
             workspace: None,
+            choices,
         })
     }
 
@@ -378,7 +380,8 @@ impl Gpu {
         if blas.plans.len() >= MOST_PLANS {
             blas.forget();
         }
-        let plan = self.plan(handle, &key, gemm, (a, b, out), finish, &workspace)?;
+        let memory = (&workspace, &mut blas.choices);
+        let plan = self.plan(handle, &key, gemm, (a, b, out), finish, memory)?;
         // Timing has overwritten the result, and a sum must be added once: `plan` times sums into scratch memory.
         let done = self.product(handle, &plan, &plan.algorithm, gemm, (a, b, out), &workspace);
         blas.plans.insert(key, plan);
@@ -392,7 +395,7 @@ impl Gpu {
         gemm: Gemm,
         operands: (&Buffer<A>, &Buffer<A>, &Buffer<O>),
         finish: Finish<'_, O>,
-        workspace: &Buffer<u8>,
+        (workspace, choices): (&Buffer<u8>, &mut Choices),
     ) -> Result<Plan, GpuError> {
         let (a_stored, b_stored) = gemm.stored();
         let operation = result::create_matmul_desc(
@@ -431,36 +434,52 @@ impl Gpu {
             status: "none".to_owned(),
         })?;
         plan.algorithm = *first;
-        if candidates.len() > 1 && !gemm.untimed && !self.fixed.load(Ordering::Relaxed) {
-            let scratch = if gemm.beta == 0.0 {
-                operands.2.clone()
-            } else {
-                self.alloc(operands.2.len())?
+        let timed = candidates.len() > 1 && !gemm.untimed;
+        if timed && (choices.are_kept() || !self.fixed.load(Ordering::Relaxed)) {
+            let product = format!("{key:?}");
+            let known = choices.get(&product).filter(|number| *number < candidates.len());
+            let chosen = match known {
+                Some(number) => number,
+                None => {
+                    let number = self.fastest(handle, &plan, gemm, operands, &candidates, workspace)?;
+                    choices.put(product, number);
+                    number
+                }
             };
-            let clock = self.clock()?;
-            let mut best = f64::INFINITY;
-            for candidate in &candidates {
-                let run = || {
-                    self.product(
-                        handle,
-                        &plan,
-                        candidate,
-                        gemm,
-                        (operands.0, operands.1, &scratch),
-                        workspace,
-                    )
-                };
-                if run().is_err() {
-                    continue;
-                }
-                let seconds = self.time(&clock, || (0..3).try_for_each(|_| run()))?;
-                if seconds < best {
-                    best = seconds;
-                    plan.algorithm = *candidate;
-                }
-            }
+            plan.algorithm = candidates[chosen];
         }
         Ok(plan)
+    }
+
+    /// The number of the candidate that takes the least time.
+    fn fastest<A: Float, O: Float>(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        plan: &Plan,
+        gemm: Gemm,
+        operands: (&Buffer<A>, &Buffer<A>, &Buffer<O>),
+        candidates: &[sys::cublasLtMatmulAlgo_t],
+        workspace: &Buffer<u8>,
+    ) -> Result<usize, GpuError> {
+        let scratch = if gemm.beta == 0.0 {
+            operands.2.clone()
+        } else {
+            self.alloc(operands.2.len())?
+        };
+        let clock = self.clock()?;
+        let (mut best, mut chosen) = (f64::INFINITY, 0);
+        for (number, candidate) in candidates.iter().enumerate() {
+            let buffers = (operands.0, operands.1, &scratch);
+            let run = || self.product(handle, plan, candidate, gemm, buffers, workspace);
+            if run().is_err() {
+                continue;
+            }
+            let seconds = self.time(&clock, || (0..3).try_for_each(|_| run()))?;
+            if seconds < best {
+                (best, chosen) = (seconds, number);
+            }
+        }
+        Ok(chosen)
     }
 
     fn product<A: Float, O: Float>(

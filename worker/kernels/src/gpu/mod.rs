@@ -1,6 +1,7 @@
 //! One GPU: its stream, its memory, its kernels.
 
 mod buffer;
+mod choices;
 mod clock;
 mod error;
 mod feed;
@@ -97,6 +98,12 @@ fn require(library: &'static str, names: &[&str]) -> Result<(), GpuError> {
     Err(GpuError::NoLibrary { library, cause: said })
 }
 
+/// Version of cuBLASLt, which must have been found.
+fn blas_version() -> usize {
+    // SAFETY: takes and writes nothing.
+    unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() }
+}
+
 impl Gpu {
     /// The GPU of this number, with a stream of its own.
     pub fn new(ordinal: usize) -> Result<Self, GpuError> {
@@ -132,8 +139,10 @@ impl Gpu {
             .map_err(GpuError::driver("count multiprocessors"))?;
         // Instructions of Hopper alone (wgmma) need the `a`.
         let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
+        let name = context.name().map_err(GpuError::driver("ask for the GPU's name"))?;
+        let choices = choices::Choices::of_card(&name, blas_version());
         Ok(Self {
-            blas: Arc::new(Mutex::new(gemm::Blas::new()?)),
+            blas: Arc::new(Mutex::new(gemm::Blas::new(choices)?)),
             context,
             stream,
             library: Arc::default(),
@@ -144,8 +153,9 @@ impl Gpu {
         })
     }
 
-    /// From now on products take the library's first proposal for a shape in place of the fastest of several. Which one is the
-    /// fastest is a clock's answer; so equal inputs give equal bits in every process on equal cards.
+    /// From now on equal inputs give equal bits in every process on equal cards. Which of several proposals for a product is the
+    /// fastest is a clock's answer: those that are remembered in `FLOTILLA_KERNEL_CACHE` are taken, and where there is no such folder the
+    /// library's first.
     pub fn fix_products(&self) {
         self.fixed.store(true, Ordering::Relaxed);
     }
@@ -210,8 +220,7 @@ impl Gpu {
             cache: usize::try_from(cache).unwrap_or_default(),
             driver: version,
             nvrtc: (major, minor),
-            // SAFETY: takes and writes nothing.
-            blas: unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() },
+            blas: blas_version(),
         })
     }
 }
