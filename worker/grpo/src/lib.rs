@@ -13,7 +13,8 @@
 //! | [`advantage`] | rewards of a group to advantages |
 //! | [`batch`] | samples, de-duplication, token weights, splits |
 //! | [`logprob`] | log-probabilities of given tokens from hidden states |
-//! | [`loss`] | clipped policy loss with k3 KL, and cross-entropy |
+//! | [`policy`] | clipped policy loss with k3 KL: sums over tokens, and slopes at their log-probabilities |
+//! | [`loss`] | the same loss as a tensor, and cross-entropy |
 //! | [`gradient`] | gradients by variable: sums in a fixed order, global norm |
 //! | [`adamw`] | the optimiser and its state |
 //! | [`schedule`] | the learning rate over the run |
@@ -25,5 +26,6 @@ pub mod grade;
 pub mod gradient;
 pub mod logprob;
 pub mod loss;
+pub mod policy;
 pub mod reward;
 pub mod schedule;

@@ -3,23 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-/// Log-ratios beyond this are cut before the exponential.
-const MAX_LOG_RATIO: f64 = 20.0;
-/// The k3 estimate is cut at this magnitude.
-const MAX_KL: f64 = 10.0;
-
-/// Parameters of the policy loss.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PolicyLoss {
-    /// The ratio is clipped below at `1 - clip_low`.
-    pub clip_low: f64,
-    /// The ratio is clipped above at `1 + clip_high`.
-    pub clip_high: f64,
-    /// For negative advantages the loss is at most `-dual_clip * advantage`; None turns it off.
-    pub dual_clip: Option<f64>,
-    /// Coefficient of the k3 KL estimate.
-    pub kl_coefficient: f64,
-}
+use crate::policy::{Known, MAX_KL, MAX_LOG_RATIO, PolicyLoss, PolicyStatistics};
 
 /// What is known about each token before the update; every tensor is `[tokens]`, f32, without gradient.
 #[derive(Clone, Debug)]
@@ -32,34 +16,6 @@ pub struct TokenTargets {
     pub advantage: Tensor,
     /// Weight in the loss.
     pub weight: Tensor,
-}
-
-/// Weighted means over tokens, for metrics. Shards add up.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PolicyStatistics {
-    /// Policy loss without the KL term.
-    pub policy_loss: f64,
-    /// k3 KL estimate against the reference.
-    pub kl: f64,
-    /// k1 estimate against the sampling weights: mean of `old - new`.
-    pub ppo_kl: f64,
-    /// Share of tokens whose ratio was cut, above or below (the fork's `pg_clipfrac_higher`).
-    pub clipped: f64,
-    /// Share of tokens whose loss the dual clip bounded (the fork's `pg_clipfrac_lower`).
-    pub dual_clipped: f64,
-    /// Largest difference between a token's log-probability now and when it was sampled.
-    pub max_log_ratio: f64,
-}
-
-impl std::ops::AddAssign for PolicyStatistics {
-    fn add_assign(&mut self, other: Self) {
-        self.policy_loss += other.policy_loss;
-        self.kl += other.kl;
-        self.ppo_kl += other.ppo_kl;
-        self.clipped += other.clipped;
-        self.dual_clipped += other.dual_clipped;
-        self.max_log_ratio = self.max_log_ratio.max(other.max_log_ratio);
-    }
 }
 
 impl PolicyLoss {
@@ -86,33 +42,15 @@ impl PolicyLoss {
 
     /// The same sums in f64 on the host, with what metrics show besides.
     pub fn statistics(&self, log_probs: &Tensor, targets: &TokenTargets) -> Result<PolicyStatistics> {
-        let new = log_probs.to_vec1::<f32>()?;
-        let old = targets.old.to_vec1::<f32>()?;
-        let advantage = targets.advantage.to_vec1::<f32>()?;
-        let weight = targets.weight.to_vec1::<f32>()?;
-        let reference = targets.reference.as_ref().map(Tensor::to_vec1::<f32>).transpose()?;
-        let mut sum = PolicyStatistics::default();
-        for index in 0..new.len() {
-            let [new, old, advantage, weight] =
-                [new[index], old[index], advantage[index], weight[index]].map(f64::from);
-            let log_ratio = (new - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
-            let (ratio, low, high) = (log_ratio.exp(), 1.0 - self.clip_low, 1.0 + self.clip_high);
-            let (unclipped, clipped) = (-advantage * ratio, -advantage * ratio.clamp(low, high));
-            let mut loss = unclipped.max(clipped);
-            sum.clipped += weight * f64::from(u8::from(unclipped < clipped));
-            if let Some(bound) = self.dual_clip.filter(|_| advantage < 0.0) {
-                sum.dual_clipped += weight * f64::from(u8::from(loss > -advantage * bound));
-                loss = loss.min(-advantage * bound);
-            }
-            sum.policy_loss += weight * loss;
-            sum.ppo_kl -= weight * log_ratio;
-            sum.max_log_ratio = sum.max_log_ratio.max((new - old).abs());
-            if let Some(reference) = &reference {
-                let x = (f64::from(reference[index]) - new).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
-                sum.kl += weight * (x.exp() - x - 1.0).clamp(-MAX_KL, MAX_KL);
-            }
-        }
-        Ok(sum)
+        let column = Tensor::to_vec1::<f32>;
+        let reference = targets.reference.as_ref().map(column).transpose()?;
+        let known = Known {
+            old: &column(&targets.old)?,
+            reference: reference.as_deref(),
+            advantage: &column(&targets.advantage)?,
+            weight: &column(&targets.weight)?,
+        };
+        Ok(self.gradient(&column(log_probs)?, known, &mut Vec::new()))
     }
 
     fn lowest_log_ratio(&self) -> f64 {

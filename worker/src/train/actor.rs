@@ -8,7 +8,7 @@ use std::{fmt, path::Path};
 use flotilla_engine::Completion;
 use flotilla_grpo::{
     adamw::Update,
-    loss::{PolicyLoss, PolicyStatistics},
+    policy::{PolicyLoss, PolicyStatistics},
 };
 use serde::{Deserialize, Serialize};
 

@@ -16,7 +16,7 @@ use flotilla_engine::Completion;
 use flotilla_grpo::{
     advantage::{Scaling, group_advantages},
     batch::{Aggregation, Sample, deduplicate, split_evenly, token_weights},
-    loss::{PolicyLoss, PolicyStatistics},
+    policy::{PolicyLoss, PolicyStatistics},
     reward::{Graded, Rule, Term, grade},
     schedule::Schedule,
 };

@@ -2,6 +2,7 @@
 
 use candle_core::{Tensor, backprop::GradStore};
 use flotilla_engine::{Limits, Prompt, Request, Sampling, generate};
+use flotilla_grpo::policy::{Known, PolicyLoss, PolicyStatistics};
 use flotilla_kernels::{
     Gpu,
     check::{CheckError, Distance, Draw},
@@ -11,7 +12,7 @@ use half::bf16;
 use serde_json::json;
 
 use super::{
-    Batch, Known, Learner, Policy, Sample, Sequence, Settings,
+    Batch, Learner, Sample, Sequence, Settings,
     check::{self, differs, host, small_number},
 };
 use crate::{runner::DeviceRunner, shape::TextShape, weights::TextWeights};
@@ -246,7 +247,7 @@ fn reinforce(
     rows: &[(Row, usize)],
     told: &[(Vec<f32>, f32)],
 ) -> Result<(), CheckError> {
-    let policy = Policy {
+    let policy = PolicyLoss {
         clip_low: 0.2,
         clip_high: 0.3,
         dual_clip: Some(3.0),
@@ -259,7 +260,7 @@ fn reinforce(
         pictures: &[],
     });
     let tokens = told.iter().map(|(old, _)| old.len()).sum::<usize>() as f32;
-    let mut sums = super::Statistics::default();
+    let mut sums = PolicyStatistics::default();
     learner.learn(&samples.collect::<Vec<_>>(), 1.0, |index, log_probs| {
         let (old, advantage) = &told[index];
         let known = Known {

@@ -1,5 +1,6 @@
 //! Parity of the passes with the model in f64, determinism, a loss that falls.
 
+use flotilla_grpo::policy::{Known, PolicyLoss, cross_entropy_slopes};
 use flotilla_kernels::{
     Float, Gpu,
     check::{Check, CheckError, Distance, Draw, widen},
@@ -7,10 +8,7 @@ use flotilla_kernels::{
 };
 use half::bf16;
 
-use super::{
-    Batch, Keep, Known, Learner, Picture, Policy, Sample, Sequence, Settings, agreement, cross_entropy,
-    reference::Reference, vision,
-};
+use super::{Batch, Keep, Learner, Picture, Sample, Sequence, Settings, agreement, reference::Reference, vision};
 use crate::{
     error::DeviceError,
     shape::TextShape,
@@ -485,7 +483,7 @@ fn samples_over_micro_batches(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, Ch
         pictures: if index % 2 == 0 { &placed } else { &[] },
     });
     let samples = samples.collect::<Vec<_>>();
-    let policy = Policy {
+    let policy = PolicyLoss {
         clip_low: 0.2,
         clip_high: 0.3,
         dual_clip: Some(3.0),
@@ -662,7 +660,7 @@ fn falls<T: Float>(gpu: &Gpu, draw: &mut Draw, states: StateKind) -> Result<Dist
         let (mut losses, mut slopes, mut allocated) = (Vec::new(), Vec::new(), 0);
         for update in 0..30 {
             let scored = learner.score(&batch, Some(&features), 1.0)?;
-            losses.push(cross_entropy(&scored.log_probs, &weight, &mut slopes));
+            losses.push(cross_entropy_slopes(&scored.log_probs, &weight, &mut slopes));
             learner.backward(&slopes, None)?;
             learner.update(&ADAMW, 1.0)?;
             if update == 0 {

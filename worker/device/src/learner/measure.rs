@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use flotilla_grpo::policy::cross_entropy_slopes;
 use flotilla_kernels::{
     Buffer, Float, Gpu,
     optimizer::{AdamW, Rounding},
@@ -10,7 +11,7 @@ use flotilla_kernels::{
 use flotilla_model::{Layout, Visual};
 use half::bf16;
 
-use super::{Batch, Learner, Plan, Sequence, Settings, Shapes, cross_entropy, micro_batches};
+use super::{Batch, Learner, Plan, Sequence, Settings, Shapes, micro_batches};
 use crate::{
     error::DeviceError,
     measure::vision_operations,
@@ -186,7 +187,7 @@ pub fn measure<G: Float>(
             forwards += gpu.time(&clock, || {
                 let scored_tokens = learner.score(batch, None, 1.0)?;
                 let weight = vec![(scored as f32).recip(); batch.scored.len()];
-                loss += cross_entropy(&scored_tokens.log_probs, &weight, &mut slopes);
+                loss += cross_entropy_slopes(&scored_tokens.log_probs, &weight, &mut slopes);
                 Ok::<_, DeviceError>(())
             })?;
             backwards += gpu.time(&clock, || learner.backward(&slopes, None))?;

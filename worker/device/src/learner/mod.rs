@@ -3,7 +3,6 @@
 //! | file | what it is |
 //! |---|---|
 //! | `batch.rs` | sequences behind one another, without padding |
-//! | `policy.rs` | slopes of the policy loss and of cross-entropy at each log-probability |
 //! | `plan.rs` | bytes of everything, before anything is allocated; what is kept for the backward pass |
 //! | `buffers.rs`, `gradients.rs` | memory, allocated once |
 //! | `products.rs` | linear layers and their gradients |
@@ -20,7 +19,7 @@
 //! | `measure.rs`, `parts.rs` | seconds of a training step beside the floor, and of each of its operations |
 //!
 //! An update is: for each micro-batch `Learner::score` (log-probabilities under the weights as they are), slopes from
-//! [`Policy::gradient`] on the host, `Learner::backward`; then `Learner::update`. `Learner::learn` does all but the last for
+//! [`flotilla_grpo::policy`] on the host, `Learner::backward`; then `Learner::update`. `Learner::learn` does all but the last for
 //! samples of any number; with [`Learner::train_vision`] it adds the gradients by the features of pictures too, and
 //! `Learner::vision_backward` makes those of the tower of them before the update. The weights are those buffers that the engine reads, changed in place.
 
@@ -28,7 +27,6 @@
 mod agreement;
 mod batch;
 mod plan;
-mod policy;
 
 #[cfg(feature = "cuda")]
 mod buffers;
@@ -63,6 +61,5 @@ pub use gradients::Gradient;
 #[cfg(feature = "cuda")]
 pub use passes::{Learner, Scored, Updated};
 pub use plan::{Keep, Part, Plan, Settings, Shapes};
-pub use policy::{Known, Policy, Statistics, cross_entropy};
 #[cfg(feature = "cuda")]
 pub use step::{Picture, Sample};

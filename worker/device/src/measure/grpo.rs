@@ -2,6 +2,7 @@
 //! log-probabilities, updates.
 
 use flotilla_engine::{Group, Limits, Prompt, Request, generate};
+use flotilla_grpo::policy::{Known, PolicyLoss};
 use flotilla_kernels::{
     Float,
     optimizer::{AdamW, Rounding},
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     error::DeviceError,
-    learner::{Known, Learner, Picture, Policy, Sample},
+    learner::{Learner, Picture, Sample},
     runner::DeviceRunner,
     shape::QwenVision,
     vision::QwenTower,
@@ -146,7 +147,7 @@ impl Trainer<'_> {
         let mut old = vec![Vec::new(); first];
         old.extend(later);
         let ahead = watch.lap()?;
-        let policy = Policy {
+        let policy = PolicyLoss {
             clip_low: 0.2,
             clip_high: 0.3,
             dual_clip: Some(3.0),

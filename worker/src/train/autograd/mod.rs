@@ -21,7 +21,8 @@ use flotilla_engine::{Completion, Group, Limits, Prompt, VlmRunner, generate};
 use flotilla_grpo::{
     adamw::Update,
     batch::shards_by_length,
-    loss::{PolicyStatistics, TokenTargets, cross_entropy},
+    loss::{TokenTargets, cross_entropy},
+    policy::PolicyStatistics,
 };
 use flotilla_model::{Pass, Vlm};
 

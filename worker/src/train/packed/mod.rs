@@ -19,11 +19,14 @@ use flotilla_api::{
 };
 use flotilla_device::{
     DeviceError, DeviceRunner, TextShape, TextWeights, Vision,
-    learner::{Known, Learner, Part, Picture, Policy, Sample, Shapes, Updated, cross_entropy},
+    learner::{Learner, Part, Picture, Sample, Shapes, Updated},
     vision::QwenTower,
 };
 use flotilla_engine::{Completion, Engine, Group, Limits, Prompt, run_each};
-use flotilla_grpo::{adamw::Update, loss::PolicyStatistics};
+use flotilla_grpo::{
+    adamw::Update,
+    policy::{Known, PolicyStatistics, cross_entropy_slopes},
+};
 use flotilla_kernels::{
     Buffer, Float, Gpu,
     optimizer::{AdamW, Rounding, StateKind},
@@ -513,12 +516,6 @@ impl<T: Float> Actor for Packed<'_, T> {
 
     fn learn(&mut self, rows: &[PolicyRow<'_>], objective: PolicyObjective, rate: f64) -> Result<Learned, TrainError> {
         let scored: Vec<Scored<'_>> = rows.iter().map(|row| row.scored).collect();
-        let policy = Policy {
-            clip_low: objective.loss.clip_low,
-            clip_high: objective.loss.clip_high,
-            dual_clip: objective.loss.dual_clip,
-            kl_coefficient: objective.loss.kl_coefficient,
-        };
         let (mut statistics, mut apart) = (PolicyStatistics::default(), Apart::default());
         let update = self.update(&scored, (objective.temperature, rate), |index, log_probs| {
             let (row, mut slopes) = (&rows[index], Vec::new());
@@ -529,15 +526,7 @@ impl<T: Float> Actor for Packed<'_, T> {
                 advantage: &spread(row.advantage),
                 weight: &spread(row.weight),
             };
-            let own = policy.gradient(log_probs, known, &mut slopes);
-            statistics += PolicyStatistics {
-                policy_loss: own.policy_loss,
-                kl: own.kl,
-                ppo_kl: own.ppo_kl,
-                clipped: own.clipped,
-                dual_clipped: own.dual_clipped,
-                max_log_ratio: own.max_log_ratio,
-            };
+            statistics += objective.loss.gradient(log_probs, known, &mut slopes);
             apart += Apart::new(row.drawn, log_probs);
             slopes
         })?;
@@ -553,7 +542,7 @@ impl<T: Float> Actor for Packed<'_, T> {
         let mut loss = 0.0;
         let update = self.update(&scored, (1.0, rate), |index, log_probs| {
             let mut slopes = Vec::new();
-            loss += cross_entropy(log_probs, &vec![rows[index].1; log_probs.len()], &mut slopes);
+            loss += cross_entropy_slopes(log_probs, &vec![rows[index].1; log_probs.len()], &mut slopes);
             slopes
         })?;
         Ok((update, loss))

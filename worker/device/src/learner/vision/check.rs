@@ -1,5 +1,6 @@
 //! Parity of the tower's gradients with the host's autograd, determinism, what an update changes and what it does not.
 
+use flotilla_grpo::policy::cross_entropy_slopes;
 use flotilla_kernels::{
     Buffer, Float, Gpu,
     check::{Check, CheckError, Distance, Draw, widen},
@@ -14,7 +15,6 @@ use crate::{
     learner::{
         Learner, Picture, Sample, Settings, agreement,
         check::{self, Gradients, differs, host, named, small_number, worst},
-        cross_entropy,
     },
     vision::QwenTower,
     weights::TextWeights,
@@ -496,7 +496,7 @@ fn falls<T: Float>(gpu: &Gpu, draw: &mut Draw, states: StateKind) -> Result<Dist
         let gradients = scene.learn(gpu, &mut learner, scored, |_, log_probs| {
             let mut slopes = Vec::new();
             let weight = vec![(3.0 * SCORED as f32).recip(); log_probs.len()];
-            loss += cross_entropy(log_probs, &weight, &mut slopes);
+            loss += cross_entropy_slopes(log_probs, &weight, &mut slopes);
             slopes
         })?;
         learner.discard();

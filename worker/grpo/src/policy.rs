@@ -1,14 +1,14 @@
-//! The gradient of the loss with respect to each token's log-probability, on the host: a few numbers per token, of which the
-//! GPU makes the gradients of all weights. The formulas are those of `flotilla_grpo::loss`.
+//! The policy loss of tokens, and its slope at each log-probability: a few numbers per token, of which a learner makes the
+//! gradients of all weights. [`crate::loss`] has the same loss as a tensor.
 
 /// Log-ratios beyond this are cut before the exponential.
-const MAX_LOG_RATIO: f64 = 20.0;
+pub(crate) const MAX_LOG_RATIO: f64 = 20.0;
 /// The k3 estimate is cut at this magnitude.
-const MAX_KL: f64 = 10.0;
+pub(crate) const MAX_KL: f64 = 10.0;
 
 /// Parameters of the policy loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Policy {
+pub struct PolicyLoss {
     /// The ratio is clipped below at `1 - clip_low`.
     pub clip_low: f64,
     /// The ratio is clipped above at `1 + clip_high`.
@@ -34,10 +34,10 @@ pub struct Known<'a> {
 
 /// Weighted sums over tokens. Micro-batches add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Statistics {
+pub struct PolicyStatistics {
     /// What is minimised: policy loss and KL term.
     pub loss: f64,
-    /// Policy loss without the KL term.
+    /// PolicyLoss loss without the KL term.
     pub policy_loss: f64,
     /// k3 KL estimate against the reference.
     pub kl: f64,
@@ -51,7 +51,7 @@ pub struct Statistics {
     pub max_log_ratio: f64,
 }
 
-impl std::ops::AddAssign for Statistics {
+impl std::ops::AddAssign for PolicyStatistics {
     fn add_assign(&mut self, other: Self) {
         self.loss += other.loss;
         self.policy_loss += other.policy_loss;
@@ -70,12 +70,12 @@ struct Term {
     slope: f64,
 }
 
-impl Policy {
+impl PolicyLoss {
     /// Writes the slope of the loss at each token's log-probability to `slopes`, and sums what metrics show. All slices are of
     /// one length.
-    pub fn gradient(&self, log_probs: &[f32], known: Known<'_>, slopes: &mut Vec<f32>) -> Statistics {
+    pub fn gradient(&self, log_probs: &[f32], known: Known<'_>, slopes: &mut Vec<f32>) -> PolicyStatistics {
         slopes.clear();
-        let mut sums = Statistics::default();
+        let mut sums = PolicyStatistics::default();
         for (index, new) in log_probs.iter().enumerate() {
             let of = |column: &[f32]| f64::from(column[index]);
             let (new, old) = (f64::from(*new), of(known.old));
@@ -94,7 +94,7 @@ impl Policy {
     }
 
     /// The clipped loss of one token at `new - old`.
-    fn token(&self, difference: f64, advantage: f64, weight: f64, sums: &mut Statistics) -> Term {
+    fn token(&self, difference: f64, advantage: f64, weight: f64, sums: &mut PolicyStatistics) -> Term {
         let log_ratio = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
         sums.ppo_kl -= weight * log_ratio;
         sums.max_log_ratio = sums.max_log_ratio.max(difference.abs());
@@ -140,7 +140,7 @@ fn k3(difference: f64) -> Term {
 }
 
 /// Cross-entropy of given tokens: the weighted sum of their negative log-probabilities, whose slopes are written to `slopes`.
-pub fn cross_entropy(log_probs: &[f32], weight: &[f32], slopes: &mut Vec<f32>) -> f64 {
+pub fn cross_entropy_slopes(log_probs: &[f32], weight: &[f32], slopes: &mut Vec<f32>) -> f64 {
     slopes.clear();
     slopes.extend(weight.iter().map(|weight| -weight));
     let terms = log_probs.iter().zip(weight);
@@ -156,14 +156,14 @@ mod tests {
 
     use super::*;
 
-    const RELEASED: Policy = Policy {
+    const RELEASED: PolicyLoss = PolicyLoss {
         clip_low: 0.2,
         clip_high: 0.3,
         dual_clip: Some(3.0),
         kl_coefficient: 0.01,
     };
 
-    /// The golden group of `flotilla_grpo::loss`: ten tokens of four completions, token mean.
+    /// The golden group of `crate::loss`: ten tokens of four completions, token mean.
     #[test]
     fn loss_slopes_and_statistics_equal_those_of_the_fork() {
         let old = [-1.0, -0.5, -2.0, -0.7, -1.2, -0.3, -0.9, -1.1, -0.2, -2.5_f32];
@@ -234,7 +234,7 @@ mod tests {
             };
             let step = 1.0 / 1024.0;
             let ((below, _), (here, slope), (above, _)) = (at(new - step), at(new), at(new + step));
-            let kinds = |sums: &Statistics| (sums.clipped > 0.0, sums.dual_clipped > 0.0);
+            let kinds = |sums: &PolicyStatistics| (sums.clipped > 0.0, sums.dual_clipped > 0.0);
             let cut = |at: f32| {
                 (
                     (at - reference).abs() > 20.0,
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn cross_entropy_is_the_weighted_negative_log_probability() {
         let mut slopes = Vec::new();
-        assert_eq!(cross_entropy(&[-1.0, -3.0], &[0.25, 0.5], &mut slopes), 1.75);
+        assert_eq!(cross_entropy_slopes(&[-1.0, -3.0], &[0.25, 0.5], &mut slopes), 1.75);
         assert_eq!(slopes, [-0.25, -0.5]);
     }
 }
