@@ -7,9 +7,13 @@
 pub mod reference;
 
 #[cfg(feature = "cuda")]
+mod bench;
+#[cfg(feature = "cuda")]
 mod check;
 #[cfg(feature = "cuda")]
 mod launch;
+#[cfg(feature = "cuda")]
+mod shapes;
 
 #[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};
@@ -64,7 +68,7 @@ pub fn checks() -> Vec<Check> {
 /// Speed beside the floor.
 #[cfg(feature = "cuda")]
 pub fn cases() -> Vec<Case> {
-    check::cases()
+    bench::cases()
 }
 
 /// Sources with the constants of their builds.

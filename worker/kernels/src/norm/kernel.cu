@@ -52,6 +52,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     rms_norm(const elem* x, elem* residual, const elem* __restrict__ weight, elem* out, float* inverse_rms, int width,
              float eps) {
   __shared__ float parts[(THREADS + 31) / 32];
+  let_next_begin();
+  if (blockIdx.x == 0 && threadIdx.x == 0 && (size_t)weight % 16 == 0) bring_closer(weight, width * sizeof(elem) / 16 * 16);
+  wait_for_previous();
   const size_t start = (size_t)blockIdx.x * width;
   raw row[VECTORS];
   load_sum(x + start, residual == nullptr ? nullptr : residual + start, width, row);

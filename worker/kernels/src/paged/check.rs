@@ -436,6 +436,23 @@ pub fn cases() -> Vec<Case> {
             "paged 28 layers, 7B 8 groups of 32, 1.5k + 256, shared",
             Load::group(8, 32).shared()
         ),
+        case!(
+            "paged 28 layers, 7B 1 group of 128, 1.5k + 48, not shared",
+            Load::group(1, 128).after(48)
+        ),
+        case!(
+            "paged 28 layers, 7B 1 group of 128, 1.5k + 48, shared",
+            Load::group(1, 128).after(48).shared()
+        ),
+        case!(
+            "paged 28 layers, 7B 16 groups of 8, 1.5k + 48, not shared",
+            Load::group(16, 8).after(48)
+        ),
+        case!(
+            "paged 28 layers, 7B 16 groups of 8, 1.5k + 48, shared",
+            Load::group(16, 8).after(48).shared()
+        ),
+        case!("paged 28 layers, 7B 128 x 256", Load::alone(QWEN_7B, 128, 256)),
         case!("paged 7B plan of 128 rows", Load::alone(QWEN_7B, 128, 1024).plan()),
     ]
 }
@@ -480,6 +497,11 @@ impl Load {
             shared: false,
             plan: false,
         }
+    }
+
+    /// With so many tokens of each row's own.
+    fn after(self, own: usize) -> Self {
+        Self { own, ..self }
     }
 
     fn shared(self) -> Self {

@@ -1,20 +1,22 @@
-// Prefixes by wgmma, and rows in the same launch. Of a block's three teams, two compute 64 columns each (queries by heads, the
-// rows of their products) of a tile over 128 tokens at a time, which the third loads. Where a tile has no more than 64 columns,
-// each of the two takes half of the tokens. When the block's share of the prefixes is done, its teams go on with rows: the
-// blocks without such a share began with them, so that the memory is busy while the tensor cores compute.
+// Prefixes by wgmma, and rows in the same launch: some blocks do the one and the others do the other, so that tensor cores and
+// memory are busy at the same time. Of the three teams of a block that does prefixes, two compute 64 columns each (queries by
+// heads, the rows of their products) of a tile over 128 tokens at a time, which the third loads. Where a tile has no more than
+// 64 columns, each of the two takes half of the tokens.
 //
 // A matrix in shared memory is panels of 64 numbers: 128 rows of 128 bytes, whose 16-byte parts are permuted by the row's number
 // as wgmma's 128-byte swizzle has it.
-static constexpr int PANELS = HEAD_DIM / 64, PANEL = CHUNK * 128, MATRIX = PANELS * PANEL, STAGES = 2;
+static constexpr int PANELS = HEAD_DIM / 64, PANEL = CHUNK * 128, MATRIX = PANELS * PANEL, STAGES = 3;
 static constexpr int COMPUTING = 2 * TEAM, TEAMS = 3;
-// Tokens of a product.
-static constexpr int HALF = CHUNK / 2;
 // Threads that load a row, and rows that a team loads at once: eight or sixteen, so that they are permuted alike.
 static constexpr int PARTS = HEAD_DIM / 8, AT_ONCE = TEAM / PARTS;
 
-// Shared memory of a block before that of its teams.
+// Shared memory of a block that does prefixes.
 struct Tiles {
   u8 queries[MATRIX], keys[STAGES][MATRIX], values[STAGES][MATRIX];
+};
+// Barriers: of the queries, and of each stage of keys and of values.
+struct Barriers {
+  u32 q_full, q_free, k_full, k_free, v_full, v_free;
 };
 
 __device__ __forceinline__ u32 place_of(int row, int part) { return part / 8 * PANEL + row * 128 + ((part ^ row) & 7) * 16; }
@@ -55,16 +57,17 @@ __device__ __forceinline__ void your_turn(int team) {
 }
 __device__ __forceinline__ void both() { asm volatile("bar.sync 6, %0;" ::"n"(COMPUTING) : "memory"); }
 
-// score[64, HALF] = queries · keysᵀ
-__device__ __forceinline__ void multiply_keys(float (&score)[HALF / 2], u32 queries, u32 keys) {
+// score[64, TOKENS] = queries · keysᵀ
+template <int TOKENS> __device__ __forceinline__ void multiply_keys(float (&score)[TOKENS / 2], u32 queries, u32 keys) {
 #pragma unroll
   for (int d = 0; d < HEAD_DIM / 16; d++)
     wgmma(score, across(queries + d / 4 * PANEL + d % 4 * 32), across(keys + d / 4 * PANEL + d % 4 * 32), d > 0);
 }
 // sum[64, HEAD_DIM] += weights · values
-__device__ __forceinline__ void multiply_values(float (&sum)[HEAD_DIM / 2], const u32 (&weights)[HALF / 16][4], u32 values) {
+template <int TOKENS>
+__device__ __forceinline__ void multiply_values(float (&sum)[HEAD_DIM / 2], const u32 (&weights)[TOKENS / 16][4], u32 values) {
 #pragma unroll
-  for (int k = 0; k < HALF / 16; k++) wgmma(sum, weights[k], along<CHUNK>(values + k * 16 * 128));
+  for (int k = 0; k < TOKENS / 16; k++) wgmma(sum, weights[k], along<CHUNK>(values + k * 16 * 128));
 }
 
 // What a thread has of a team's product, whose rows are columns of the section: of row 16 * warp + lane / 4 and the eighth after
@@ -74,18 +77,19 @@ struct Wide {
 };
 
 // Weights of the scores relative to the largest yet, of which only the first `tokens` are there; what has been summed fades.
-__device__ __forceinline__ void weigh(float (&score)[HALF / 2], Wide& wide, float (&faded)[2], int tokens, float scale) {
+template <int TOKENS>
+__device__ __forceinline__ void weigh(float (&score)[TOKENS / 2], Wide& wide, float (&faded)[2], int tokens, float scale) {
   int column = (threadIdx.x & 3) * 2;
-  if (tokens < HALF) {
+  if (tokens < TOKENS) {
 #pragma unroll
-    for (int i = 0; i < HALF / 2; i++)
+    for (int i = 0; i < TOKENS / 2; i++)
       if (i / 4 * 8 + column + i % 2 >= tokens) score[i] = MINUS_INFINITY;
   }
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float most = MINUS_INFINITY;
 #pragma unroll
-    for (int n = 0; n < HALF / 8; n++) most = fmaxf(most, fmaxf(score[4 * n + 2 * half], score[4 * n + 2 * half + 1]));
+    for (int n = 0; n < TOKENS / 8; n++) most = fmaxf(most, fmaxf(score[4 * n + 2 * half], score[4 * n + 2 * half + 1]));
     most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
     most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
     most = fmaxf(most * scale, wide.most[half]);
@@ -93,7 +97,7 @@ __device__ __forceinline__ void weigh(float (&score)[HALF / 2], Wide& wide, floa
     float shift = most == MINUS_INFINITY ? 0.f : most, part = 0.f;
     faded[half] = power(wide.most[half] - shift), wide.most[half] = most;
 #pragma unroll
-    for (int n = 0; n < HALF / 8; n++)
+    for (int n = 0; n < TOKENS / 8; n++)
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         float weight = power(score[4 * n + 2 * half + j] * scale - shift);
@@ -103,9 +107,10 @@ __device__ __forceinline__ void weigh(float (&score)[HALF / 2], Wide& wide, floa
   }
 }
 
-__device__ __forceinline__ void to_left(u32 (&weights)[HALF / 16][4], const float (&score)[HALF / 2]) {
+template <int TOKENS>
+__device__ __forceinline__ void to_left(u32 (&weights)[TOKENS / 16][4], const float (&score)[TOKENS / 2]) {
 #pragma unroll
-  for (int n = 0; n < HALF / 16; n++)
+  for (int n = 0; n < TOKENS / 16; n++)
 #pragma unroll
     for (int i = 0; i < 4; i++) weights[n][i] = to_bf16x2(score[8 * n + 2 * i], score[8 * n + 2 * i + 1]);
 }
@@ -113,7 +118,7 @@ __device__ __forceinline__ void to_left(u32 (&weights)[HALF / 16][4], const floa
 // The assembler moves a wait for products upwards, before the exponentials that are meant to run beside them, but not across a
 // store of what they add up to.
 __device__ __forceinline__ void after(float x, float* unused) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_address(unused + threadIdx.x)), "f"(x) : "memory");
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_address(unused + threadIdx.x / 32)), "f"(x) : "memory");
 }
 
 // Adds the second team's sums to those of the first, which did other tokens of the same columns. Queries are no longer read:
@@ -163,137 +168,168 @@ __device__ __forceinline__ void store(const Wide& wide, float* slots, int first,
   }
 }
 
-// The line of prefixes, a block per share, and that of rows, a team per share.
+// Chunks [used, used + chunks) of all that a block does, from the token `begin` of a section on, by a team that computes. Few
+// columns are SPLIT: each team does its half of the tokens of every chunk.
+template <bool SPLIT>
+__device__ __forceinline__ void compute(const Context& context, const Section& section, int begin, int used, int chunks, int part,
+                                        const Tiles& tiles, const Barriers& barriers, int team, float* unused, Wide& wide) {
+  static constexpr int TOKENS = SPLIT ? CHUNK / 2 : CHUNK;
+  u32 queries = shared_address(tiles.queries) + (SPLIT ? 0 : team * 64 * 128);
+  u32 keys = shared_address(tiles.keys) + (SPLIT ? team * TOKENS * 128 : 0);
+  u32 values = shared_address(tiles.values) + (SPLIT ? team * TOKENS * 128 : 0);
+  int tokens = section.end - begin - (SPLIT ? team * TOKENS : 0);
+  auto release = [&](u32 barrier) {
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) barrier_arrive(barrier);
+  };
+  float score[TOKENS / 2], faded[2];
+  u32 weights[TOKENS / 16][4];
+#pragma unroll
+  for (int i = 0; i < HEAD_DIM / 2; i++) wide.sum[i] = 0.f;
+#pragma unroll
+  for (int half = 0; half < 2; half++) wide.most[half] = MINUS_INFINITY, wide.total[half] = 0.f;
+
+  int stage = used % STAGES, phase = used / STAGES & 1;
+  wait_loaded(barriers.q_full, part & 1);
+  wait_loaded(barriers.k_full + 8 * stage, phase);
+  my_turn(team);
+  wgmma_begin();
+  multiply_keys<TOKENS>(score, queries, keys + stage * MATRIX);
+  wgmma_commit();
+  your_turn(team);
+  wgmma_wait<0>();
+  pin(score);
+  release(barriers.k_free + 8 * stage);
+  weigh<TOKENS>(score, wide, faded, tokens, context.scale);
+  to_left<TOKENS>(weights, score);
+  for (int chunk = 1; chunk < chunks; chunk++) {
+    int old = stage, old_phase = phase;
+    if (++stage == STAGES) stage = 0, phase ^= 1;
+    barrier_wait(barriers.k_full + 8 * stage, phase);
+    wait_loaded(barriers.v_full + 8 * old, old_phase);
+    pin(score), pin(weights), pin(wide.sum);
+    my_turn(team);
+    wgmma_begin();
+    multiply_keys<TOKENS>(score, queries, keys + stage * MATRIX);
+    wgmma_commit();
+    multiply_values<TOKENS>(wide.sum, weights, values + old * MATRIX);
+    wgmma_commit();
+    your_turn(team);
+    wgmma_wait<1>();
+    pin(score);
+    release(barriers.k_free + 8 * stage);
+    weigh<TOKENS>(score, wide, faded, tokens - chunk * CHUNK, context.scale);
+    after(wide.total[0] + wide.total[1], unused);
+    wgmma_wait<0>();
+    pin(wide.sum), pin(weights);
+    release(barriers.v_free + 8 * old);
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 2; i++) wide.sum[i] *= faded[i / 2 % 2];
+    to_left<TOKENS>(weights, score);
+  }
+  // The next section's queries may come.
+  if (!SPLIT) release(barriers.q_free);
+  wait_loaded(barriers.v_full + 8 * stage, phase);
+  pin(weights), pin(wide.sum);
+  wgmma_begin();
+  multiply_values<TOKENS>(wide.sum, weights, values + stage * MATRIX);
+  wgmma_commit();
+  wgmma_wait<0>();
+  pin(wide.sum);
+  release(barriers.v_free + 8 * stage);
+}
+
+// Calls `each` for the parts of a block's share of prefixes: of a section and KV head, chunks [first, first + chunks).
+template <typename Each>
+__device__ __forceinline__ void each_part(const Share& share, const Section* sections, int kv_heads, const Each& each) {
+  Section section = share.section;
+  int part = 0, used = 0;
+  for (int at = share.begin, index = share.index; at < share.end; part++) {
+    int inside = at - section.start, kv_head = inside / section.units, first = inside % section.units;
+    int chunks = min(section.units - first, share.end - at);
+    each(section, index, kv_head, section.begin + first * CHUNK, chunks, part, used);
+    used += chunks, at += chunks;
+    if (at == section.start + section.units * kv_heads && at < share.end) section = sections[++index];
+  }
+}
+
+// The line of prefixes, one share for each of the first blocks, and that of rows, a share for each team of the others.
 extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     paged_together(const elem* q, const elem* keys, const elem* values, const u32* tables, elem* out, float* lse,
-                   float* partials, float* wide_partials, const Section* sections, const Section* tile_sections,
-                   const Share* shares, const Share* tile_shares, int heads, int kv_heads, int max_blocks, float scale) {
+                   float* partials, float* wide_partials, const int* header, const Section* sections,
+                   const Section* tile_sections, const Share* shares, const Share* tile_shares, int heads, int kv_heads,
+                   int max_blocks, float scale) {
   extern __shared__ __align__(1024) u8 tiles_memory[];
-  __shared__ __align__(8) u64 barriers[2 + 4 * STAGES];
+  __shared__ __align__(8) u64 barrier_memory[2 + 4 * STAGES];
   __shared__ float4 tops[TEAM];
-  __shared__ float unused[COMPUTING];
-  Tiles& tiles = *reinterpret_cast<Tiles*>(tiles_memory);
+  __shared__ float unused[COMPUTING / 32];
+  wait_for_previous();
+  let_next_begin();
   Context context = {q, keys, values, tables, out, lse, heads, kv_heads, max_blocks, scale * 1.44269504f};
-  int team = threadIdx.x / TEAM;
-  Share share = tile_shares[blockIdx.x];
-  if (share.begin < share.end) {
-    u32 q_full = shared_address(barriers), q_free = q_full + 8, k_full = q_free + 8, k_free = k_full + 8 * STAGES,
-        v_full = k_free + 8 * STAGES, v_free = v_full + 8 * STAGES;
-    if (threadIdx.x == 0) {
-      barrier_init(q_full, TEAM), barrier_init(q_free, COMPUTING / 32);
-      for (int stage = 0; stage < STAGES; stage++) {
-        barrier_init(k_full + 8 * stage, TEAM), barrier_init(k_free + 8 * stage, COMPUTING / 32);
-        barrier_init(v_full + 8 * stage, TEAM), barrier_init(v_free + 8 * stage, COMPUTING / 32);
-      }
-    }
-    __syncthreads();
-    u32 queries = shared_address(tiles.queries), key_tiles = shared_address(tiles.keys), value_tiles = shared_address(tiles.values);
-    if (team == 1) your_turn(team);
-    Section section = share.section;
-    // Parts and chunks so far.
-    int part = 0, used = 0;
-    for (int at = share.begin, index = share.index; at < share.end; part++) {
-      int inside = at - section.start, kv_head = inside / section.units, first = inside % section.units;
-      int last = min(section.units, first + share.end - at), chunks = last - first;
-      if (team == 2) {
-        const u32* table = tables + (i64)section.row * max_blocks;
-        barrier_wait(q_free, (part & 1) ^ 1);
-        load_queries(queries, context, section, kv_head);
-        tell_when_loaded(q_full);
-        // Keys are loaded before the values of the chunk before them, as they are used.
-        u32 blocks = 0, next = look_up(table, section.begin + first * CHUNK, section.end);
-        for (int chunk = 0; chunk <= chunks; chunk++) {
-          int token = section.begin + (first + chunk) * CHUNK;
-          if (chunk < chunks) {
-            int stage = (used + chunk) % STAGES;
-            barrier_wait(k_free + 8 * stage, ((used + chunk) / STAGES & 1) ^ 1);
-            load_chunk(key_tiles + stage * MATRIX, keys, context, next, kv_head, token, section.end);
-            tell_when_loaded(k_full + 8 * stage);
-          }
-          if (chunk > 0) {
-            int stage = (used + chunk - 1) % STAGES;
-            barrier_wait(v_free + 8 * stage, ((used + chunk - 1) / STAGES & 1) ^ 1);
-            load_chunk(value_tiles + stage * MATRIX, values, context, blocks, kv_head, token - CHUNK, section.end);
-            tell_when_loaded(v_full + 8 * stage);
-          }
-          blocks = next, next = look_up(table, token + CHUNK, section.end);
-        }
-      } else {
-        // Few columns: each team does its half of every chunk. Many: each does both halves for its own.
-        bool split = section.columns <= WIDE_COLUMNS / 2;
-        int steps = split ? chunks : 2 * chunks, begin = section.begin + first * CHUNK;
-        u32 ours = queries + (split ? 0 : team * 64 * 128);
-        auto chunk_of = [&](int step) { return used + (split ? step : step >> 1); };
-        auto half_of = [&](int step) { return split ? team : step & 1; };
-        auto ends = [&](int step) { return split || (step & 1); };
-        auto release = [&](u32 barrier) {
-          __syncwarp();
-          if ((threadIdx.x & 31) == 0) barrier_arrive(barrier);
-        };
-        auto tokens = [&](int step) { return section.end - begin - (chunk_of(step) - used) * CHUNK - half_of(step) * HALF; };
-        Wide wide;
-        float score[HALF / 2], faded[2];
-        u32 weights[HALF / 16][4];
-#pragma unroll
-        for (int i = 0; i < HEAD_DIM / 2; i++) wide.sum[i] = 0.f;
-#pragma unroll
-        for (int half = 0; half < 2; half++) wide.most[half] = MINUS_INFINITY, wide.total[half] = 0.f;
-
-        wait_loaded(q_full, part & 1);
-        wait_loaded(k_full + 8 * (used % STAGES), used / STAGES & 1);
-        my_turn(team);
-        wgmma_begin();
-        multiply_keys(score, ours, key_tiles + used % STAGES * MATRIX + half_of(0) * HALF * 128);
-        wgmma_commit();
-        your_turn(team);
-        wgmma_wait<0>();
-        pin(score);
-        if (ends(0)) release(k_free + 8 * (used % STAGES));
-        weigh(score, wide, faded, tokens(0), context.scale);
-        to_left(weights, score);
-        for (int step = 1; step <= steps; step++) {
-          int chunk = chunk_of(step), stage = chunk % STAGES, before = chunk_of(step - 1), old = before % STAGES;
-          if (step < steps) wait_loaded(k_full + 8 * stage, chunk / STAGES & 1);
-          wait_loaded(v_full + 8 * old, before / STAGES & 1);
-          pin(score), pin(weights), pin(wide.sum);
-          if (step < steps) {
-            my_turn(team);
-            wgmma_begin();
-            multiply_keys(score, ours, key_tiles + stage * MATRIX + half_of(step) * HALF * 128);
-            wgmma_commit();
-            multiply_values(wide.sum, weights, value_tiles + old * MATRIX + half_of(step - 1) * HALF * 128);
-            wgmma_commit();
-            your_turn(team);
-            wgmma_wait<1>();
-            pin(score);
-            if (ends(step)) release(k_free + 8 * stage);
-            weigh(score, wide, faded, tokens(step), context.scale);
-            after(wide.total[0] + wide.total[1], unused);
-          } else {
-            wgmma_begin();
-            multiply_values(wide.sum, weights, value_tiles + old * MATRIX + half_of(step - 1) * HALF * 128);
-            wgmma_commit();
-          }
-          wgmma_wait<0>();
-          pin(wide.sum), pin(weights);
-          if (ends(step - 1)) release(v_free + 8 * old);
-          if (step < steps) {
-#pragma unroll
-            for (int i = 0; i < HEAD_DIM / 2; i++) wide.sum[i] *= faded[i / 2 % 2];
-            to_left(weights, score);
-          }
-        }
-        if (split) join(wide, tiles.queries, tops, team);
-        release(q_free);
-        float* slots = wide_partials + ((int)blockIdx.x + index * kv_heads + kv_head) * (i64)(WIDE_TILES * SLOT);
-        if (!split || team == 0) store(wide, slots, split ? 0 : team * 64, section.columns);
-      }
-      used += chunks;
-      at += chunks;
-      if (at == section.start + section.units * kv_heads && at < share.end) section = tile_sections[++index];
-    }
-    asm volatile("cp.async.wait_all;" ::: "memory");
+  int team = threadIdx.x / TEAM, block = blockIdx.x, others = header[3];
+  if (block >= others) {
+    Shared& shared = reinterpret_cast<Shared*>(tiles_memory)[team];
+    attend_rows(context, partials, sections, shares, (block - others) * TEAMS + team, shared, 1 + team);
+    return;
   }
-  Shared& shared = reinterpret_cast<Shared*>(tiles_memory + sizeof(Tiles))[team];
-  attend_rows(context, partials, sections, shares, (int)blockIdx.x * TEAMS + team, shared, 1 + team);
+  Tiles& tiles = *reinterpret_cast<Tiles*>(tiles_memory);
+  Barriers barriers;
+  barriers.q_full = shared_address(barrier_memory), barriers.q_free = barriers.q_full + 8;
+  barriers.k_full = barriers.q_free + 8, barriers.k_free = barriers.k_full + 8 * STAGES;
+  barriers.v_full = barriers.k_free + 8 * STAGES, barriers.v_free = barriers.v_full + 8 * STAGES;
+  if (threadIdx.x == 0) {
+    barrier_init(barriers.q_full, TEAM), barrier_init(barriers.q_free, COMPUTING / 32);
+    for (int stage = 0; stage < STAGES; stage++) {
+      barrier_init(barriers.k_full + 8 * stage, TEAM), barrier_init(barriers.k_free + 8 * stage, COMPUTING / 32);
+      barrier_init(barriers.v_full + 8 * stage, TEAM), barrier_init(barriers.v_free + 8 * stage, COMPUTING / 32);
+    }
+  }
+  __syncthreads();
+  Share share = tile_shares[block];
+  if (team == 2) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    u32 query_tile = shared_address(tiles.queries), key_tiles = shared_address(tiles.keys), value_tiles = shared_address(tiles.values);
+    each_part(share, tile_sections, kv_heads, [&](const Section& section, int, int kv_head, int begin, int chunks, int part, int used) {
+      const u32* table = tables + (i64)section.row * max_blocks;
+      u32 blocks = 0, next = look_up(table, begin, section.end);
+      barrier_wait(barriers.q_free, (part & 1) ^ 1);
+      load_queries(query_tile, context, section, kv_head);
+      tell_when_loaded(barriers.q_full);
+      // Keys are loaded before the values of the chunk before them, as they are used.
+      for (int chunk = 0; chunk <= chunks; chunk++) {
+        int token = begin + chunk * CHUNK;
+        if (chunk < chunks) {
+          int stage = (used + chunk) % STAGES;
+          barrier_wait(barriers.k_free + 8 * stage, ((used + chunk) / STAGES & 1) ^ 1);
+          load_chunk(key_tiles + stage * MATRIX, keys, context, next, kv_head, token, section.end);
+          tell_when_loaded(barriers.k_full + 8 * stage);
+        }
+        if (chunk > 0) {
+          int stage = (used + chunk - 1) % STAGES;
+          barrier_wait(barriers.v_free + 8 * stage, ((used + chunk - 1) / STAGES & 1) ^ 1);
+          load_chunk(value_tiles + stage * MATRIX, values, context, blocks, kv_head, token - CHUNK, section.end);
+          tell_when_loaded(barriers.v_full + 8 * stage);
+        }
+        blocks = next, next = look_up(table, token + CHUNK, section.end);
+      }
+    });
+    asm volatile("cp.async.wait_all;" ::: "memory");
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    if (team == 1) your_turn(team);
+    each_part(share, tile_sections, kv_heads, [&](const Section& section, int index, int kv_head, int begin, int chunks, int part, int used) {
+      bool split = section.columns <= WIDE_COLUMNS / 2;
+      Wide wide;
+      if (split) {
+        compute<true>(context, section, begin, used, chunks, part, tiles, barriers, team, unused, wide);
+        join(wide, tiles.queries, tops, team);
+        __syncwarp();
+        if ((threadIdx.x & 31) == 0) barrier_arrive(barriers.q_free);
+      } else {
+        compute<false>(context, section, begin, used, chunks, part, tiles, barriers, team, unused, wide);
+      }
+      float* slots = wide_partials + (block + index * kv_heads + kv_head) * (i64)(WIDE_TILES * SLOT);
+      if (!split || team == 0) store(wide, slots, split ? 0 : team * 64, section.columns);
+    });
+  }
 }

@@ -17,8 +17,8 @@ const PREFIX_BLOCKS: usize = 2;
 /// Tokens of a prefix that a block has in shared memory, and those where it does prefixes and rows together.
 const CHUNK: usize = 64;
 const LONG_CHUNK: usize = 128;
-/// Matrices of a long chunk in the shared memory of such a block: queries, keys and values twice.
-const TILES: usize = 5;
+/// Matrices of a long chunk in the shared memory of such a block: queries, three of keys, three of values.
+const TILES: usize = 7;
 /// Tiles of 8 columns that the warps of a block hold together over a prefix.
 const WIDE_TILES: usize = 4 * PREFIX_WARPS;
 /// Integers of a section, of a row's record, of a share, and of the header of a plan.
@@ -84,13 +84,22 @@ fn together(gpu: &Gpu, decode: &Decode) -> bool {
     gpu.is_hopper() && decode.groups > 0 && matches!(decode.head_dim, 64 | 128)
 }
 
+/// What work costs a block where prefixes and rows are done together, in hundredths of a microsecond: beginning a row and KV head,
+/// 16 tokens of one (while all blocks share the memory), and 128 tokens of a prefix for at most 64 query heads and for more.
+const SECTION_COST: usize = 70;
+const ROW_COST: usize = 36;
+const NARROW_COST: usize = 110;
+const WIDE_COST: usize = 170;
+
+fn cost(name: &str, value: usize) -> usize {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(value)
+}
+
 /// Where things lie in the scratch memory of a batch.
 struct Layout {
     /// Blocks of threads among which rows are divided, and prefixes.
     shares: usize,
     tile_shares: usize,
-    /// Blocks that prefixes should have, where blocks go on with rows.
-    wanted: usize,
     rows: usize,
     /// The most tiles of columns that share a prefix.
     tiles: usize,
@@ -107,7 +116,6 @@ impl Layout {
         Self {
             shares: ROW_BLOCKS * gpu.processors(),
             tile_shares: if grouped { prefix_blocks * gpu.processors() } else { 0 },
-            wanted: std::env::var("WANTED").ok().and_then(|w| w.parse().ok()).unwrap_or(gpu.processors() / 2),
             rows: decode.rows,
             tiles: if grouped {
                 decode.groups + columns / (8 * WIDE_TILES) + 1
@@ -267,7 +275,10 @@ pub fn plan(
             layout.tiles.into(),
             layout.shares.into(),
             layout.tile_shares.into(),
-            layout.wanted.into(),
+            cost("SECTION_COST", SECTION_COST).into(),
+            cost("ROW_COST", ROW_COST).into(),
+            cost("NARROW_COST", NARROW_COST).into(),
+            cost("WIDE_COST", WIDE_COST).into(),
             (&plan.header).into(),
             (&plan.sections).into(),
             (&plan.tile_sections).into(),
@@ -326,10 +337,13 @@ pub fn attend<T: Float>(
     let launch = |name, grid, args: &[&[Arg]]| gpu.launch(&kernel(gpu, name, T::DTYPE, decode), grid, &args.concat());
     let row_memory = row_memory(T::DTYPE, decode.head_dim);
     if T::DTYPE == Dtype::Bf16 && together(gpu, decode) {
-        let memory = TILES * decode.head_dim * LONG_CHUNK * 2 + ROW_BLOCKS * row_memory;
-        let grid = Grid::new(layout.tile_shares, (32 * ROW_WARPS * ROW_BLOCKS) as u32).shared(memory);
+        let memory = (TILES * decode.head_dim * LONG_CHUNK * 2).max(ROW_BLOCKS * row_memory);
+        let grid = Grid::new(layout.tile_shares, (32 * ROW_WARPS * ROW_BLOCKS) as u32)
+            .shared(memory)
+            .early();
         let lines = [
             (&wide).into(),
+            (&plan.header).into(),
             (&plan.sections).into(),
             (&plan.tile_sections).into(),
             (&plan.shares).into(),
@@ -339,21 +353,21 @@ pub fn attend<T: Float>(
     } else {
         if decode.groups > 0 {
             let memory = prefix_memory(T::DTYPE, decode.head_dim);
-            let grid = Grid::new(layout.tile_shares, 32 * PREFIX_WARPS as u32).shared(memory);
-            let line = [
-                (&wide).into(),
-                (&plan.tile_sections).into(),
-                (&plan.tile_shares).into(),
-            ];
+            let grid = Grid::new(layout.tile_shares, 32 * PREFIX_WARPS as u32)
+                .shared(memory)
+                .early();
+            let line = [(&wide).into(), (&plan.tile_sections).into(), (&plan.tile_shares).into()];
             launch("paged_prefixes", grid, &[&read, &line, &numbers])?;
         }
-        let grid = Grid::new(layout.shares, 32 * ROW_WARPS as u32).shared(row_memory);
+        let grid = Grid::new(layout.shares, 32 * ROW_WARPS as u32)
+            .shared(row_memory)
+            .early();
         let line = [(&plan.sections).into(), (&plan.shares).into()];
         launch("paged_rows", grid, &[&read, &written, &line, &numbers])?;
     }
     gpu.launch(
         &kernel(gpu, "paged_merge", T::DTYPE, decode),
-        Grid::of((decode.heads, decode.rows, 1), 32 * merge_warps(decode) as u32),
+        Grid::of((decode.heads, decode.rows, 1), 32 * merge_warps(decode) as u32).early(),
         &[
             out.into(),
             lse.into(),

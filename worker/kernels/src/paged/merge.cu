@@ -4,28 +4,30 @@ extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32)
                 int heads, int kv_heads) {
   static constexpr int AT_ONCE = 4;
   __shared__ float outputs[MERGE_WARPS][HEAD_DIM], maxima[MERGE_WARPS], sums[MERGE_WARPS];
+  let_next_begin();
+  wait_for_previous();
   int row = blockIdx.y, head = blockIdx.x, kv_head = head / PER_KV, column = head % PER_KV, wide_column = 0;
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   Row record = records[row];
   int4 lines = *reinterpret_cast<const int4*>(header);
-  int own = 0, wide = 0;
-  const float *slots = nullptr, *wide_slots = nullptr;
-  if (record.section >= 0) {
-    int start = record.start + kv_head * record.units, first = share_of(start, lines.y, lines.x);
-    own = share_of(start + record.units - 1, lines.y, lines.x) - first + 1;
-    slots = partials + (i64)(first + record.section * kv_heads + kv_head) * SLOT;
-    // Written by the block that had all of it.
-    if (own == 1 && record.alone) return;
-  }
-  if (GROUPED && record.tile >= 0) {
-    int line = record.column + column, tile = line / record.width;
-    int start = record.tile_start + (tile * kv_heads + kv_head) * record.tile_units;
-    int first = share_of(start, lines.w, lines.z);
-    wide = share_of(start + record.tile_units - 1, lines.w, lines.z) - first + 1;
-    wide_column = line % record.width;
-    i64 slot = first + (record.tile + tile) * kv_heads + kv_head;
-    wide_slots = wide_partials + (slot * WIDE_TILES + wide_column / 8) * SLOT;
-  }
+  int line = record.column + column, tile = GROUPED ? line / record.width : 0;
+  bool has_own = record.section >= 0, has_wide = GROUPED && record.tile >= 0;
+  int start = record.start + kv_head * record.units;
+  int wide_start = record.tile_start + (tile * kv_heads + kv_head) * record.tile_units;
+  // Divisions are long: lanes 0 and 1 find the first and the last share of the row's own tokens, lanes 2 and 3
+  // of its prefix.
+  bool of_wide = lane & 2;
+  int place = (of_wide ? wide_start : start) + (lane & 1) * ((of_wide ? record.tile_units : record.units) - 1), ends = 0;
+  if (lane < 4 && (of_wide ? has_wide : has_own)) ends = share_of(place, of_wide ? lines.w : lines.y, of_wide ? lines.z : lines.x);
+  int first = __shfl_sync(0xffffffffu, ends, 0), wide_first = __shfl_sync(0xffffffffu, ends, 2);
+  int own = has_own ? __shfl_sync(0xffffffffu, ends, 1) - first + 1 : 0;
+  int wide = has_wide ? __shfl_sync(0xffffffffu, ends, 3) - wide_first + 1 : 0;
+  // Written by the team that had all of it.
+  if (own == 1 && record.alone) return;
+  const float* slots = partials + (i64)(first + record.section * kv_heads + kv_head) * SLOT;
+  if (GROUPED && has_wide) wide_column = line % record.width;
+  i64 slot = wide_first + (record.tile + tile) * kv_heads + kv_head;
+  const float* wide_slots = wide_partials + (slot * WIDE_TILES + wide_column / 8) * SLOT;
 
   float most = MINUS_INFINITY, sum = 0.f, total[4] = {};
   for (int from = warp; from < own + wide; from += MERGE_WARPS * AT_ONCE) {

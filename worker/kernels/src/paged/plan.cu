@@ -87,12 +87,19 @@ __device__ __forceinline__ int shares_for(int length, int stretches, int most, i
   return 8 * each * stretches >= 7 * used ? each * stretches : used;
 }
 
-// The same of prefixes whose blocks go on with rows: about `wanted`, in whole stretches and of two units or more. The other
-// blocks keep the memory busy with rows meanwhile, and every share more is a partial result more.
-__device__ __forceinline__ int whole_shares_for(int length, int stretches, int most, int wanted) {
-  if (stretches >= most) return most;
-  int each = stretches > 0 ? min(wanted / stretches, length / (2 * stretches)) : 0;
-  return max(each, 1) * stretches;
+// How many blocks of `most` do prefixes while the others do rows: so many that both take equally long by what their units cost,
+// and no stretch is cut unless it must be, since a share more is a partial result more. A block does two units or more.
+__device__ __forceinline__ int blocks_for(int length, int stretches, u64 cost, u64 other_cost, int most) {
+  if (length == 0) return 0;
+  int wanted = max((int)(most * cost / (cost + other_cost)), 1);
+  if (other_cost > 0) wanted = min(wanted, most - 1);
+  wanted = min(wanted, max(length / 2, 1));
+  int whole = (wanted + stretches / 2) / stretches * stretches;
+  if (whole == 0) {
+    int each = (stretches + wanted - 1) / wanted;
+    whole = (stretches + each - 1) / each;
+  }
+  return 8 * abs(whole - wanted) <= wanted && whole < most ? whole : wanted;
 }
 
 // Cuts a line of `count` sections. No share is empty: every one between two that hold parts of a row holds a part of it.
@@ -119,14 +126,14 @@ __device__ __forceinline__ void cut(int length, int count, int used, int most, i
 // One block. `header` has length and shares of the line of rows, then of prefixes; `tile_` is of prefixes.
 extern "C" __global__ void __launch_bounds__(1024)
     paged_plan(const int* lengths, const int* groups, int rows, int kv_heads, int group_count, int most_tiles, int most_shares,
-               int most_tile_shares, int wanted, int* header, Section* sections, Section* tile_sections, Row* records, Share* shares,
-               Share* tile_shares) {
+               int most_tile_shares, int section_cost, int row_cost, int narrow_cost, int wide_cost, int* header,
+               Section* sections, Section* tile_sections, Row* records, Share* shares, Share* tile_shares) {
   __shared__ u64 parts[32];
   int thread = threadIdx.x;
   for (int row = thread; row < rows; row += blockDim.x) records[row] = Row{-1, 0, 0, 1, -1, 0, 0, 1};
   __syncthreads();
   // Length of the line in the upper half, sections in the lower.
-  u64 carry = 0, total;
+  u64 prefixes = 0, line = 0, prefix_cost = 0, total;
   for (int first = 0; first < group_count; first += blockDim.x) {
     int at = first + thread, row = 0, count = 0, prefix = 0;
     if (at < group_count) row = groups[3 * at], count = groups[3 * at + 1], prefix = groups[3 * at + 2];
@@ -135,8 +142,12 @@ extern "C" __global__ void __launch_bounds__(1024)
     // Tiles of equal width, in whole columns of tensor core products.
     int width = shared ? ((columns + tiles - 1) / tiles + 7) / 8 * 8 : 1;
     int units = shared ? (prefix + CHUNK - 1) / CHUNK : 0, length = units * kv_heads;
-    u64 before = carry + scan(((u64)(tiles * length) << 32) | (u64)tiles, total, parts);
-    carry += total;
+    u64 before = prefixes + scan(((u64)(tiles * length) << 32) | (u64)tiles, total, parts);
+    prefixes += total;
+    if (TOGETHER) {
+      scan((u64)(tiles * length) * (width > WIDE_COLUMNS / 2 ? wide_cost : narrow_cost), total, parts);
+      prefix_cost += total;
+    }
     int section = (int)(u32)before, start = (int)(before >> 32);
     for (int tile = 0; tile < tiles && section + tile < most_tiles; tile++)
       tile_sections[section + tile] =
@@ -145,21 +156,14 @@ extern "C" __global__ void __launch_bounds__(1024)
       records[row + member] = Row{-1, 0, 0, 0, section, start, units, width, member * PER_KV, prefix};
   }
   __syncthreads();
-  if (group_count > 0) {
-    int length = (int)(carry >> 32), count = (int)(u32)carry, used;
-    if (TOGETHER) used = whole_shares_for(length, count * kv_heads, most_tile_shares, wanted);
-    else used = shares_for(length, count * kv_heads, most_tile_shares, 1);
-    cut(length, count, used, most_tile_shares, header + 2, tile_sections, tile_shares);
-  }
-  carry = 0;
   for (int first = 0; first < rows; first += blockDim.x) {
     int row = first + thread, length = 0;
     Row record = {-1};
     if (row < rows) length = lengths[row], record = records[row];
     int units = max(length - record.prefix + STEP - 1, 0) / STEP;
     if (length <= 0) units = 0, record.tile = -1;
-    u64 before = carry + scan(((u64)(units * kv_heads) << 32) | (u64)(units > 0), total, parts);
-    carry += total;
+    u64 before = line + scan(((u64)(units * kv_heads) << 32) | (u64)(units > 0), total, parts);
+    line += total;
     if (units > 0) {
       record.section = (int)(u32)before, record.start = (int)(before >> 32), record.units = units;
       sections[record.section] = Section{record.start, units, row, 0, PER_KV, record.prefix, length, record.alone};
@@ -167,8 +171,20 @@ extern "C" __global__ void __launch_bounds__(1024)
     if (row < rows) records[row] = record;
   }
   __syncthreads();
-  int length = (int)(carry >> 32), count = (int)(u32)carry;
+  int length = (int)(line >> 32), count = (int)(u32)line;
+  int row_shares = most_shares;
+  if (group_count > 0) {
+    int prefix_length = (int)(prefixes >> 32), prefix_count = (int)(u32)prefixes, stretches = prefix_count * kv_heads, used;
+    if (TOGETHER) {
+      u64 row_costs = (u64)length * row_cost + (u64)(count * kv_heads) * section_cost;
+      used = blocks_for(prefix_length, stretches, prefix_cost, row_costs, most_tile_shares);
+      row_shares -= used * ROW_BLOCKS;
+    } else {
+      used = shares_for(prefix_length, stretches, most_tile_shares, 1);
+    }
+    cut(prefix_length, prefix_count, used, most_tile_shares, header + 2, tile_sections, tile_shares);
+  }
   // A unit for each warp.
-  int used = shares_for(length, count * kv_heads, most_shares, ROW_WARPS);
+  int used = shares_for(length, count * kv_heads, row_shares, ROW_WARPS);
   cut(length, count, used, most_shares, header, sections, shares);
 }

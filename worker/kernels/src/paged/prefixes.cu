@@ -139,7 +139,7 @@ template <int TILES> __device__ __forceinline__ void attend_prefix(const Context
                                                                    int first, int last, uint4* shared, const float*, float* slots) {
   typedef Scalar<TILES> Step;
   int warp = threadIdx.x >> 5;
-  Step::stage(shared, context, section, kv_head, TILES * PREFIX_WARPS);
+  Step::stage(shared, make_uint4(0, 0, 0, 0), context, section, kv_head, TILES * PREFIX_WARPS);
   __syncthreads();
   Sums<TILES> sums;
   sums.clear();
@@ -156,6 +156,8 @@ extern "C" __global__ void __launch_bounds__(PREFIX_WARPS * 32, PREFIX_BLOCKS)
                    const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks, float scale) {
   extern __shared__ uint4 shared[];
   Context context = {q, keys, values, tables, nullptr, nullptr, heads, kv_heads, max_blocks, scale * 1.44269504f};
+  wait_for_previous();
+  let_next_begin();
   Share share = shares[blockIdx.x];
   Section section = share.section;
   for (int at = share.begin, index = share.index; at < share.end;) {

@@ -198,13 +198,15 @@ struct Tensor {
   static __device__ __forceinline__ u32 word(const uint4& v, int at) {
     return at == 0 ? v.x : at == 1 ? v.y : at == 2 ? v.z : v.w;
   }
-  // A block's queries in the order in which `score` reads them.
-  static __device__ __forceinline__ void stage(uint4* to, const Context& context, const Section& section, int kv_head, int) {
-    for (int at = team_thread(); at < QUERIES; at += TEAM) {
-      int column = (at & 31) >> 2, dim = 32 * (at >> 5) + 8 * (at & 3);
-      bool inside = column < section.columns && dim < HEAD_DIM;
-      to[at] = inside ? *reinterpret_cast<const uint4*>(context.query(section, kv_head, column) + dim) : make_uint4(0, 0, 0, 0);
-    }
+  // A thread's part of a team's queries, in the order in which `score` reads them.
+  static __device__ __forceinline__ uint4 fetch(const Context& context, const Section& section, int kv_head) {
+    static_assert(QUERIES <= TEAM, "a thread holds 16 bytes of the queries");
+    int at = team_thread(), column = (at & 31) >> 2, dim = 32 * (at >> 5) + 8 * (at & 3);
+    bool inside = column < section.columns && dim < HEAD_DIM;
+    return inside ? *reinterpret_cast<const uint4*>(context.query(section, kv_head, column) + dim) : make_uint4(0, 0, 0, 0);
+  }
+  static __device__ __forceinline__ void stage(uint4* to, uint4 fetched, const Context&, const Section&, int, int) {
+    if (team_thread() < QUERIES) to[team_thread()] = fetched;
   }
 };
 
@@ -249,7 +251,8 @@ template <int TILES> struct Scalar {
         }
       }
   }
-  static __device__ __forceinline__ void stage(uint4* to, const Context& context, const Section& section, int kv_head,
+  static __device__ __forceinline__ uint4 fetch(const Context&, const Section&, int) { return make_uint4(0, 0, 0, 0); }
+  static __device__ __forceinline__ void stage(uint4* to, uint4, const Context& context, const Section& section, int kv_head,
                                                int tiles) {
     float* queries = reinterpret_cast<float*>(to);
     for (int at = team_thread(); at < tiles * 8 * HEAD_DIM; at += TEAM) {
@@ -379,15 +382,17 @@ __device__ __forceinline__ void attend_rows(const Context& context, float* parti
   Section section = share.section;
   int at = share.begin, index = share.index, kv_head, first, last;
   Walk<Step, 1> walk;
+  uint4 queries;
   auto begin = [&]() {
     int inside = at - section.start;
     kv_head = inside / section.units, first = inside % section.units, last = min(section.units, first + share.end - at);
     int token = section.begin + (first + (team_thread() >> 5)) * STEP;
     walk.begin(context, section, kv_head, token, min(section.begin + last * STEP, section.end), ROW_WARPS * STEP);
+    queries = Step::fetch(context, section, kv_head);
   };
   if (at < share.end) begin();
   while (at < share.end) {
-    Step::stage(shared.queries, context, section, kv_head, 1);
+    Step::stage(shared.queries, queries, context, section, kv_head, 1);
     team_wait(team);
     Sums<1> sums;
     sums.clear();
@@ -412,5 +417,7 @@ extern "C" __global__ void __launch_bounds__(TEAM, ROW_BLOCKS)
                const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks, float scale) {
   extern __shared__ uint4 memory[];
   Context context = {q, keys, values, tables, out, lse, heads, kv_heads, max_blocks, scale * 1.44269504f};
+  wait_for_previous();
+  let_next_begin();
   attend_rows(context, partials, sections, shares, blockIdx.x, *reinterpret_cast<Shared*>(memory), 0);
 }

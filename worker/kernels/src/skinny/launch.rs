@@ -57,19 +57,24 @@ impl Block {
         }
     }
 
-    fn defines(&self, epilogue: Epilogue) -> [(&'static str, usize); 5] {
+    fn defines(&self, epilogue: Epilogue) -> [(&'static str, usize); 6] {
         [
             ("TILES", self.tiles),
             ("WARPS", self.warps),
             ("STAGES", self.stages),
             ("RESIDENT", self.resident),
             ("SWIGLU", usize::from(epilogue == Epilogue::Swiglu)),
+            ("AHEAD", ahead()),
         ]
     }
 }
 
+fn ahead() -> usize {
+    std::env::var("AHEAD").ok().and_then(|v| v.parse().ok()).unwrap_or(4096)
+}
+
 /// What the source is compiled for.
-pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 5])> {
+pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 6])> {
     let mut builds = Vec::new();
     for outputs in [16, 64] {
         for rows in [1, MOST_ROWS] {
@@ -135,7 +140,7 @@ pub fn linear<T: Float>(
     let blocks = outputs.div_ceil(tile).min(block.resident * gpu.processors());
     gpu.launch(
         &kernel,
-        Grid::new(blocks, 32 * block.warps as u32),
+        Grid::new(blocks, 32 * block.warps as u32).early(),
         &[
             x.into(),
             weight.into(),
