@@ -135,7 +135,7 @@ impl Gpu {
             meter: Arc::default(),
             architecture: format!("sm_{major}{minor}{suffix}"),
             processors: usize::try_from(processors).unwrap_or(1),
-            overlaps: major >= 9 && std::env::var("PDL").map_or(true, |v| v != "0"),
+            overlaps: major >= 9,
         })
     }
 

@@ -103,13 +103,6 @@ __device__ __forceinline__ void let_next_begin() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-// Asks for bytes, a multiple of 16 from a multiple of 16 on, to be brought into the level 2 cache. Whoever writes them writes
-// there, so that it can be done at any time.
-__device__ __forceinline__ void bring_closer(const void* from, u32 bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
 
 // A counter-based generator (Philox 4x32-10, Salmon et al. 2011): equal counters and keys give equal numbers.
 __device__ __forceinline__ uint4 philox(u64 counter, u64 stream, u64 seed) {

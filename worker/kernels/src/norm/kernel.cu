@@ -53,7 +53,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
              float eps) {
   __shared__ float parts[(THREADS + 31) / 32];
   let_next_begin();
-  if (blockIdx.x == 0 && threadIdx.x == 0 && (size_t)weight % 16 == 0) bring_closer(weight, width * sizeof(elem) / 16 * 16);
   wait_for_previous();
   const size_t start = (size_t)blockIdx.x * width;
   raw row[VECTORS];

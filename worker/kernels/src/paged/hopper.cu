@@ -32,20 +32,26 @@ __device__ __forceinline__ void load_queries(u32 to, const Context& context, con
     copy16(to + i * 128, from, inside);
   }
 }
-// The blocks of a chunk: lane i has that of the eight tokens from 8i on.
-__device__ __forceinline__ u32 look_up(const u32* table, int token, int end) {
+// Where the tokens of a chunk lie in the pool, in parts of 16 bytes: lane i has the place of the eight tokens from 8i on.
+__device__ __forceinline__ u32 look_up(const Context& context, const u32* table, int kv_head, int token, int end) {
   int at = token + 8 * (threadIdx.x & 31);
-  return at < min(token + CHUNK, end) ? __ldg(table + at / BLOCK_SIZE) : 0;
+  if (at >= min(token + CHUNK, end)) return 0;
+  return (__ldg(table + at / BLOCK_SIZE) * context.kv_heads + kv_head) * (BLOCK_SIZE * PARTS) + at % BLOCK_SIZE * PARTS;
 }
-// Keys or values of a chunk; zeros from the end on.
-__device__ __forceinline__ void load_chunk(u32 to, const elem* pool, const Context& context, u32 blocks, int kv_head, int token,
-                                           int end) {
+// Keys or values of a chunk of which `tokens` are there; zeros after them. Copies must keep up with the products: each takes a
+// shuffle, a sum, and itself.
+__device__ __forceinline__ void load_chunk(u32 to, const elem* pool, u32 places, int tokens) {
   int part = team_thread() % PARTS, row = team_thread() / PARTS;
-  to += place_of(row, part), pool += 8 * part;
+  to += place_of(row, part);
+  const uint4* from = reinterpret_cast<const uint4*>(pool) + row % 8 * PARTS + part;
+  if (tokens >= CHUNK) {
 #pragma unroll 8
-  for (int i = 0; i < CHUNK; i += AT_ONCE) {
-    u32 block = __shfl_sync(0xffffffffu, blocks, (row + i) / 8);
-    copy16(to + i * 128, pool + context.place(block, kv_head, token + row + i), token + row + i < end);
+    for (int i = 0; i < CHUNK; i += AT_ONCE)
+      copy16(to + i * 128, from + __shfl_sync(0xffffffffu, places, row / 8 + i / 8), true);
+  } else {
+#pragma unroll 4
+    for (int i = 0; i < CHUNK; i += AT_ONCE)
+      copy16(to + i * 128, from + __shfl_sync(0xffffffffu, places, row / 8 + i / 8), row + i < tokens);
   }
 }
 
@@ -291,7 +297,7 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
     u32 query_tile = shared_address(tiles.queries), key_tiles = shared_address(tiles.keys), value_tiles = shared_address(tiles.values);
     each_part(share, tile_sections, kv_heads, [&](const Section& section, int, int kv_head, int begin, int chunks, int part, int used) {
       const u32* table = tables + (i64)section.row * max_blocks;
-      u32 blocks = 0, next = look_up(table, begin, section.end);
+      u32 places = 0, next = look_up(context, table, kv_head, begin, section.end);
       barrier_wait(barriers.q_free, (part & 1) ^ 1);
       load_queries(query_tile, context, section, kv_head);
       tell_when_loaded(barriers.q_full);
@@ -301,16 +307,16 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
         if (chunk < chunks) {
           int stage = (used + chunk) % STAGES;
           barrier_wait(barriers.k_free + 8 * stage, ((used + chunk) / STAGES & 1) ^ 1);
-          load_chunk(key_tiles + stage * MATRIX, keys, context, next, kv_head, token, section.end);
+          load_chunk(key_tiles + stage * MATRIX, keys, next, section.end - token);
           tell_when_loaded(barriers.k_full + 8 * stage);
         }
         if (chunk > 0) {
           int stage = (used + chunk - 1) % STAGES;
           barrier_wait(barriers.v_free + 8 * stage, ((used + chunk - 1) / STAGES & 1) ^ 1);
-          load_chunk(value_tiles + stage * MATRIX, values, context, blocks, kv_head, token - CHUNK, section.end);
+          load_chunk(value_tiles + stage * MATRIX, values, places, section.end - token + CHUNK);
           tell_when_loaded(barriers.v_full + 8 * stage);
         }
-        blocks = next, next = look_up(table, token + CHUNK, section.end);
+        places = next, next = look_up(context, table, kv_head, token + CHUNK, section.end);
       }
     });
     asm volatile("cp.async.wait_all;" ::: "memory");

@@ -88,12 +88,8 @@ fn together(gpu: &Gpu, decode: &Decode) -> bool {
 /// 16 tokens of one (while all blocks share the memory), and 128 tokens of a prefix for at most 64 query heads and for more.
 const SECTION_COST: usize = 70;
 const ROW_COST: usize = 36;
-const NARROW_COST: usize = 110;
-const WIDE_COST: usize = 170;
-
-fn cost(name: &str, value: usize) -> usize {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(value)
-}
+const NARROW_COST: usize = 150;
+const WIDE_COST: usize = 190;
 
 /// Where things lie in the scratch memory of a batch.
 struct Layout {
@@ -275,10 +271,10 @@ pub fn plan(
             layout.tiles.into(),
             layout.shares.into(),
             layout.tile_shares.into(),
-            cost("SECTION_COST", SECTION_COST).into(),
-            cost("ROW_COST", ROW_COST).into(),
-            cost("NARROW_COST", NARROW_COST).into(),
-            cost("WIDE_COST", WIDE_COST).into(),
+            SECTION_COST.into(),
+            ROW_COST.into(),
+            NARROW_COST.into(),
+            WIDE_COST.into(),
             (&plan.header).into(),
             (&plan.sections).into(),
             (&plan.tile_sections).into(),

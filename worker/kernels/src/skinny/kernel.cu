@@ -6,7 +6,7 @@
 // requests the next tile's weights before it has added up the last one's sums.
 //
 // Compiled for ELEM, TILES (of 8 rows of x), WARPS, STAGES (chunks of inputs in flight per warp), RESIDENT (blocks of a
-// multiprocessor), SWIGLU, AHEAD (bytes of each row of the first tile that are asked for before the kernel may begin).
+// multiprocessor), SWIGLU.
 
 // Inputs of a chunk.
 static constexpr int CHUNK = 64;
@@ -76,13 +76,6 @@ __device__ __forceinline__ void linear(const bf16* x, const bf16* weight, const 
     high_row = weight + (i64)(SWIGLU ? outputs + output : min(tile * OUTPUTS + g + 8, outputs - 1)) * inputs;
   };
   enter();
-  // While the kernel before this one ends, the beginnings of the rows of the first tile come closer.
-  if (threadIdx.x < 16 && AHEAD > 0) {
-    int its = threadIdx.x & 7, second = threadIdx.x >> 3;
-    int output = SWIGLU ? min(tile * OUTPUTS + its, outputs - 1) + second * outputs
-                        : min(tile * OUTPUTS + its + 8 * second, outputs - 1);
-    bring_closer(weight + (i64)output * inputs, min(AHEAD, inputs * (int)sizeof(bf16)));
-  }
   wait_for_previous();
   let_next_begin();
   auto request = [&](Stage& stage) {

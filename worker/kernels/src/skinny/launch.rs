@@ -57,24 +57,19 @@ impl Block {
         }
     }
 
-    fn defines(&self, epilogue: Epilogue) -> [(&'static str, usize); 6] {
+    fn defines(&self, epilogue: Epilogue) -> [(&'static str, usize); 5] {
         [
             ("TILES", self.tiles),
             ("WARPS", self.warps),
             ("STAGES", self.stages),
             ("RESIDENT", self.resident),
             ("SWIGLU", usize::from(epilogue == Epilogue::Swiglu)),
-            ("AHEAD", ahead()),
         ]
     }
 }
 
-fn ahead() -> usize {
-    std::env::var("AHEAD").ok().and_then(|v| v.parse().ok()).unwrap_or(4096)
-}
-
 /// What the source is compiled for.
-pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 6])> {
+pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 5])> {
     let mut builds = Vec::new();
     for outputs in [16, 64] {
         for rows in [1, MOST_ROWS] {
