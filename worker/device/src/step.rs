@@ -345,7 +345,10 @@ mod tests {
             .zip(100..)
             .map(|(table, own)| [&table[..], &[own]].concat())
             .collect::<Vec<_>>();
-        let pieces = own.iter().map(|table| piece(&[1], &[[0; 3]], 150, table)).collect::<Vec<_>>();
+        let pieces = own
+            .iter()
+            .map(|table| piece(&[1], &[[0; 3]], 150, table))
+            .collect::<Vec<_>>();
         let step = Step::new(&pieces, Some(0));
         assert_eq!(step.decodes, [1, 3, 0, 2, 4]);
         assert_eq!(step.rows, [2, 0, 3, 1, 4]);
