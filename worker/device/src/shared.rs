@@ -45,13 +45,24 @@ pub fn groups(tables: &[&[u32]], least: usize) -> Vec<Group> {
 /// blocks save 2,976 of them, 4 groups of 8 rows 2,688.
 const MANY: usize = 2_500;
 
+/// The same where no more rows share than [`FEW`]: a decode step of 8 rows took 1.9 ms longer with its prefix read once, as
+/// long as so many reads take.
+const VERY_MANY: usize = 15_000;
+const FEW: usize = 16;
+
 /// Whether reading shared prefixes once is faster than reading them for every row. While they all stay in the level 2 cache,
 /// which holds `cached` blocks of a layer, memory is not what their rows wait for, and merging costs more than it saves unless
-/// rows are many: measured, docs/experiments.md.
+/// rows are many: measured, docs/experiments.md. Without a cache it always is.
 pub fn pays(groups: &[Group], cached: usize) -> bool {
+    let rows: usize = groups.iter().map(|group| group.rows).sum();
     let distinct: usize = groups.iter().map(|group| group.blocks).sum();
     let saved: usize = groups.iter().map(|group| group.blocks * (group.rows - 1)).sum();
-    !groups.is_empty() && (2 * distinct >= cached || saved >= MANY)
+    match rows {
+        0 => false,
+        _ if cached == 0 => true,
+        1..=FEW => saved >= VERY_MANY,
+        _ => 2 * distinct >= cached || saved >= MANY,
+    }
 }
 
 /// Blocks with which both begin.
@@ -90,6 +101,8 @@ mod tests {
         assert!(pays(&[group(32, 96)], 1600));
         assert!(pays(&[group(8, 96); 4], 1600));
         assert!(!pays(&[group(32, 8)], 1600));
+        assert!(!pays(&[group(8, 1000); 2], 1600));
+        assert!(pays(&[group(16, 1000)], 1600));
         assert!(!pays(&[], 1600));
     }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::sys::{self, CUfunction_attribute_enum};
+use cudarc::driver::{result, sys::CUfunction_attribute_enum};
 
 use super::{Gpu, GpuError, source::Kernel};
 use crate::{Buffer, element::Element};
@@ -85,8 +85,6 @@ pub(crate) struct Grid {
     pub threads: u32,
     /// Dynamic shared memory in bytes; above 48 KiB the kernel is told so.
     pub shared_bytes: u32,
-    /// Whether it may begin before the kernel before it is done.
-    pub early: bool,
 }
 
 impl Grid {
@@ -97,7 +95,6 @@ impl Grid {
             blocks: (blocks as u32, 1, 1),
             threads,
             shared_bytes: 0,
-            early: false,
         }
     }
 
@@ -108,21 +105,12 @@ impl Grid {
             blocks: (blocks.0 as u32, blocks.1 as u32, blocks.2 as u32),
             threads,
             shared_bytes: 0,
-            early: false,
         }
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "shared memory is at most 227 KiB")]
     pub fn shared(mut self, bytes: usize) -> Self {
         self.shared_bytes = bytes as u32;
-        self
-    }
-
-    /// On Hopper and later, the kernel may begin while the one before it in the stream still runs, as soon as all blocks of that
-    /// one are done or say `let_next_begin`. For kernels alone that call `wait_for_previous` (both are in `prelude.cu`) before
-    /// they read what a kernel has written, or write anything.
-    pub fn early(mut self) -> Self {
-        self.early = true;
         self
     }
 }
@@ -142,33 +130,17 @@ impl Gpu {
             set.map_err(GpuError::driver("ask for shared memory"))?;
         }
         let mut parameters = args.iter().map(Arg::address).collect::<Vec<_>>();
-        let mut attributes = Vec::new();
-        if grid.early && self.overlaps {
-            attributes.push(sys::CUlaunchAttribute {
-                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                pad: [0; 4],
-                value: sys::CUlaunchAttributeValue {
-                    programmaticStreamSerializationAllowed: 1,
-                },
-            });
-        }
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid.blocks.0,
-            gridDimY: grid.blocks.1,
-            gridDimZ: grid.blocks.2,
-            blockDimX: grid.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: grid.shared_bytes,
-            hStream: self.stream.cu_stream(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: u32::from(!attributes.is_empty()),
-        };
         // SAFETY: the parameters are those of the kernel, and its buffers are as long as it takes them to be: launchers see to
-        // it. Buffers are freed in the order of the stream, after this. The driver reads `config` before it returns.
+        // it. Buffers are freed in the order of the stream, after this.
         let launched = unsafe {
-            let (config, none) = (&raw const config, std::ptr::null_mut());
-            sys::cuLaunchKernelEx(config, function.cu_function(), parameters.as_mut_ptr(), none).result()
+            result::launch_kernel(
+                function.cu_function(),
+                grid.blocks,
+                (grid.threads, 1, 1),
+                grid.shared_bytes,
+                self.stream.cu_stream(),
+                &mut parameters,
+            )
         };
         launched.map_err(|source| GpuError::Driver {
             action: kernel.name,

@@ -32,8 +32,6 @@ pub struct Gpu {
     blas: Arc<Mutex<gemm::Blas>>,
     architecture: String,
     processors: usize,
-    /// Whether a kernel can begin before the one before it is done.
-    overlaps: bool,
 }
 
 /// What a card is.
@@ -135,7 +133,6 @@ impl Gpu {
             meter: Arc::default(),
             architecture: format!("sm_{major}{minor}{suffix}"),
             processors: usize::try_from(processors).unwrap_or(1),
-            overlaps: major >= 9,
         })
     }
 

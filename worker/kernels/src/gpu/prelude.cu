@@ -90,20 +90,6 @@ __device__ __forceinline__ float block_max(float x) {
   return warp_max(best);
 }
 
-// A kernel that is launched early (`Grid::early`) may begin while the one before it still runs. Until this returns it reads
-// nothing that a kernel writes, and writes nothing; afterwards all kernels before it are done. Every thread calls it.
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-// The next kernel may begin if it is launched early, once every block has said so or is done.
-__device__ __forceinline__ void let_next_begin() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // A counter-based generator (Philox 4x32-10, Salmon et al. 2011): equal counters and keys give equal numbers.
 __device__ __forceinline__ uint4 philox(u64 counter, u64 stream, u64 seed) {
   u32 c0 = (u32)counter, c1 = (u32)(counter >> 32), c2 = (u32)stream, c3 = (u32)(stream >> 32);

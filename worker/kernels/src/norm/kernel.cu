@@ -52,8 +52,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     rms_norm(const elem* x, elem* residual, const elem* __restrict__ weight, elem* out, float* inverse_rms, int width,
              float eps) {
   __shared__ float parts[(THREADS + 31) / 32];
-  let_next_begin();
-  wait_for_previous();
   const size_t start = (size_t)blockIdx.x * width;
   raw row[VECTORS];
   load_sum(x + start, residual == nullptr ? nullptr : residual + start, width, row);

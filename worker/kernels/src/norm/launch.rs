@@ -49,7 +49,7 @@ pub fn rms_norm<T: Float>(
     let (kernel, grid) = by_rows::<T>(gpu, NAME, norm, pack)?;
     gpu.launch(
         &kernel,
-        grid.early(),
+        grid,
         &[
             x.into(),
             residual.into(),

@@ -269,8 +269,6 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
   __shared__ __align__(8) u64 barrier_memory[2 + 4 * STAGES];
   __shared__ float4 tops[TEAM];
   __shared__ float unused[COMPUTING / 32];
-  wait_for_previous();
-  let_next_begin();
   Context context = {q, keys, values, tables, out, lse, heads, kv_heads, max_blocks, scale * 1.44269504f};
   int team = threadIdx.x / TEAM, block = blockIdx.x, others = header[3];
   if (block >= others) {

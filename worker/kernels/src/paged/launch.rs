@@ -88,8 +88,8 @@ fn together(gpu: &Gpu, decode: &Decode) -> bool {
 /// 16 tokens of one (while all blocks share the memory), and 128 tokens of a prefix for at most 64 query heads and for more.
 const SECTION_COST: usize = 70;
 const ROW_COST: usize = 36;
-const NARROW_COST: usize = 150;
-const WIDE_COST: usize = 190;
+const NARROW_COST: usize = 200;
+const WIDE_COST: usize = 260;
 
 /// Where things lie in the scratch memory of a batch.
 struct Layout {
@@ -334,9 +334,7 @@ pub fn attend<T: Float>(
     let row_memory = row_memory(T::DTYPE, decode.head_dim);
     if T::DTYPE == Dtype::Bf16 && together(gpu, decode) {
         let memory = (TILES * decode.head_dim * LONG_CHUNK * 2).max(ROW_BLOCKS * row_memory);
-        let grid = Grid::new(layout.tile_shares, (32 * ROW_WARPS * ROW_BLOCKS) as u32)
-            .shared(memory)
-            .early();
+        let grid = Grid::new(layout.tile_shares, (32 * ROW_WARPS * ROW_BLOCKS) as u32).shared(memory);
         let lines = [
             (&wide).into(),
             (&plan.header).into(),
@@ -349,21 +347,17 @@ pub fn attend<T: Float>(
     } else {
         if decode.groups > 0 {
             let memory = prefix_memory(T::DTYPE, decode.head_dim);
-            let grid = Grid::new(layout.tile_shares, 32 * PREFIX_WARPS as u32)
-                .shared(memory)
-                .early();
+            let grid = Grid::new(layout.tile_shares, 32 * PREFIX_WARPS as u32).shared(memory);
             let line = [(&wide).into(), (&plan.tile_sections).into(), (&plan.tile_shares).into()];
             launch("paged_prefixes", grid, &[&read, &line, &numbers])?;
         }
-        let grid = Grid::new(layout.shares, 32 * ROW_WARPS as u32)
-            .shared(row_memory)
-            .early();
+        let grid = Grid::new(layout.shares, 32 * ROW_WARPS as u32).shared(row_memory);
         let line = [(&plan.sections).into(), (&plan.shares).into()];
         launch("paged_rows", grid, &[&read, &written, &line, &numbers])?;
     }
     gpu.launch(
         &kernel(gpu, "paged_merge", T::DTYPE, decode),
-        Grid::of((decode.heads, decode.rows, 1), 32 * merge_warps(decode) as u32).early(),
+        Grid::of((decode.heads, decode.rows, 1), 32 * merge_warps(decode) as u32),
         &[
             out.into(),
             lse.into(),

@@ -4,8 +4,6 @@ extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32)
                 int heads, int kv_heads) {
   static constexpr int AT_ONCE = 4;
   __shared__ float outputs[MERGE_WARPS][HEAD_DIM], maxima[MERGE_WARPS], sums[MERGE_WARPS];
-  let_next_begin();
-  wait_for_previous();
   int row = blockIdx.y, head = blockIdx.x, kv_head = head / PER_KV, column = head % PER_KV, wide_column = 0;
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   Row record = records[row];

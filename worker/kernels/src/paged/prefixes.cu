@@ -156,8 +156,6 @@ extern "C" __global__ void __launch_bounds__(PREFIX_WARPS * 32, PREFIX_BLOCKS)
                    const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks, float scale) {
   extern __shared__ uint4 shared[];
   Context context = {q, keys, values, tables, nullptr, nullptr, heads, kv_heads, max_blocks, scale * 1.44269504f};
-  wait_for_previous();
-  let_next_begin();
   Share share = shares[blockIdx.x];
   Section section = share.section;
   for (int at = share.begin, index = share.index; at < share.end;) {

@@ -417,7 +417,5 @@ extern "C" __global__ void __launch_bounds__(TEAM, ROW_BLOCKS)
                const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks, float scale) {
   extern __shared__ uint4 memory[];
   Context context = {q, keys, values, tables, out, lse, heads, kv_heads, max_blocks, scale * 1.44269504f};
-  wait_for_previous();
-  let_next_begin();
   attend_rows(context, partials, sections, shares, blockIdx.x, *reinterpret_cast<Shared*>(memory), 0);
 }

@@ -36,7 +36,7 @@ __device__ __forceinline__ void add_to(float (&x)[PACK], raw more) {
   for (int i = 0; i < PACK; i++) x[i] += b[i];
 }
 
-extern "C" __global__ void rotary_split(const elem* qkv, const elem* __restrict__ bias,
+extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem* __restrict__ bias,
                                         const int* __restrict__ positions, const float* __restrict__ frequencies,
                                         const u8* __restrict__ axis_of, int axes, elem* q, elem* k, elem* v, elem* keys,
                                         elem* values, const int* __restrict__ slots, int tokens, int heads,
@@ -46,8 +46,6 @@ extern "C" __global__ void rotary_split(const elem* qkv, const elem* __restrict_
   const int first = blockIdx.x * TOKENS, packs = pairs / PACK, head_dim = 2 * pairs;
   const int all_heads = heads + 2 * kv_heads, items = all_heads * packs;
   bool ready = frequencies == nullptr;
-  let_next_begin();
-  wait_for_previous();
   // All threads go as often through the loop: there is a barrier in it.
   for (int begin = 0; begin < items; begin += blockDim.x) {
     const int item = begin + threadIdx.x;

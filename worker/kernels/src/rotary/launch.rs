@@ -109,7 +109,7 @@ pub fn split<T: Float>(
     let (kernel, grid) = shape.kernel(gpu, NAME, T::DTYPE, pack::<T>(pairs, &addresses));
     gpu.launch(
         &kernel,
-        grid.early(),
+        grid,
         &[
             qkv.into(),
             bias.into(),

@@ -76,8 +76,6 @@ __device__ __forceinline__ void linear(const bf16* x, const bf16* weight, const 
     high_row = weight + (i64)(SWIGLU ? outputs + output : min(tile * OUTPUTS + g + 8, outputs - 1)) * inputs;
   };
   enter();
-  wait_for_previous();
-  let_next_begin();
   auto request = [&](Stage& stage) {
 #pragma unroll
     for (int j = 0; j < CHUNK / 32; j++) {
@@ -138,8 +136,6 @@ __device__ __forceinline__ void linear(const bf16* x, const bf16* weight, const 
 // In plain f32, for parity: a warp per output, its lanes over inputs.
 __device__ __forceinline__ void linear(const float* x, const float* weight, const float* bias, const float* residual,
                                        float* out, int rows, int outputs, int inputs) {
-  wait_for_previous();
-  let_next_begin();
   int lane = threadIdx.x & 31;
   int step = gridDim.x * WARPS;
   for (int output = blockIdx.x * WARPS + (threadIdx.x >> 5); output < outputs; output += step) {

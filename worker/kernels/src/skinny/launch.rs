@@ -135,7 +135,7 @@ pub fn linear<T: Float>(
     let blocks = outputs.div_ceil(tile).min(block.resident * gpu.processors());
     gpu.launch(
         &kernel,
-        Grid::new(blocks, 32 * block.warps as u32).early(),
+        Grid::new(blocks, 32 * block.warps as u32),
         &[
             x.into(),
             weight.into(),
