@@ -4,7 +4,7 @@
 //! layer then calls `attend`. The grids depend on [`Decode`] alone, so that a recorded graph serves every step of a batch
 //! size, and results do not depend on the order in which blocks of threads run.
 //!
-//! Sharing a prefix costs a launch and partial results. It pays where a group is large or there are several: 16 groups of 8
+//! Sharing a prefix costs partial results, and before Hopper a launch. It pays where a group is large or there are several: 16 groups of 8
 //! rows over 1,536 tokens, say; one such group alone is faster without ([`Decode::groups`] of 0).
 
 #[cfg(feature = "cuda")]
