@@ -41,15 +41,28 @@ pub fn groups(tables: &[&[u32]], least: usize) -> Vec<Group> {
     groups
 }
 
-/// Rows of one group from which reading its prefix once pays although the cache of the card holds it.
-const MANY: usize = 96;
+/// Reads of blocks that sharing saves, from which on it pays although the cache of the card holds the prefixes: 32 rows over 96
+/// blocks save 2,976 of them, 4 groups of 8 rows 2,688.
+const MANY: usize = 2_500;
+
+/// The same where no more rows share than [`FEW`]: a decode step of 8 rows took 1.9 ms longer with its prefix read once, as
+/// long as so many reads take.
+const VERY_MANY: usize = 15_000;
+const FEW: usize = 16;
 
 /// Whether reading shared prefixes once is faster than reading them for every row. While they all stay in the level 2 cache,
-/// which holds `cached` blocks of a layer, memory is not what their rows wait for, and the second kernel costs more than it
-/// saves unless a group is large: measured, docs/experiments.md.
+/// which holds `cached` blocks of a layer, memory is not what their rows wait for, and merging costs more than it saves unless
+/// rows are many: measured, docs/experiments.md. Without a cache it always is.
 pub fn pays(groups: &[Group], cached: usize) -> bool {
+    let rows: usize = groups.iter().map(|group| group.rows).sum();
     let distinct: usize = groups.iter().map(|group| group.blocks).sum();
-    2 * distinct >= cached || groups.iter().any(|group| group.rows >= MANY)
+    let saved: usize = groups.iter().map(|group| group.blocks * (group.rows - 1)).sum();
+    match rows {
+        0 => false,
+        _ if cached == 0 => true,
+        1..=FEW => saved >= VERY_MANY,
+        _ => 2 * distinct >= cached || saved >= MANY,
+    }
 }
 
 /// Blocks with which both begin.
@@ -85,7 +98,11 @@ mod tests {
         let group = |rows, blocks| Group { first: 0, rows, blocks };
         assert!(!pays(&[group(8, 96)], 1600));
         assert!(pays(&[group(8, 96); 16], 1600));
-        assert!(pays(&[group(128, 96)], 1600));
+        assert!(pays(&[group(32, 96)], 1600));
+        assert!(pays(&[group(8, 96); 4], 1600));
+        assert!(!pays(&[group(32, 8)], 1600));
+        assert!(!pays(&[group(8, 1000); 2], 1600));
+        assert!(pays(&[group(16, 1000)], 1600));
         assert!(!pays(&[], 1600));
     }
 

@@ -160,11 +160,17 @@ pub struct Step {
 const LEAST_SHARED: usize = 8;
 
 impl Step {
-    /// Orders the pieces. Common prefixes are read once where that [pays](shared::pays) with a cache of so many blocks; None
+    /// Orders the pieces, those with a common prefix together. Common prefixes are read once where that [pays](shared::pays) with a cache of so many blocks; None
     /// never looks for them.
     pub fn new(pieces: &[Piece<'_>], cached: Option<usize>) -> Self {
-        let (decodes, chunks): (Vec<_>, Vec<_>) =
+        let (mut decodes, chunks): (Vec<_>, Vec<_>) =
             (0..pieces.len()).partition(|index| pieces[*index].ids.len() == 1 && pieces[*index].stored > 0);
+        if cached.is_some() {
+            // Samples of one prompt need not begin together, but must stand together. Sequences that have one block in common
+            // have all before it in common, so that a few of them tell.
+            let some = |index: &usize| pieces[*index].blocks.iter().step_by(LEAST_SHARED);
+            decodes.sort_by(|a, b| some(a).cmp(some(b)));
+        }
         let tables = decodes.iter().map(|index| pieces[*index].blocks);
         let groups = match cached {
             Some(cached) => {
@@ -328,6 +334,27 @@ mod tests {
         let mail = Mail::new(step.size);
         let words = step.words(&pieces, 16, &mail);
         assert_eq!(words[mail.groups.clone()][..6], [0, 2, 160, 0, 0, 0]);
+    }
+
+    #[test]
+    fn samples_that_begin_apart_stand_together() {
+        let prompt = |first: u32| (first..first + 9).collect::<Vec<u32>>();
+        let tables = [50, 10, 50, 10, 50].map(prompt);
+        let own = tables
+            .iter()
+            .zip(100..)
+            .map(|(table, own)| [&table[..], &[own]].concat())
+            .collect::<Vec<_>>();
+        let pieces = own
+            .iter()
+            .map(|table| piece(&[1], &[[0; 3]], 150, table))
+            .collect::<Vec<_>>();
+        let step = Step::new(&pieces, Some(0));
+        assert_eq!(step.decodes, [1, 3, 0, 2, 4]);
+        assert_eq!(step.rows, [2, 0, 3, 1, 4]);
+        let groups = step.groups.iter().map(|group| (group.first, group.rows, group.blocks));
+        assert_eq!(groups.collect::<Vec<_>>(), [(0, 2, 9), (2, 3, 9)]);
+        assert_eq!(Step::new(&pieces, None).decodes, [0, 1, 2, 3, 4]);
     }
 
     proptest! {

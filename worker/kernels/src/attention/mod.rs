@@ -2,14 +2,18 @@
 //!
 //! Three sources compute the same: `simple.cu` every shape and format on plain cores, `tensor.cu` bf16 by `mma.sync` on every
 //! card with bf16 tensor cores, `hopper.cu` bf16 by `wgmma`. `tiles.cu` comes before each: segments and block tables are on the
-//! device, and a block finds its tile there.
+//! device, and a block finds its tile there. `wgmma.cu` has the instructions of Hopper, for other sources too.
 
 pub mod reference;
 
 #[cfg(feature = "cuda")]
+mod bench;
+#[cfg(feature = "cuda")]
 mod check;
 #[cfg(feature = "cuda")]
 mod launch;
+#[cfg(feature = "cuda")]
+mod shapes;
 
 #[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};
@@ -48,7 +52,11 @@ static TENSOR: Source = Source {
 #[cfg(feature = "cuda")]
 static HOPPER: Source = Source {
     name: "attention_hopper",
-    text: concat!(include_str!("tiles.cu"), include_str!("hopper.cu")),
+    text: concat!(
+        include_str!("tiles.cu"),
+        include_str!("wgmma.cu"),
+        include_str!("hopper.cu")
+    ),
 };
 
 /// Parity with the reference.
@@ -60,7 +68,7 @@ pub fn checks() -> Vec<Check> {
 /// Speed beside the floor.
 #[cfg(feature = "cuda")]
 pub fn cases() -> Vec<Case> {
-    check::cases()
+    bench::cases()
 }
 
 /// Sources with the constants of their builds.

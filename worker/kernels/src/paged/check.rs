@@ -65,7 +65,17 @@ pub fn checks() -> Vec<Check> {
         check!("paged f32 groups, 3/3 heads of 80, blocks of 8", |gpu, draw| {
             groups::<f32>(gpu, draw, (3, 3, 80, 8))
         }),
-        check!("paged bf16 one group of many rows", large_group::<bf16>),
+        check!("paged bf16 one group of many rows", |gpu, draw| large_group::<bf16>(
+            gpu,
+            draw,
+            (28, 4, 128, 16)
+        )),
+        check!("paged bf16 one group of many rows, 14/2 heads of 64", |gpu, draw| {
+            large_group::<bf16>(gpu, draw, (14, 2, 64, 16))
+        }),
+        check!("paged bf16 a few rows over a long prefix", long_prefix::<bf16>),
+        check!("paged f32 a few rows over a long prefix", long_prefix::<f32>),
+        check!("paged bf16 many small groups", many_groups::<bf16>),
         check!("paged bf16 a graph serves other lengths and groups", graph),
     ]
 }
@@ -296,10 +306,31 @@ fn groups<T: Float>(gpu: &Gpu, draw: &mut Draw, heads: Heads) -> Result<Distance
     compare::<T>(gpu, draw, &decode, &lengths, &groups)
 }
 
-fn large_group<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
+/// More columns than a tile has, and a prefix whose last chunk is short.
+fn large_group<T: Float>(gpu: &Gpu, draw: &mut Draw, heads: Heads) -> Result<Distance, CheckError> {
     let lengths = (0..70).map(|_| 1_040 + draw.between(1, 40)).collect::<Vec<_>>();
-    let decode = decode((28, 4, 128, 16), 70, 1_100, 1);
+    let decode = decode(heads, 70, 1_100, 1);
     compare::<T>(gpu, draw, &decode, &lengths, &[[0, 70, 1_040]])
+}
+
+/// A prefix that is cut into many shares, of which some are shorter than a chunk.
+fn long_prefix<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
+    let prefix = 16 * draw.between(150, 260);
+    let lengths = (0..5).map(|_| prefix + draw.between(0, 70)).collect::<Vec<_>>();
+    let decode = decode((28, 4, 128, 16), 5, 4_300, 1);
+    compare::<T>(gpu, draw, &decode, &lengths, &[[0, 5, prefix]])
+}
+
+/// More prefixes and heads than blocks of threads, so that a share holds the end of one and the beginning of another.
+fn many_groups<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
+    let (mut lengths, mut groups) = (Vec::new(), Vec::new());
+    for _ in 0..60 {
+        let (rows, prefix) = (draw.between(2, 12), 16 * draw.between(1, 20));
+        groups.push([lengths.len(), rows, prefix]);
+        lengths.extend((0..rows).map(|_| prefix + draw.between(0, 60)));
+    }
+    let decode = decode((28, 4, 128, 16), lengths.len(), 400, groups.len());
+    compare::<T>(gpu, draw, &decode, &lengths, &groups)
 }
 
 /// Recorded with one set of lengths, tables and groups, and replayed with others.
@@ -381,6 +412,47 @@ pub fn cases() -> Vec<Case> {
             "paged 28 layers, 7B 1 group of 128, 1.5k + 256, shared",
             Load::group(1, 128).shared()
         ),
+        case!(
+            "paged 28 layers, 7B 4 groups of 8, 1.5k + 256, not shared",
+            Load::group(4, 8)
+        ),
+        case!(
+            "paged 28 layers, 7B 4 groups of 8, 1.5k + 256, shared",
+            Load::group(4, 8).shared()
+        ),
+        case!(
+            "paged 28 layers, 7B 1 group of 32, 1.5k + 256, not shared",
+            Load::group(1, 32)
+        ),
+        case!(
+            "paged 28 layers, 7B 1 group of 32, 1.5k + 256, shared",
+            Load::group(1, 32).shared()
+        ),
+        case!(
+            "paged 28 layers, 7B 8 groups of 32, 1.5k + 256, not shared",
+            Load::group(8, 32)
+        ),
+        case!(
+            "paged 28 layers, 7B 8 groups of 32, 1.5k + 256, shared",
+            Load::group(8, 32).shared()
+        ),
+        case!(
+            "paged 28 layers, 7B 1 group of 128, 1.5k + 48, not shared",
+            Load::group(1, 128).after(48)
+        ),
+        case!(
+            "paged 28 layers, 7B 1 group of 128, 1.5k + 48, shared",
+            Load::group(1, 128).after(48).shared()
+        ),
+        case!(
+            "paged 28 layers, 7B 16 groups of 8, 1.5k + 48, not shared",
+            Load::group(16, 8).after(48)
+        ),
+        case!(
+            "paged 28 layers, 7B 16 groups of 8, 1.5k + 48, shared",
+            Load::group(16, 8).after(48).shared()
+        ),
+        case!("paged 28 layers, 7B 128 x 256", Load::alone(QWEN_7B, 128, 256)),
         case!("paged 7B plan of 128 rows", Load::alone(QWEN_7B, 128, 1024).plan()),
     ]
 }
@@ -425,6 +497,11 @@ impl Load {
             shared: false,
             plan: false,
         }
+    }
+
+    /// With so many tokens of each row's own.
+    fn after(self, own: usize) -> Self {
+        Self { own, ..self }
     }
 
     fn shared(self) -> Self {

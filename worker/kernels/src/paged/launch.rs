@@ -1,8 +1,11 @@
-use super::{Decode, SOURCE};
+use super::{Decode, HOPPER, SOURCE};
 use crate::{
     Buffer, Gpu, GpuError, ShapeError,
     element::{Dtype, Float},
-    gpu::{launch::Grid, source::Kernel},
+    gpu::{
+        launch::{Arg, Grid},
+        source::{Kernel, Source},
+    },
 };
 
 /// Warps of a block on the line of rows, and such blocks of a multiprocessor: so many that their registers suffice.
@@ -11,8 +14,11 @@ const ROW_BLOCKS: usize = 3;
 /// The same of prefixes.
 const PREFIX_WARPS: usize = 4;
 const PREFIX_BLOCKS: usize = 2;
-/// Tokens of a prefix that a block has in shared memory.
+/// Tokens of a prefix that a block has in shared memory, and those where it does prefixes and rows together.
 const CHUNK: usize = 64;
+const LONG_CHUNK: usize = 128;
+/// Matrices of a long chunk in the shared memory of such a block: queries, three of keys, three of values.
+const TILES: usize = 7;
 /// Tiles of 8 columns that the warps of a block hold together over a prefix.
 const WIDE_TILES: usize = 4 * PREFIX_WARPS;
 /// Integers of a section, of a row's record, of a share, and of the header of a plan.
@@ -73,6 +79,18 @@ impl Scratch {
     }
 }
 
+/// Whether prefixes and rows are one launch: three teams of a block, one block to a multiprocessor.
+fn together(gpu: &Gpu, decode: &Decode) -> bool {
+    gpu.is_hopper() && decode.groups > 0 && matches!(decode.head_dim, 64 | 128)
+}
+
+/// What work costs a block where prefixes and rows are done together, in hundredths of a microsecond: beginning a row and KV head,
+/// 16 tokens of one (while all blocks share the memory), and 128 tokens of a prefix for at most 64 query heads and for more.
+const SECTION_COST: usize = 70;
+const ROW_COST: usize = 36;
+const NARROW_COST: usize = 200;
+const WIDE_COST: usize = 260;
+
 /// Where things lie in the scratch memory of a batch.
 struct Layout {
     /// Blocks of threads among which rows are divided, and prefixes.
@@ -89,10 +107,11 @@ struct Layout {
 impl Layout {
     fn new(gpu: &Gpu, decode: &Decode) -> Self {
         let grouped = decode.groups > 0;
+        let prefix_blocks = if together(gpu, decode) { 1 } else { PREFIX_BLOCKS };
         let columns = decode.rows * decode.heads_per_kv();
         Self {
             shares: ROW_BLOCKS * gpu.processors(),
-            tile_shares: if grouped { PREFIX_BLOCKS * gpu.processors() } else { 0 },
+            tile_shares: if grouped { prefix_blocks * gpu.processors() } else { 0 },
             rows: decode.rows,
             tiles: if grouped {
                 decode.groups + columns / (8 * WIDE_TILES) + 1
@@ -155,30 +174,46 @@ fn merge_warps(decode: &Decode) -> usize {
 }
 
 /// The constants of a build.
-fn defines(decode: &Decode) -> [(&'static str, usize); 5] {
+type Defines = [(&'static str, usize); 6];
+
+fn defines(decode: &Decode, together: bool) -> Defines {
     [
         ("HEAD_DIM", decode.head_dim),
         ("BLOCK_SIZE", decode.block_size),
         ("PER_KV", decode.heads_per_kv()),
         ("GROUPED", usize::from(decode.groups > 0)),
+        ("TOGETHER", usize::from(together)),
         ("MERGE_WARPS", merge_warps(decode)),
     ]
 }
 
-/// What the source is compiled for: number format and constants of some models.
-pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 5])> {
+/// Sources of a format: those of Hopper compute bf16 alone.
+fn source(dtype: Dtype, together: bool) -> &'static Source {
+    if together && dtype == Dtype::Bf16 {
+        &HOPPER
+    } else {
+        &SOURCE
+    }
+}
+
+/// What the sources are compiled for: number format and constants of some models.
+pub fn builds() -> Vec<(&'static Source, &'static str, Defines)> {
     let builds = [
-        ("bf16", 1, 7, 128, 16, 0),
-        ("bf16", 100, 7, 128, 16, 0),
-        ("bf16", 100, 7, 128, 16, 1),
-        ("bf16", 1, 8, 128, 16, 1),
-        ("bf16", 100, 7, 64, 16, 0),
-        ("bf16", 1, 7, 64, 32, 1),
-        ("bf16", 100, 1, 80, 8, 1),
-        ("float", 1, 7, 128, 16, 1),
-        ("float", 100, 1, 80, 8, 0),
+        ("bf16", 1, 7, 128, 16, 0, false),
+        ("bf16", 100, 7, 128, 16, 0, false),
+        ("bf16", 100, 7, 128, 16, 1, false),
+        ("bf16", 100, 7, 128, 16, 1, true),
+        ("bf16", 1, 8, 128, 64, 1, true),
+        ("bf16", 1, 8, 128, 16, 1, false),
+        ("bf16", 100, 7, 64, 16, 0, false),
+        ("bf16", 1, 7, 64, 32, 1, false),
+        ("bf16", 1, 7, 64, 8, 1, true),
+        ("bf16", 100, 1, 80, 8, 1, false),
+        ("float", 1, 7, 128, 16, 1, false),
+        ("float", 1, 7, 128, 16, 1, true),
+        ("float", 100, 1, 80, 8, 0, false),
     ];
-    let build = |(elem, rows, heads, head_dim, block_size, groups)| {
+    let build = |(elem, rows, heads, head_dim, block_size, groups, together)| {
         let decode = Decode {
             rows,
             heads,
@@ -189,14 +224,16 @@ pub fn builds() -> Vec<(&'static str, [(&'static str, usize); 5])> {
             groups,
             scale: 1.0,
         };
-        (elem, defines(&decode))
+        let dtype = if elem == "bf16" { Dtype::Bf16 } else { Dtype::F32 };
+        (source(dtype, together), elem, defines(&decode, together))
     };
     builds.map(build).to_vec()
 }
 
-fn kernel(name: &'static str, dtype: Dtype, decode: &Decode) -> Kernel {
-    let kernel = Kernel::new(&SOURCE, name, Some(dtype));
-    let defines = defines(decode).into_iter();
+fn kernel(gpu: &Gpu, name: &'static str, dtype: Dtype, decode: &Decode) -> Kernel {
+    let together = together(gpu, decode);
+    let kernel = Kernel::new(source(dtype, together), name, Some(dtype));
+    let defines = defines(decode, together).into_iter();
     defines.fold(kernel, |kernel, (name, value)| kernel.define(name, value))
 }
 
@@ -223,7 +260,7 @@ pub fn plan(
     ShapeError::length(name, "groups", groups.map_or(0, Buffer::len), 3 * decode.groups)?;
     gpu.launch(
         // It reads no numbers: one build for every format.
-        &kernel(name, Dtype::Bf16, decode),
+        &kernel(gpu, name, Dtype::Bf16, decode),
         Grid::new(1, 1024),
         &[
             lengths.into(),
@@ -234,6 +271,10 @@ pub fn plan(
             layout.tiles.into(),
             layout.shares.into(),
             layout.tile_shares.into(),
+            SECTION_COST.into(),
+            ROW_COST.into(),
+            NARROW_COST.into(),
+            WIDE_COST.into(),
             (&plan.header).into(),
             (&plan.sections).into(),
             (&plan.tile_sections).into(),
@@ -281,46 +322,41 @@ pub fn attend<T: Float>(
     }
     let narrow = layout.narrow();
     let wide = scratch.partials.slice(narrow..layout.partials())?;
-    if decode.groups > 0 {
-        gpu.launch(
-            &kernel("paged_prefixes", T::DTYPE, decode),
-            Grid::new(layout.tile_shares, 32 * PREFIX_WARPS as u32).shared(prefix_memory(T::DTYPE, decode.head_dim)),
-            &[
-                q.into(),
-                keys.into(),
-                values.into(),
-                tables.into(),
-                (&wide).into(),
-                (&plan.tile_sections).into(),
-                (&plan.tile_shares).into(),
-                decode.heads.into(),
-                decode.kv_heads.into(),
-                decode.max_blocks.into(),
-                decode.scale.into(),
-            ],
-        )?;
+    let numbers = [
+        decode.heads.into(),
+        decode.kv_heads.into(),
+        decode.max_blocks.into(),
+        decode.scale.into(),
+    ];
+    let read = [q.into(), keys.into(), values.into(), tables.into()];
+    let written = [out.into(), lse.into(), (&scratch.partials).into()];
+    let launch = |name, grid, args: &[&[Arg]]| gpu.launch(&kernel(gpu, name, T::DTYPE, decode), grid, &args.concat());
+    let row_memory = row_memory(T::DTYPE, decode.head_dim);
+    if T::DTYPE == Dtype::Bf16 && together(gpu, decode) {
+        let memory = (TILES * decode.head_dim * LONG_CHUNK * 2).max(ROW_BLOCKS * row_memory);
+        let grid = Grid::new(layout.tile_shares, (32 * ROW_WARPS * ROW_BLOCKS) as u32).shared(memory);
+        let lines = [
+            (&wide).into(),
+            (&plan.header).into(),
+            (&plan.sections).into(),
+            (&plan.tile_sections).into(),
+            (&plan.shares).into(),
+            (&plan.tile_shares).into(),
+        ];
+        launch("paged_together", grid, &[&read, &written, &lines, &numbers])?;
+    } else {
+        if decode.groups > 0 {
+            let memory = prefix_memory(T::DTYPE, decode.head_dim);
+            let grid = Grid::new(layout.tile_shares, 32 * PREFIX_WARPS as u32).shared(memory);
+            let line = [(&wide).into(), (&plan.tile_sections).into(), (&plan.tile_shares).into()];
+            launch("paged_prefixes", grid, &[&read, &line, &numbers])?;
+        }
+        let grid = Grid::new(layout.shares, 32 * ROW_WARPS as u32).shared(row_memory);
+        let line = [(&plan.sections).into(), (&plan.shares).into()];
+        launch("paged_rows", grid, &[&read, &written, &line, &numbers])?;
     }
     gpu.launch(
-        &kernel("paged_rows", T::DTYPE, decode),
-        Grid::new(layout.shares, 32 * ROW_WARPS as u32).shared(row_memory(T::DTYPE, decode.head_dim)),
-        &[
-            q.into(),
-            keys.into(),
-            values.into(),
-            tables.into(),
-            out.into(),
-            lse.into(),
-            (&scratch.partials).into(),
-            (&plan.sections).into(),
-            (&plan.shares).into(),
-            decode.heads.into(),
-            decode.kv_heads.into(),
-            decode.max_blocks.into(),
-            decode.scale.into(),
-        ],
-    )?;
-    gpu.launch(
-        &kernel("paged_merge", T::DTYPE, decode),
+        &kernel(gpu, "paged_merge", T::DTYPE, decode),
         Grid::of((decode.heads, decode.rows, 1), 32 * merge_warps(decode) as u32),
         &[
             out.into(),

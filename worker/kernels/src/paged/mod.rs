@@ -4,7 +4,7 @@
 //! layer then calls `attend`. The grids depend on [`Decode`] alone, so that a recorded graph serves every step of a batch
 //! size, and results do not depend on the order in which blocks of threads run.
 //!
-//! Sharing a prefix costs a launch and partial results. It pays where a group is large or there are several: 16 groups of 8
+//! Sharing a prefix costs partial results, and before Hopper a launch. It pays where a group is large or there are several: 16 groups of 8
 //! rows over 1,536 tokens, say; one such group alone is faster without ([`Decode::groups`] of 0).
 
 #[cfg(feature = "cuda")]
@@ -101,7 +101,25 @@ const STEP: usize = 16;
 #[cfg(feature = "cuda")]
 static SOURCE: Source = Source {
     name: "paged",
-    text: include_str!("kernel.cu"),
+    text: concat!(
+        include_str!("plan.cu"),
+        include_str!("rows.cu"),
+        include_str!("prefixes.cu"),
+        include_str!("merge.cu")
+    ),
+};
+
+/// Prefixes and rows in one launch, by `wgmma`.
+#[cfg(feature = "cuda")]
+static HOPPER: Source = Source {
+    name: "paged_hopper",
+    text: concat!(
+        include_str!("plan.cu"),
+        include_str!("rows.cu"),
+        include_str!("../attention/wgmma.cu"),
+        include_str!("hopper.cu"),
+        include_str!("merge.cu")
+    ),
 };
 
 /// Parity with the reference.
@@ -121,9 +139,9 @@ pub fn cases() -> Vec<Case> {
 pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
     launch::builds()
         .into_iter()
-        .map(|(elem, defines)| {
+        .map(|(source, elem, defines)| {
             let numbers = defines.iter().map(|(name, value)| format!("{name}={value}"));
-            (&SOURCE, numbers.chain([format!("ELEM={elem}")]).collect())
+            (source, numbers.chain([format!("ELEM={elem}")]).collect())
         })
         .collect()
 }
