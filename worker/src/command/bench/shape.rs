@@ -134,7 +134,7 @@ mod tests {
     use crate::{
         command::bench::BenchArguments,
         critic::{
-            bracket::{Bracket, Kind, Meeting},
+            bracket::{Kind, Meeting},
             draw::Draw,
             pair::Pair,
         },
