@@ -10,7 +10,7 @@
 //! | `weights.rs` | packed weights, one copy for engine and learner |
 //! | `pool.rs` | keys and values in blocks |
 //! | `peers.rs` | what a step exchanges with the GPUs that hold the rest of the model |
-//! | `text.rs` | the language model, computed |
+//! | `text.rs`, `arena.rs` | the language model, computed; its activations |
 //! | `vision/` | the vision tower of Qwen2.5-VL |
 //! | `siglip/` | that of LLaVA-OneVision: squares, projector, tokens arranged |
 //! | `runner.rs` | the model as the engine runs it |
@@ -18,6 +18,8 @@
 //! | `measure/` | beside the floor of the card, and beside transformers |
 //! | `learner/` | training in place: passes written out, optimiser, plan of memory |
 
+#[cfg(feature = "cuda")]
+mod arena;
 #[cfg(feature = "cuda")]
 pub mod check;
 #[cfg(feature = "cuda")]
@@ -43,6 +45,8 @@ pub mod vision;
 pub mod weights;
 
 #[cfg(feature = "cuda")]
+pub use arena::Capacity;
+#[cfg(feature = "cuda")]
 pub use error::DeviceError;
 #[cfg(feature = "cuda")]
 pub use pool::DevicePool;
@@ -50,6 +54,6 @@ pub use pool::DevicePool;
 pub use runner::{DeviceRunner, Sharing, Vision};
 pub use shape::{TextShape, VisionShape};
 #[cfg(feature = "cuda")]
-pub use text::{Capacity, TextModel};
+pub use text::TextModel;
 #[cfg(feature = "cuda")]
 pub use weights::{Layer, TextWeights};

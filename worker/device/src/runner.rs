@@ -18,11 +18,12 @@ use flotilla_model::{Config, weights::Weights};
 use flotilla_model::{Visual, Vlm, rope::Position};
 
 use crate::{
+    arena::Capacity,
     error::DeviceError,
     pool::DevicePool,
     siglip::SiglipTower,
     step::{Mail, Piece, Step},
-    text::{Capacity, TextModel},
+    text::TextModel,
     vision::QwenTower,
     weights::TextWeights,
 };

@@ -14,6 +14,7 @@
 //! | `parallel.rs` | sums of gradients over several GPUs that hold the same weights |
 //! | `state.rs` | moments as bytes, weights back to the host |
 //! | `reference.rs` | the same model in f64 on the host |
+//! | `specimen.rs` | random models and batches of the checks |
 //! | `check.rs` | parity with it, determinism, a loss that falls |
 //! | `agreement.rs` | parity with the model of the host and its autograd, and with what the engine draws |
 //! | `measure.rs`, `parts.rs` | seconds of a training step beside the floor, and of each of its operations |
@@ -47,6 +48,8 @@ mod passes;
 #[cfg(feature = "cuda")]
 mod products;
 pub mod reference;
+#[cfg(feature = "cuda")]
+mod specimen;
 #[cfg(feature = "cuda")]
 mod state;
 #[cfg(feature = "cuda")]
