@@ -249,7 +249,6 @@ pub struct EngineSettings {
 
 /// Precision of weights and activations.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits.

@@ -88,12 +88,10 @@ pub struct TrainingJobSpec {
     #[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("seed is immutable"))]
     #[schemars(range(min = 0))]
     pub seed: i64,
-    /// Precision of weights and gradients: f32, or bf16 with stochastic rounding, which only a GPU trains in. If absent that of
-    /// the model's files on a GPU, and f32 on a CPU. Immutable.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("dtype is immutable"))]
-    #[x_kube(validation = kube::core::Rule::new("self != 'f16'").message("f16 is not trained in: gradients below 6e-8 would be lost; take bf16 or f32"))]
-    pub dtype: Option<Precision>,
+    /// Precision of weights and gradients. Immutable.
+    #[serde(default)]
+    #[x_kube(validation = kube::core::Rule::new("self == oldSelf").message("precision is immutable"))]
+    pub precision: TrainingPrecision,
     /// What is written, where, and how much of it is kept.
     pub checkpoint: CheckpointPolicy,
     /// When to try again and when to give up.
@@ -110,6 +108,30 @@ pub struct TrainingJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub ttl_seconds_after_finished: Option<i64>,
+}
+
+/// Precision of weights and gradients: `Auto` is that of the model's files on a GPU, and F32 on a CPU. BF16 has no second copy of
+/// the weights, rounds updates stochastically, and is trained in on a GPU only.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum TrainingPrecision {
+    /// That of the model's files on a GPU (BF16 for files in 16 bits), F32 on a CPU.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits, rounded stochastically.
+    BF16,
+}
+
+impl TrainingPrecision {
+    /// As a worker is told; None where it decides.
+    pub fn dtype(self) -> Option<Precision> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(Precision::F32),
+            Self::BF16 => Some(Precision::Bf16),
+        }
+    }
 }
 
 /// A dataset to train on.

@@ -5,7 +5,7 @@ use flotilla_api::{
     evaluation::Score,
     names::{condition, reason},
     progress::{CheckpointRecord, Progress, Stage},
-    role::{ModelSource, Role, Train},
+    role::{ModelSource, Precision, Role, Train},
     training_job::{LastCheckpoint, TrainingPhase},
 };
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
@@ -216,6 +216,25 @@ fn the_learner_is_told_model_rows_digests_and_where_to_write() {
     );
     assert_eq!(output_uri, "pvc://digits/jobs/lab/critic-01234567");
     assert_eq!((seed, evaluate_every), (7, 10));
+}
+
+#[test]
+fn learner_and_rollout_pods_are_told_the_same_precision() {
+    let precision = |spec: Value| {
+        let plan = validate(&observed(spec)).expect("valid");
+        let rollout = plan.rollout.expect("rollout pods").role;
+        let (Role::Train(train), Role::Rollout(rollout)) = (plan.learner.role, rollout) else {
+            panic!("other roles");
+        };
+        assert_eq!(train.dtype, rollout.dtype);
+        train.dtype
+    };
+    let roles = json!({"rollout": {"replicas": 2}});
+    assert_eq!(precision(json!({"roles": roles})), None);
+    assert_eq!(
+        precision(json!({"roles": roles, "precision": "BF16"})),
+        Some(Precision::Bf16)
+    );
 }
 
 #[test]

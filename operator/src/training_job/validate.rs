@@ -53,7 +53,7 @@ pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
         evaluation_sets: held_out.collect::<Result<_, _>>()?,
         evaluate_every: plan.map_or(0, |plan| plan.every_steps),
         guard: plan.and_then(|plan| plan.guard.clone()),
-        dtype: spec.dtype,
+        dtype: spec.precision.dtype(),
         seed: u64::try_from(spec.seed).map_err(|_| Refusal::invalid("seed is negative"))?,
         output_uri: format!(
             "pvc://{}/jobs/{}/{}-{}",
@@ -72,7 +72,7 @@ pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
     let rollout = Role::Rollout(Rollout {
         model: model.clone(),
         threads: spec.roles.rollout.threads,
-        dtype: spec.dtype,
+        dtype: spec.precision.dtype(),
     });
     let config = |role: Role| {
         volumes::claims(&role).map_err(|error| Refusal::invalid(error.to_string()))?;

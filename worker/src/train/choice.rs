@@ -58,8 +58,7 @@ impl Way {
             Some(Precision::F32) => DType::F32,
             Some(Precision::Bf16) => DType::BF16,
             Some(Precision::F16) => {
-                let what =
-                    "dtype f16 is not trained in: gradients below 6e-8 would be lost; take bf16 on a GPU, or f32";
+                let what = "f16 is not trained in: gradients below 6e-8 would be lost; take bf16 on a GPU, or f32";
                 return Err(TrainError::Invalid(what.into()));
             }
         };
@@ -67,7 +66,7 @@ impl Way {
         match place {
             Place::Cuda(number) if cfg!(feature = "cuda") && packed => Ok(Self::Packed { number, dtype }),
             _ if wanted == Some(Precision::Bf16) => Err(TrainError::Invalid(format!(
-                "dtype bf16 is trained in on a GPU only{}: this run is on {place}; take f32",
+                "bf16 is trained in on a GPU only{}: this run is on {place}; take f32",
                 if packed {
                     ""
                 } else {

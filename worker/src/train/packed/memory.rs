@@ -126,7 +126,7 @@ pub fn divide<'a>(
     let plan = Plan::new(shapes, wanted.format, &smallest, of_rows(1) * block, card);
     Err(TrainError::Invalid(format!(
         "this model does not fit into the GPU with its gradients and moments; the smallest plan:\n{plan}\nTake a GPU with more memory, \
-         dtype bf16, freeze the embeddings, or shorten prompts and completions ({} and {} tokens)",
+         precision BF16, freeze the embeddings, or shorten prompts and completions ({} and {} tokens)",
         wanted.prompt, wanted.completion
     )))
 }
