@@ -76,7 +76,7 @@ fn rooms_depend_on_each_other_only_along_the_arrows() -> anyhow::Result<()> {
         ("flotilla-kernels", &[]),
         (
             "flotilla-device",
-            &["flotilla-engine", "flotilla-kernels", "flotilla-model"],
+            &["flotilla-engine", "flotilla-grpo", "flotilla-kernels", "flotilla-model"],
         ),
         (
             "flotilla-worker",

@@ -10,16 +10,12 @@ use half::bf16;
 
 pub(super) use super::specimen::{draw_slopes, draw_tensors, medium, settings, small_number, upload};
 use super::{
-    Batch, Keep, Learner, Picture, Sample, Sequence, Settings, agreement,
+    Batch, Keep, Learner, Picture, Sample, Settings, agreement,
     reference::Reference,
     specimen::{draw_batch, small},
     vision,
 };
-use crate::{
-    error::DeviceError,
-    shape::TextShape,
-    weights::{Layer, TextWeights},
-};
+use crate::{error::DeviceError, shape::TextShape};
 
 impl From<DeviceError> for CheckError {
     fn from(error: DeviceError) -> Self {
