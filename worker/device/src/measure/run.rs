@@ -81,6 +81,7 @@ impl Bench {
                     "32 groups of 8".to_owned(),
                     self.groups(32, 8, 1536, Sharing::WhereItPays),
                 );
+                line("256 alone".to_owned(), self.alone(256, 1536));
             }
             Part::Request => {
                 for n in [8, 128] {
