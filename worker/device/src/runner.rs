@@ -121,7 +121,7 @@ impl<T: Float> DeviceRunner<T> {
     /// Copies the weights of a model of the host to the card, rounded to `T`. `max_tokens` is the longest sequence.
     pub fn load(gpu: &Gpu, model: &Vlm, limits: &Limits, max_tokens: usize) -> Result<Self, DeviceError> {
         let weights = TextWeights::load(gpu, &model.config().text, model.weights())?;
-        let vision = Vision::load(gpu, &model)?;
+        let vision = Vision::load(gpu, model)?;
         let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
         Self::assemble(text, vision, limits)
     }
@@ -138,7 +138,7 @@ impl<T: Float> DeviceRunner<T> {
     ) -> Result<Self, DeviceError> {
         let mut text = part(gpu, model.config(), model.weights(), capacity(limits, max_tokens), nccl)?;
         text.lead();
-        let vision = Vision::load(gpu, &model)?;
+        let vision = Vision::load(gpu, model)?;
         Self::assemble(text, vision, limits)
     }
 

@@ -76,6 +76,20 @@ impl Inputs {
         Shown::by(self.every_set())
     }
 
+    /// Pictures that one update shows, at most.
+    pub fn pictures_of_update(&self, spec: &Train) -> usize {
+        let units = match (&spec.algorithm.grpo, &spec.algorithm.sft) {
+            (Some(grpo), _) => grpo.rows_per_step.div_ceil(grpo.mini_batches.max(1)),
+            (None, Some(sft)) => sft.batch_size,
+            (None, None) => 0,
+        };
+        let of_unit = |unit: &Vec<usize>| {
+            let shown = unit.iter().map(|index| self.rows.examples[*index].images.len());
+            shown.sum::<usize>()
+        };
+        units as usize * self.rows.units.iter().map(of_unit).max().unwrap_or_default()
+    }
+
     /// Tokens of the longest prompt, and of the longest completion that is drawn or imitated.
     pub fn longest(&self, spec: &Train) -> (usize, usize) {
         let examples = self.every_set().flat_map(|set| &set.examples);

@@ -169,10 +169,17 @@ impl<'a, T: Float> Packed<'a, T> {
         let tower_bytes = shapes.vision.map_or(0, |vision| vision.parameters() * T::DTYPE.bytes());
         let (free, _) = gpu.memory().map_err(DeviceError::from)?;
         // The plan counts the weights, which are there already; features are still to come.
-        let card = (free + shape.parameters() * T::DTYPE.bytes() + tower_bytes).saturating_sub(limits.feature_bytes);
+        let summed = if tower.is_some() {
+            inputs.pictures_of_update(spec)
+        } else {
+            0
+        };
+        let gradients = summed.min(shown.names.len()) * shown.largest * shape.hidden * size_of::<f32>();
+        let to_come = limits.feature_bytes + gradients;
+        let card = (free + shape.parameters() * T::DTYPE.bytes() + tower_bytes).saturating_sub(to_come);
         let share = divide(shapes, &wanted, &limits, card)?;
         let counted = share.plan.part(Part::Weights) + tower_bytes;
-        let besides = gpu.allocated_bytes().saturating_sub(counted) + limits.feature_bytes;
+        let besides = gpu.allocated_bytes().saturating_sub(counted) + to_come;
         tracing::info!(
             "memory of the GPU:\n{}\nreference, vision tower, steps of the engine and features take {:.2} GB besides",
             share.plan,
