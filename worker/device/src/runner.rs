@@ -329,7 +329,7 @@ impl<T: Float> DeviceRunner<T> {
             let is_drawn = chunk.wanted && chunk.draw.is_some() && chunk.watched.is_empty();
             is_decoded && is_drawn && chunk.after.is_some() == follows
         };
-        self.begun.len() < 2 && chunks.iter().all(fits)
+        self.text.is_whole() && self.begun.len() < 2 && chunks.iter().all(fits)
     }
 
     /// The step of chunks that [can begin](Self::can_begin).

@@ -245,12 +245,17 @@ impl<T: Float> TextModel<T> {
         self.run(pool, size, features)
     }
 
-    /// Whether a step of this size is replayed, and nobody has to be told of it: such a step may be posted while the one before is computed.
-    pub fn is_ready(&self, size: Size) -> bool {
-        self.graphs.contains_key(&size) && self.peers.is_none()
+    /// Whether no other rank has a part of the model.
+    pub fn is_whole(&self) -> bool {
+        self.peers.is_none()
     }
 
-    /// As [`Self::post`], of a step that is [ready](Self::is_ready) and whose ids are tokens that the step before draws, by the words
+    /// Whether a step of this size is replayed.
+    pub fn is_ready(&self, size: Size) -> bool {
+        self.graphs.contains_key(&size)
+    }
+
+    /// As [`Self::post`], of a step of a [whole](Self::is_whole) model that is [ready](Self::is_ready), while the one before is computed. Its ids are tokens that the step before draws, by the words
     /// [`Mail::from`].
     pub fn post_after(&mut self, pool: &DevicePool<T>, size: Size, words: &mut Outbox<u32>) -> Result<(), GpuError> {
         words.send(&self.arena.mail)?;
