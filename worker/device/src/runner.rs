@@ -191,8 +191,8 @@ impl<T: Float> DeviceRunner<T> {
         })
     }
 
-    /// Time in which the card had a step to do, since the beginning: from the launch of one until its answers were there, or those of the last
-    /// that was launched before that. In the rest it waits for the host.
+    /// Time in which the card had a step to do, since the beginning: from the launch of one until its answers were there, or
+    /// those of the last that was launched before that. In the rest it waits for the host.
     pub fn on_card(&self) -> Duration {
         self.on_card + self.busy.map_or(Duration::ZERO, |since| since.elapsed())
     }

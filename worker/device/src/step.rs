@@ -191,8 +191,8 @@ impl Step {
         Self::ordered(pieces, decodes, chunks, groups)
     }
 
-    /// The step after this one if its pieces are those of this one, each with one more token: in the order of this one, whose groups still share
-    /// what they share.
+    /// The step after this one if its pieces are those of this one, each with one more token: in the order of this one, whose
+    /// groups still share what they share.
     pub fn again(&self, pieces: &[Piece<'_>]) -> Self {
         Self::ordered(pieces, self.decodes.clone(), Vec::new(), self.groups.clone())
     }

@@ -255,8 +255,8 @@ impl<T: Float> TextModel<T> {
         self.graphs.contains_key(&size)
     }
 
-    /// As [`Self::post`], of a step of a [whole](Self::is_whole) model that is [ready](Self::is_ready), while the one before is computed. Its ids are tokens that the step before draws, by the words
-    /// [`Mail::from`].
+    /// As [`Self::post`], of a step of a [whole](Self::is_whole) model that is [ready](Self::is_ready), while the one before is
+    /// computed. Its ids are tokens that the step before draws, as the words [`Mail::from`] say.
     pub fn post_after(&mut self, pool: &DevicePool<T>, size: Size, words: &mut Outbox<u32>) -> Result<(), GpuError> {
         words.send(&self.arena.mail)?;
         let (mail, drawn) = (&self.arena.mail, &self.arena.drawn);

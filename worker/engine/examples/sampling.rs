@@ -1,5 +1,5 @@
-//! What one token costs in the sampler, with a vocabulary as large as Qwen's: `cargo run --example sampling`. `FIRST` is what the first tokens of
-//! 128 samples of a request cost together, in milliseconds.
+//! What one token costs in the sampler, with a vocabulary as large as Qwen's: `cargo run --example sampling`.
+//! `FIRST` is what the first tokens of 128 samples of a request cost together, in milliseconds.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a program for people")]
 

@@ -234,8 +234,9 @@ impl<R: Runner> Engine<R> {
     /// Computes the next tokens of what runs, lets waiting samples start, and draws. After an error the engine must be
     /// [cleared](Self::clear).
     ///
-    /// Where the runner can, the step after this one is begun before the tokens of this one are read, so that it need not wait for what is done with
-    /// them. A request that comes then joins one step later, and samples that have ended are computed once more, for nobody.
+    /// Where the runner can, the step after this one is begun before the tokens of this one are read, so that it need not wait
+    /// for what is done with them. A request that comes then joins one step later, and samples that have ended are computed
+    /// once more, for nobody.
     pub fn step(&mut self) -> Result<Step, EngineError> {
         self.fail_expired();
         let (plan, answers) = match self.take_begun() {

@@ -221,10 +221,10 @@ pub trait Runner {
     /// wants one, in their order.
     fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<Answers, Cause>;
 
-    /// Begins what [`Self::step`] does and does not wait for it: [`Self::finish`] gives the answers of begun steps in their order. At most two
-    /// are begun at a time, and no other step is computed before they are finished or [abandoned](Self::abandon). False, and nothing is
-    /// begun, if the runner has to wait for these chunks; one that can only wait never begins any. Chunks with
-    /// [`Chunk::after`] come while a step is begun, and only then.
+    /// Begins what [`Self::step`] does and does not wait for it: [`Self::finish`] gives the answers of begun steps in their
+    /// order. At most two are begun at a time, and no other step is computed before they are finished or
+    /// [abandoned](Self::abandon). False, and nothing is begun, if the runner has to wait for these chunks; one that can only
+    /// wait never begins any. Chunks with [`Chunk::after`] come while a step is begun, and only then.
     fn begin(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<bool, Cause> {
         let _ = (pool, chunks);
         Ok(false)

@@ -7,8 +7,8 @@ use crate::{
     request::{Sampling, Token},
 };
 
-/// Logits after a prompt, from which the samples of its request draw their first tokens, all in the same way. What does not depend on
-/// their random numbers is computed by the first of them.
+/// Logits after a prompt, from which the samples of its request draw their first tokens, all in the same way. What does not
+/// depend on their random numbers is computed by the first of them.
 #[derive(Debug)]
 pub struct SharedLogits {
     logits: Box<[f32]>,
@@ -47,7 +47,8 @@ impl SharedLogits {
         &self.logits
     }
 
-    /// What [`Sampler::draw`](crate::sampler::Sampler::draw) gives for this random number in [0, 1). `sampling` must be the same in every call.
+    /// What [`Sampler::draw`](crate::sampler::Sampler::draw) gives for this random number in [0, 1). `sampling` must be the
+    /// same in every call.
     pub fn at(&self, uniform: f64, sampling: &Sampling) -> Option<Token> {
         let prepared = self.prepared.get_or_init(|| self.prepare(sampling)).as_ref()?;
         let id = match &prepared.choice {
