@@ -12,6 +12,7 @@ pub(crate) mod launch;
 pub mod nccl;
 pub mod source;
 mod survey;
+pub(crate) mod tensor_map;
 
 use std::sync::{
     Arc, Mutex,
