@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import fnmatch
 import gc
+import inspect
 import itertools
 import json
 import os
@@ -27,8 +28,12 @@ rows (choose with --what; * and ? match, a comma separates):
   decode eager N                 the same with the default cache and no compilation
   decode batch N                 N requests of 1,024 tokens, 128 new tokens each, by continuous batching (generate_batch):
                                  new tokens over the whole time, prefill included, captured graphs excluded
-  group static N                 N samples of 256 tokens of one prompt of 1,536 (num_return_sequences), static cache: new tokens
-                                 over the whole time, prefill included, compilation excluded
+  group picture static N         N samples of 256 tokens of one prompt of 1,536, 1,369 of which are a picture of 1,036 x 1,036
+                                 (num_return_sequences), static cache: new tokens over the whole time, from pixels on the card;
+                                 prefill included, compilation excluded. As many at a time as fit
+  group prefix static N          the same where the prompt with its picture is computed once and its keys and values are repeated
+                                 for the samples, as generate does not do by itself
+  group static N                 as group picture static N with a prompt of text
   group batch N                  the same by generate_batch
   vision N                       pictures a second of 1,036 x 1,036 (5,476 patches) through the vision tower, N at a time
   train 8x2048                   forward, backward with gradient checkpointing, clipping and optimizer over 8 x 2,048 tokens,
@@ -51,21 +56,25 @@ QUICK = "ceiling*,prefill*,decode static 1,decode static 32,decode eager 1,visio
 ROWS = [
     ("ceiling copy", "copy", {}),
     ("ceiling matmul", "matmul", {}),
-    ("group static 128", "group", {"samples": 128}),
+    ("group picture static 8", "group", {"samples": 8, "picture": True}),
+    ("group picture static 128", "group", {"samples": 128, "picture": True}),
     ("group static 8", "group", {"samples": 8}),
+    ("group static 128", "group", {"samples": 128}),
+    ("group prefix static 8", "prefix", {"samples": 8}),
+    ("group prefix static 128", "prefix", {"samples": 128}),
     ("grpo 8x8x256", "grpo", {}),
-    ("group batch 128", "continuous", {"requests": 1, "samples": 128, "context": 1536, "new": 256}),
-    ("decode batch 128", "continuous", {"requests": 128}),
-    ("group batch 8", "continuous", {"requests": 1, "samples": 8, "context": 1536, "new": 256}),
-    ("decode batch 32", "continuous", {"requests": 32}),
-    ("decode static 128", "decode", {"batch": 128, "static": True}),
-    ("decode static 32", "decode", {"batch": 32, "static": True}),
     ("decode static 1", "decode", {"batch": 1, "static": True}),
+    ("decode static 32", "decode", {"batch": 32, "static": True}),
+    ("decode static 128", "decode", {"batch": 128, "static": True}),
     ("prefill 1x4096", "prefill", {"batch": 1, "length": 4096}),
     ("prefill 8x2048", "prefill", {"batch": 8, "length": 2048}),
     ("vision 1", "vision", {"pictures": 1}),
     ("vision 4", "vision", {"pictures": 4}),
     ("train 8x2048", "train", {}),
+    ("group batch 128", "continuous", {"requests": 1, "samples": 128, "context": 1536, "new": 256}),
+    ("decode batch 128", "continuous", {"requests": 128}),
+    ("group batch 8", "continuous", {"requests": 1, "samples": 8, "context": 1536, "new": 256}),
+    ("decode batch 32", "continuous", {"requests": 32}),
     ("decode eager 1", "decode", {"batch": 1, "static": False}),
     ("decode static 256", "decode", {"batch": 256, "static": True}),
     ("decode static 8", "decode", {"batch": 8, "static": True}),
@@ -98,6 +107,12 @@ SHAPES = {
             "fullatt_block_indexes": [7, 15, 23, 31],
             "out_hidden_size": 3584,
         },
+        "tokens": {
+            "image_token_id": 151655,
+            "video_token_id": 151656,
+            "vision_start_token_id": 151652,
+            "vision_end_token_id": 151653,
+        },
         "grid": 74,
         "divide": 1,
     },
@@ -126,7 +141,13 @@ SHAPES = {
             "fullatt_block_indexes": [1],
             "out_hidden_size": 64,
         },
-        "grid": 16,
+        "tokens": {
+            "image_token_id": 510,
+            "video_token_id": 511,
+            "vision_start_token_id": 508,
+            "vision_end_token_id": 509,
+        },
+        "grid": 8,
         "divide": 32,
     },
 }
@@ -172,7 +193,9 @@ class Peer:
         transformers.utils.logging.set_verbosity_error()
         # As PyTorch's compiler advises: the angles of rotary embeddings are products in f32.
         torch.set_float32_matmul_precision("high")
-        config = transformers.Qwen2_5_VLConfig(text_config=self.shape["text"], vision_config=self.shape["vision"])
+        config = transformers.Qwen2_5_VLConfig(
+            text_config=self.shape["text"], vision_config=self.shape["vision"], **self.shape["tokens"]
+        )
         with no_init_weights(), torch.device(self.device):
             model = transformers.Qwen2_5_VLForConditionalGeneration._from_config(
                 config, dtype=torch.bfloat16, attn_implementation=self.attention
@@ -198,6 +221,28 @@ class Peer:
         vocabulary = self.shape["text"]["vocab_size"]
         # Not 0: that is the padding, which would be masked.
         return self.torch.randint(1, vocabulary, (batch, length), device=self.device)
+
+    def patches(self, grid):
+        """Values of a picture's patches, and how many there are each way."""
+        values = self.torch.randn(grid * grid, 3 * 2 * 14 * 14, dtype=self.torch.bfloat16, device=self.device)
+        return values, self.torch.tensor([[1, grid, grid]], device=self.device)
+
+    def prompt(self, length, grid=None):
+        """Arguments of a forward pass or of `generate` for a prompt, with a picture at its beginning if it has a grid."""
+        torch, tokens = self.torch, self.shape["tokens"]
+        # Tokens that stand for pictures are the last of the vocabulary.
+        ids = torch.randint(1, min(tokens.values()), (1, length), device=self.device)
+        if grid is None:
+            return {"input_ids": ids}
+        first, last = 8, 8 + (grid // 2) ** 2
+        ids[:, first - 1] = tokens["vision_start_token_id"]
+        ids[:, first:last] = tokens["image_token_id"]
+        ids[:, last] = tokens["vision_end_token_id"]
+        values, sizes = self.patches(grid)
+        prompt = {"input_ids": ids, "pixel_values": values, "image_grid_thw": sizes}
+        if "mm_token_type_ids" in inspect.signature(self.model.forward).parameters:
+            prompt["mm_token_type_ids"] = (ids == tokens["image_token_id"]).int()
+        return prompt
 
     def synchronize(self):
         if self.cuda:
@@ -286,9 +331,9 @@ class Peer:
         return ids.numel() / self.seconds(work, repeats=5, warm=2), "tokens/s", "eager"
 
     def vision(self, pictures):
-        torch, grid, vision = self.torch, self.shape["grid"], self.model.model.visual
-        sizes = torch.tensor([[1, grid, grid]] * pictures, device=self.device)
-        patches = torch.randn(pictures * grid * grid, 3 * 2 * 14 * 14, dtype=torch.bfloat16, device=self.device)
+        torch, vision = self.torch, self.model.model.visual
+        values, sizes = self.patches(self.shape["grid"])
+        patches, sizes = values.repeat(pictures, 1), sizes.repeat(pictures, 1)
 
         def work():
             with torch.inference_mode():
@@ -298,15 +343,18 @@ class Peer:
 
     def settings(self, static, length, **more):
         """Arguments of `generate`; a static cache of `length` tokens is compiled and captured in graphs."""
-        from transformers.generation.configuration_utils import CompileConfig
-
         if static:
             more["cache_implementation"] = "static"
             if hasattr(self.model.generation_config, "max_cache_len"):
                 more["max_cache_len"] = length
-            if self.cuda:
-                more["compile_config"] = CompileConfig(fullgraph=True, dynamic=False, mode="reduce-overhead")
+            more.update(self.compilation())
         return more
+
+    def compilation(self):
+        """Arguments of `generate` with which a forward pass over a static cache is compiled and captured in graphs."""
+        from transformers.generation.configuration_utils import CompileConfig
+
+        return {"compile_config": CompileConfig(fullgraph=True, dynamic=False, mode="reduce-overhead")} if self.cuda else {}
 
     def decode(self, batch, static):
         from transformers import LogitsProcessor, LogitsProcessorList
@@ -335,13 +383,70 @@ class Peer:
         step = statistics.median(steps[len(steps) // 2 :])
         return batch / step, "tokens/s", f"{step * 1e3:.2f} ms a token, {wall:.0f} s with compilation"
 
-    def group(self, samples):
-        context, new = self.length(1536), self.length(256)
-        ids = self.ids(1, context)
+    def group(self, samples, picture=False):
+        """As a user calls `generate`; where that many copies of the prompt do not fit, in equal parts."""
+        failure, at_once = None, samples
+        while at_once >= 1:
+            try:
+                wall, warm = self.group_at_once(at_once, samples // at_once, picture)
+            except self.torch.OutOfMemoryError as error:
+                failure = str(error).splitlines()[0]
+                say(f"{at_once} samples at a time: out of memory")
+            else:
+                each = f"the prompt is computed {samples} times, {at_once} at a time"
+                note = f"{wall:.2f} s; {each}; compilation took {warm:.0f} s"
+                return samples * self.length(256) / wall, "tokens/s", note
+            # Outside of `except`, so that the traceback holds no tensors.
+            self.clean()
+            at_once //= 2
+        raise RuntimeError(failure)
+
+    def group_at_once(self, samples, times, picture):
+        context, new, grid = self.length(1536), self.length(256), self.shape["grid"]
         settings = self.settings(True, context + new, do_sample=True, top_k=0, num_return_sequences=samples)
-        warm, _ = self.wall(lambda: self.model.generate(ids, max_new_tokens=min(6, new), **settings))
-        wall, _ = self.wall(lambda: self.model.generate(ids, max_new_tokens=new, **settings))
-        note = f"{wall:.2f} s; the prompt is computed {samples} times; compilation took {warm:.0f} s"
+        if picture:
+            # Kernels of the tower, and what is compiled: neither needs all copies of a large picture.
+            values, sizes = self.patches(grid)
+            with self.torch.no_grad():
+                self.model.model.visual(values, grid_thw=sizes)
+        small = self.prompt(context, 4 if picture else None)
+        warm, _ = self.wall(lambda: self.model.generate(**small, max_new_tokens=min(6, new), **settings))
+        prompt = self.prompt(context, grid if picture else None)
+
+        def work():
+            for _ in range(times):
+                self.model.generate(**prompt, max_new_tokens=new, **settings)
+
+        return self.wall(work)[0], warm
+
+    def prefix(self, samples):
+        from transformers import DynamicCache, StaticCache
+
+        torch, model, text = self.torch, self.model, self.shape["text"]
+        context, new = self.length(1536), self.length(256)
+        prompt = self.prompt(context, self.shape["grid"])
+        cache = StaticCache(config=model.config, max_cache_len=context + new)
+        heads = text["num_key_value_heads"], text["hidden_size"] // text["num_attention_heads"]
+        cache.early_initialization(samples, *heads, dtype=model.dtype, device=self.device)
+        settings = {"do_sample": True, "top_k": 0, **self.compilation()}
+
+        def work(new):
+            with torch.no_grad():
+                once = DynamicCache(config=model.config)
+                model(**prompt, past_key_values=once, use_cache=True, logits_to_keep=1)
+                for layer, known in zip(cache.layers, once.layers):
+                    layer.keys[:, :, :context].copy_(known.keys)
+                    layer.values[:, :, :context].copy_(known.values)
+                    # `generate` wants to compute the last token of a prompt itself.
+                    layer.cumulative_length.fill_(context - 1)
+            ids = prompt["input_ids"].repeat(samples, 1)
+            return model.generate(ids, past_key_values=cache, max_new_tokens=new, **settings)
+
+        warm, _ = self.wall(lambda: work(min(6, new)))
+        wall, drawn = self.wall(lambda: work(new))
+        if tuple(drawn.shape) != (samples, context + new):
+            raise RuntimeError(f"{tuple(drawn.shape)} tokens of {samples} samples")
+        note = f"{wall:.2f} s; the prompt is computed once; compilation took {warm:.0f} s"
         return samples * new / wall, "tokens/s", note
 
     def continuous(self, requests, samples=1, context=1024, new=128):

@@ -196,6 +196,38 @@ impl Runner for ModelRunner {
         }
     }
 
+    fn begin(&mut self, pool: &mut ModelPool, chunks: &[Chunk<'_, Prompt>]) -> Result<bool, Cause> {
+        match (self, pool) {
+            (Self::Host(runner), ModelPool::Host(pool)) => runner.begin(pool, chunks),
+            #[cfg(feature = "cuda")]
+            (Self::Exact(runner), ModelPool::Exact(pool)) => runner.begin(pool, chunks),
+            #[cfg(feature = "cuda")]
+            (Self::Rounded(runner), ModelPool::Rounded(pool)) => runner.begin(pool, chunks),
+            #[cfg(feature = "cuda")]
+            _ => Err(strange()),
+        }
+    }
+
+    fn finish(&mut self) -> Result<Answers, Cause> {
+        match self {
+            Self::Host(runner) => runner.finish(),
+            #[cfg(feature = "cuda")]
+            Self::Exact(runner) => runner.finish(),
+            #[cfg(feature = "cuda")]
+            Self::Rounded(runner) => runner.finish(),
+        }
+    }
+
+    fn abandon(&mut self) {
+        match self {
+            Self::Host(runner) => runner.abandon(),
+            #[cfg(feature = "cuda")]
+            Self::Exact(runner) => runner.abandon(),
+            #[cfg(feature = "cuda")]
+            Self::Rounded(runner) => runner.abandon(),
+        }
+    }
+
     fn flush(&mut self) {
         match self {
             Self::Host(runner) => runner.flush(),

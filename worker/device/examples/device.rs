@@ -5,7 +5,7 @@ use std::{collections::HashMap, error::Error, path::Path, process::ExitCode};
 
 use flotilla_device::{
     TextShape, VisionShape, check,
-    measure::{self, BestOf, Ceiling, Grpo, Lengths, Options, Peers, Table, peer},
+    measure::{self, BestOf, Ceiling, Grpo, Lengths, Options, Peers, Table, Tower, peer},
     siglip,
 };
 use flotilla_kernels::{Gemm, Gpu, bench::ceilings};
@@ -167,7 +167,8 @@ fn parts(rows: usize) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// `device bench [SHAPE] [KEY=VALUE…]`: `parts`, `grpo` (lengths), `best-of`, `peer` (a file of peer_bench.py), `json` (a file to
-/// write), `rows` (sequences sampled at once), and `reference`, `pictures`, `keep` or `margins` as `no`.
+/// write), `rows` (sequences sampled at once), `vision` (`trained` or `frozen`), and `reference`, `pictures`, `keep` or `margins`
+/// as `no`.
 fn bench(arguments: &[String]) -> Result<ExitCode, Box<dyn Error>> {
     let named = arguments.iter().filter_map(|argument| argument.split_once('='));
     let named = named.collect::<HashMap<_, _>>();
@@ -179,9 +180,11 @@ fn bench(arguments: &[String]) -> Result<ExitCode, Box<dyn Error>> {
         None => vec![Lengths::default()],
     };
     let rows = named.get("rows").map(|rows| rows.parse()).transpose()?;
+    let tower = named.get("vision").map(|tower| tower.parse::<Tower>()).transpose()?;
     let step = |lengths| Grpo {
         reference: is_wanted("reference"),
         pictures: is_wanted("pictures"),
+        tower: tower.unwrap_or_default(),
         keep: is_wanted("keep"),
         rows: rows.unwrap_or(Grpo::new(lengths).rows),
         lengths,

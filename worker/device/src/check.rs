@@ -26,6 +26,23 @@ pub struct Difference {
     pub most: f64,
 }
 
+impl Difference {
+    /// Of both comparisons.
+    fn and(self, other: Self) -> Self {
+        let tokens = self.tokens + other.tokens;
+        let sum = self.mean * self.tokens as f64 + other.mean * other.tokens as f64;
+        // Not `max`, which drops what is no number.
+        let less = self.most < other.most || other.most.is_nan();
+        Self {
+            tokens,
+            samples: self.samples + other.samples,
+            equal: self.equal + other.equal,
+            mean: sum / tokens.max(1) as f64,
+            most: if less { other.most } else { self.most },
+        }
+    }
+}
+
 /// Requests of every kind over a model's vocabulary: groups and single samples, long and short prompts, greedy and drawn, with
 /// watched tokens and without.
 pub fn requests(vocabulary: usize) -> Vec<Request<Prompt>> {
@@ -104,10 +121,16 @@ fn limits() -> Limits {
     }
 }
 
-/// Random weights of a configuration, in `T` on the card and in f32 on the host, over [`requests`].
+/// Random weights of a configuration, in `T` on the card and in f32 on the host, over [`requests`], and over the same that watch
+/// no tokens: their decode steps are begun before the tokens of the one before are read.
 pub fn text<T: Float>(gpu: &Gpu, config: &Config, seed: u64) -> Result<Difference, DeviceError> {
     let model = Vlm::random(config.clone(), seed, &LoadOptions::default())?;
-    beside_host::<T>(gpu, &model, &requests(config.text.vocab_size))
+    let mut requests = requests(config.text.vocab_size);
+    let watching = beside_host::<T>(gpu, &model, &requests)?;
+    for request in &mut requests {
+        request.sampling.watched_ids.clear();
+    }
+    Ok(watching.and(beside_host::<T>(gpu, &model, &requests)?))
 }
 
 /// The same by a group of GPUs, of which each rank calls this: what rank 0 finds.

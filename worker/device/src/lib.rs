@@ -14,6 +14,7 @@
 //! | `vision/` | the vision tower of Qwen2.5-VL |
 //! | `siglip/` | that of LLaVA-OneVision: squares, projector, tokens arranged |
 //! | `runner.rs` | the model as the engine runs it |
+//! | `pieces.rs`, `post.rs` | its chunks as pieces of a step; what travels between host and card |
 //! | `check.rs` | beside the model of the host |
 //! | `measure/` | beside the floor of the card, and beside transformers |
 //! | `learner/` | training in place: passes written out, optimiser, plan of memory |
@@ -29,9 +30,13 @@ pub mod measure;
 pub mod parallel;
 #[cfg(feature = "cuda")]
 mod peers;
+#[cfg(feature = "cuda")]
+mod pieces;
 pub mod plan;
 #[cfg(feature = "cuda")]
 pub mod pool;
+#[cfg(feature = "cuda")]
+mod post;
 #[cfg(feature = "cuda")]
 pub mod runner;
 pub mod shape;

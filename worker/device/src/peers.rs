@@ -153,6 +153,11 @@ impl Peers {
         }
     }
 
+    /// Whether the model is whole.
+    pub fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
     /// Waits for everything in the stream, if there are others to be waited for.
     pub fn settle(&mut self) -> Result<(), GpuError> {
         match self {

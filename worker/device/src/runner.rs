@@ -1,7 +1,7 @@
 //! The model as the engine runs it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     ops::Range,
     time::{Duration, Instant},
 };
@@ -12,17 +12,19 @@ use flotilla_engine::{
     prompt::Digest,
     runner::{Answers, Cause, Chunk, Drawn, Logits, VisualCounts},
 };
-use flotilla_kernels::{Buffer, Float, Gpu, rows, sampling::BROKEN};
+use flotilla_kernels::{Buffer, Float, Gpu, rows};
 #[cfg(feature = "nccl")]
 use flotilla_model::{Config, weights::Weights};
-use flotilla_model::{Visual, Vlm, rope::Position};
+use flotilla_model::{Visual, Vlm};
 
 use crate::{
     arena::Capacity,
     error::DeviceError,
+    pieces::Tokens,
     pool::DevicePool,
+    post::{Begun, Post},
     siglip::SiglipTower,
-    step::{Mail, Piece, Step},
+    step::{Piece, Step},
     text::TextModel,
     vision::QwenTower,
     weights::TextWeights,
@@ -43,8 +45,13 @@ pub struct DeviceRunner<T> {
     counts: VisualCounts,
     /// Bytes of the card's level 2 cache; None where prefixes are never read once for several sequences.
     cache: Option<usize>,
-    /// Time from the launch of steps until their answers were there.
+    post: Post,
+    /// Steps that were begun, the first one first.
+    begun: VecDeque<Begun>,
+    /// Time in which the card had something to do, but for what it has to do now.
     on_card: Duration,
+    /// Since when it has.
+    busy: Option<Instant>,
 }
 
 /// When prefixes that sequences share are read once.
@@ -172,6 +179,9 @@ impl<T: Float> DeviceRunner<T> {
     fn assemble(text: TextModel<T>, vision: Vision<T>, limits: &Limits) -> Result<Self, DeviceError> {
         Ok(Self {
             cache: Some(text.gpu().card()?.cache),
+            post: Post::new(text.gpu(), text.drawn().len())?,
+            begun: VecDeque::new(),
+            busy: None,
             text,
             vision,
             features: FeatureCache::new(limits.feature_bytes),
@@ -181,9 +191,16 @@ impl<T: Float> DeviceRunner<T> {
         })
     }
 
-    /// Time from the launch of steps until their answers were there, since the beginning: the rest of a step is the host's.
+    /// Time in which the card had a step to do, since the beginning: from the launch of one until its answers were there, or
+    /// those of the last that was launched before that. In the rest it waits for the host.
     pub fn on_card(&self) -> Duration {
-        self.on_card
+        self.on_card + self.busy.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// The card has nothing to do.
+    fn rest(&mut self) {
+        self.on_card = self.on_card();
+        self.busy = None;
     }
 
     /// When prefixes that decoded sequences share are read once for all of them: at first where that is the faster way.
@@ -304,37 +321,54 @@ impl<T: Float> DeviceRunner<T> {
         Ok(placed)
     }
 
+    /// Whether chunks need not be waited for: each has one token, draws the next, and the card can put it where it is needed.
+    fn can_begin(&self, chunks: &[Chunk<'_, Prompt>]) -> bool {
+        let follows = !self.begun.is_empty();
+        let fits = |chunk: &Chunk<'_, Prompt>| {
+            let is_decoded = chunk.tokens == 1 && chunk.stored > 0 && !chunk.drawn.is_empty();
+            let is_drawn = chunk.wanted && chunk.draw.is_some() && chunk.watched.is_empty();
+            is_decoded && is_drawn && chunk.after.is_some() == follows
+        };
+        self.text.is_whole() && self.begun.len() < 2 && chunks.iter().all(fits)
+    }
+
+    /// The step of chunks that [can begin](Self::can_begin).
+    fn ahead(&self, chunks: &[Chunk<'_, Prompt>], pieces: &[Piece<'_>], block_size: usize) -> Step {
+        let in_order = || chunks.iter().enumerate().all(|(at, chunk)| chunk.after == Some(at));
+        match self.begun.back() {
+            Some(before) if before.step.rows.len() == chunks.len() && in_order() => before.step.again(pieces),
+            _ => Step::new(pieces, self.cached(block_size)),
+        }
+    }
+
+    /// Blocks of a layer that the card's cache holds.
+    fn cached(&self, block_size: usize) -> Option<usize> {
+        let layer = 2 * block_size * self.text.shape().key_width() * T::DTYPE.bytes();
+        self.cache.map(|bytes| bytes / layer)
+    }
+
     /// What the card says of the pieces that want a token, in their order. `watched` has the tokens that are watched beside
     /// each piece's.
-    fn answers(&self, step: &Step, pieces: &[Piece<'_>], watched: &[&[u32]]) -> Result<Answers, DeviceError> {
-        let gpu = self.text.gpu();
-        let decodes = step.size.decodes;
-        let mut words = vec![0u32; 3 * decodes];
-        gpu.read(self.text.drawn(), &mut words)?;
-        let mut places = vec![0; pieces.len()];
-        for (place, index) in step.decodes.iter().enumerate() {
-            places[*index] = place;
-        }
-        for (place, index) in step.chunks.iter().enumerate() {
-            places[*index] = decodes + place;
-        }
+    fn answers(
+        &mut self,
+        step: &Step,
+        place: usize,
+        pieces: &[Piece<'_>],
+        watched: &[&[u32]],
+    ) -> Result<Answers, DeviceError> {
+        let (gpu, places) = (self.text.gpu(), step.places());
+        let words = self.post.read(place)?;
         let vocabulary = self.text.vocabulary();
         let can_watch = vocabulary.is_multiple_of(QUAD);
         let (mut drawn, mut values, mut watching) = (Vec::new(), Vec::new(), Vec::new());
         let wanted = pieces.iter().zip(places).zip(watched);
         for ((piece, place), watched) in wanted.filter(|((piece, _), _)| piece.wanted) {
-            if piece.draw.is_some() && place < decodes && (watched.is_empty() || can_watch) {
-                let token = Drawn {
-                    id: words[place],
-                    log_probability: f32::from_bits(words[decodes + place]),
-                    model_log_probability: f32::from_bits(words[2 * decodes + place]),
-                    watched: Vec::new(),
-                };
-                let holds = token.id != BROKEN;
-                if holds && !watched.is_empty() {
+            if piece.draw.is_some() && (watched.is_empty() || can_watch) {
+                let token = words.token(place);
+                if token.is_some() && !watched.is_empty() {
                     watching.push((drawn.len(), place, *watched));
                 }
-                drawn.push(Some(holds.then_some(token)));
+                drawn.push(Some(token));
             } else {
                 drawn.push(None);
                 let start = values.len();
@@ -476,22 +510,11 @@ impl<T: Float> Runner for DeviceRunner<T> {
     }
 
     fn step(&mut self, pool: &mut DevicePool<T>, chunks: &[Chunk<'_, Prompt>]) -> Result<Answers, Cause> {
+        self.abandon();
         let encoded = self.features(chunks)?;
-        let tokens = chunks
-            .iter()
-            .map(|chunk| chunk.prompt.tokens(chunk.drawn, &chunk.range()));
-        let tokens: Vec<(Vec<u32>, Vec<Position>)> = tokens.collect::<Result<_, _>>()?;
-        let pieces = chunks.iter().zip(&tokens).map(|(chunk, (ids, positions))| Piece {
-            ids,
-            positions,
-            stored: chunk.stored,
-            blocks: chunk.blocks,
-            wanted: chunk.wanted,
-            draw: chunk.draw,
-        });
-        let pieces = pieces.collect::<Vec<_>>();
-        let layer = 2 * pool.block_size * self.text.shape().key_width() * T::DTYPE.bytes();
-        let step = Step::new(&pieces, self.cache.map(|bytes| bytes / layer));
+        let tokens = Tokens::new(chunks)?;
+        let pieces = tokens.pieces(chunks, &[]);
+        let step = Step::new(&pieces, self.cached(pool.block_size));
         self.text.fits(step.size)?;
         let mut features = Vec::new();
         for (chunk, row) in chunks.iter().zip(&step.rows) {
@@ -502,14 +525,54 @@ impl<T: Float> Runner for DeviceRunner<T> {
                 features.push((at.collect(), placed));
             }
         }
-        let words = step.words(&pieces, pool.block_size, &Mail::new(step.size));
-        let begin = Instant::now();
-        self.text.step(pool, step.size, &words, &features)?;
+        let words = self.post.fill(&step, &pieces, pool.block_size)?;
+        self.busy = Some(Instant::now());
+        self.text.post(pool, step.size, words, &features)?;
+        let place = self.post.receive(&step, self.text.drawn())?;
         self.text.settle()?;
         let watched = chunks.iter().map(|chunk| chunk.watched).collect::<Vec<_>>();
-        let answers = self.answers(&step, &pieces, &watched)?;
-        self.on_card += begin.elapsed();
+        let answers = self.answers(&step, place, &pieces, &watched)?;
+        self.rest();
         Ok(answers)
+    }
+
+    fn begin(&mut self, pool: &mut DevicePool<T>, chunks: &[Chunk<'_, Prompt>]) -> Result<bool, Cause> {
+        if !self.can_begin(chunks) {
+            return Ok(false);
+        }
+        let tokens = Tokens::new(chunks)?;
+        let places = self.begun.back().map(|before| before.step.places());
+        let pieces = tokens.pieces(chunks, &places.unwrap_or_default());
+        let step = self.ahead(chunks, &pieces, pool.block_size);
+        if !self.text.is_ready(step.size) {
+            return Ok(false);
+        }
+        let words = self.post.fill(&step, &pieces, pool.block_size)?;
+        if self.begun.is_empty() {
+            self.busy = Some(Instant::now());
+            self.text.post(pool, step.size, words, &[])?;
+        } else {
+            self.text.post_after(pool, step.size, words)?;
+        }
+        let place = self.post.receive(&step, self.text.drawn())?;
+        self.begun.push_back(Begun { step, place });
+        Ok(true)
+    }
+
+    fn finish(&mut self) -> Result<Answers, Cause> {
+        let Begun { step, place } = self.begun.pop_front().ok_or("no step was begun")?;
+        let words = self.post.read(place)?;
+        let drawn = step.places().into_iter().map(|place| Some(words.token(place)));
+        let answers = Answers::new(drawn, Logits::default());
+        if self.begun.is_empty() {
+            self.rest();
+        }
+        Ok(answers)
+    }
+
+    fn abandon(&mut self) {
+        self.begun.clear();
+        self.rest();
     }
 
     fn flush(&mut self) {

@@ -22,6 +22,8 @@ pub struct Piece<'a> {
     pub wanted: bool,
     /// How the card draws the next token; None leaves the logits to the host.
     pub draw: Option<Draw>,
+    /// The row of the step before that draws the one token of this piece, where it is not known yet.
+    pub from: Option<usize>,
 }
 
 /// Sizes of a step as the card sees it. Steps of one size replay one graph, so sizes are rounded up to few.
@@ -96,16 +98,18 @@ pub struct Mail {
     pub groups: Range<usize>,
     /// `[sequences]`, i32: the row of activations after which a token is wanted; that of an unused one is -1.
     pub last: Range<usize>,
-    /// `[decodes]`, f32.
+    /// `[sequences]`, f32.
     pub temperature: Range<usize>,
-    /// `[decodes]`, i32.
+    /// `[sequences]`, i32.
     pub top_k: Range<usize>,
-    /// `[decodes]`, f32.
+    /// `[sequences]`, f32.
     pub top_p: Range<usize>,
-    /// `[decodes]`, f32.
+    /// `[sequences]`, f32.
     pub min_p: Range<usize>,
-    /// `[decodes]`, f32 in [0, 1).
+    /// `[sequences]`, f32 in [0, 1).
     pub uniform: Range<usize>,
+    /// `[decodes]`, i32: the row of the step before whose token is this row's id; -1 where the id is given.
+    pub from: Range<usize>,
     /// Words in all.
     pub words: usize,
 }
@@ -129,11 +133,12 @@ impl Mail {
             offsets: part(size.chunks + 1),
             groups: part(3 * size.groups),
             last: part(sequences),
-            temperature: part(decodes),
-            top_k: part(decodes),
-            top_p: part(decodes),
-            min_p: part(decodes),
-            uniform: part(decodes),
+            temperature: part(sequences),
+            top_k: part(sequences),
+            top_p: part(sequences),
+            min_p: part(sequences),
+            uniform: part(sequences),
+            from: part(decodes),
             words: 0,
         };
         mail.words = next;
@@ -183,6 +188,16 @@ impl Step {
             }
             None => Vec::new(),
         };
+        Self::ordered(pieces, decodes, chunks, groups)
+    }
+
+    /// The step after this one if its pieces are those of this one, each with one more token: in the order of this one, whose
+    /// groups still share what they share.
+    pub fn again(&self, pieces: &[Piece<'_>]) -> Self {
+        Self::ordered(pieces, self.decodes.clone(), Vec::new(), self.groups.clone())
+    }
+
+    fn ordered(pieces: &[Piece<'_>], decodes: Vec<usize>, chunks: Vec<usize>, groups: Vec<Group>) -> Self {
         let size = Size {
             decodes: decodes.len(),
             prefill: chunks.iter().map(|index| pieces[*index].ids.len()).sum(),
@@ -209,18 +224,42 @@ impl Step {
         }
     }
 
+    /// The row of the block table, of logits and of draws that each piece has.
+    pub fn places(&self) -> Vec<usize> {
+        let mut places = vec![0; self.rows.len()];
+        for (place, index) in self.sequences() {
+            places[index] = place;
+        }
+        places
+    }
+
+    /// Rows of the block table that are used, with the index of the piece of each.
+    fn sequences(&self) -> impl Iterator<Item = (usize, usize)> {
+        let decodes = self.decodes.iter().copied().enumerate();
+        let chunks = self.chunks.iter().copied().enumerate();
+        decodes.chain(chunks.map(|(at, index)| (self.size.decodes + at, index)))
+    }
+
     /// The words that the card reads, `mail.words` of them.
+    pub fn words(&self, pieces: &[Piece<'_>], block_size: usize, mail: &Mail) -> Vec<u32> {
+        let mut words = vec![0u32; mail.words];
+        self.write(pieces, block_size, mail, &mut words);
+        words
+    }
+
+    /// As [`Self::words`], into memory that is there, whatever it holds.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_possible_wrap,
         clippy::cast_sign_loss,
         reason = "tokens, blocks and slots of a card are far below 2^31"
     )]
-    pub fn words(&self, pieces: &[Piece<'_>], block_size: usize, mail: &Mail) -> Vec<u32> {
-        let mut words = vec![0u32; mail.words];
+    pub fn write(&self, pieces: &[Piece<'_>], block_size: usize, mail: &Mail, words: &mut [u32]) {
         let unused = u32::MAX;
-        words[mail.slots.clone()].fill(unused);
-        words[mail.last.clone()].fill(unused);
+        words.fill(0);
+        for part in [&mail.slots, &mail.last, &mail.from] {
+            words[part.clone()].fill(unused);
+        }
         let tokens = self.size.tokens();
         for (piece, row) in pieces.iter().zip(&self.rows) {
             for (index, (id, position)) in piece.ids.iter().zip(piece.positions).enumerate() {
@@ -233,20 +272,22 @@ impl Step {
                 }
             }
         }
-        let sequences = self.decodes.iter().enumerate();
-        let chunks = self
-            .chunks
-            .iter()
-            .enumerate()
-            .map(|(at, index)| (self.size.decodes + at, index));
-        for (sequence, index) in sequences.chain(chunks) {
-            let piece = &pieces[*index];
+        for (sequence, index) in self.sequences() {
+            let piece = &pieces[index];
             let table = mail.tables.start + sequence * self.size.blocks;
             words[table..table + piece.blocks.len()].copy_from_slice(piece.blocks);
             words[mail.lengths.start + sequence] = (piece.stored + piece.ids.len()) as u32;
             if piece.wanted {
-                words[mail.last.start + sequence] = (self.rows[*index] + piece.ids.len() - 1) as u32;
+                words[mail.last.start + sequence] = (self.rows[index] + piece.ids.len() - 1) as u32;
             }
+            // Rows that the host draws are drawn as well, greedily, and not looked at.
+            let draw = piece.draw.unwrap_or(GREEDY);
+            words[mail.temperature.start + sequence] = draw.temperature.to_bits();
+            words[mail.top_k.start + sequence] = draw.top_k.min(i32::MAX as usize) as u32;
+            words[mail.top_p.start + sequence] = draw.top_p.to_bits();
+            words[mail.min_p.start + sequence] = draw.min_p.to_bits();
+            // The largest f32 below 1: rounding may not reach it.
+            words[mail.uniform.start + sequence] = (draw.uniform as f32).min(1.0 - f32::EPSILON / 2.0).to_bits();
         }
         let mut end = 0;
         for (at, index) in self.chunks.iter().enumerate() {
@@ -260,16 +301,10 @@ impl Step {
             words[mail.groups.start + 3 * at..][..3].copy_from_slice(&group);
         }
         for (row, index) in self.decodes.iter().enumerate() {
-            // Rows that the host draws are drawn as well, greedily, and not looked at.
-            let draw = pieces[*index].draw.unwrap_or(GREEDY);
-            words[mail.temperature.start + row] = draw.temperature.to_bits();
-            words[mail.top_k.start + row] = draw.top_k.min(i32::MAX as usize) as u32;
-            words[mail.top_p.start + row] = draw.top_p.to_bits();
-            words[mail.min_p.start + row] = draw.min_p.to_bits();
-            // The largest f32 below 1: rounding may not reach it.
-            words[mail.uniform.start + row] = (draw.uniform as f32).min(1.0 - f32::EPSILON / 2.0).to_bits();
+            if let Some(from) = pieces[*index].from {
+                words[mail.from.start + row] = from as u32;
+            }
         }
-        words
     }
 }
 
@@ -295,6 +330,7 @@ mod tests {
             blocks,
             wanted: true,
             draw: None,
+            from: None,
         }
     }
 
@@ -357,6 +393,46 @@ mod tests {
         assert_eq!(Step::new(&pieces, None).decodes, [0, 1, 2, 3, 4]);
     }
 
+    #[test]
+    fn a_step_after_another_keeps_its_order_and_takes_the_tokens_of_its_rows() {
+        let tables = [3u32, 1, 3, 1, 2].map(|prompt| (0..9).map(|at| prompt * 50 + at).collect::<Vec<_>>());
+        let own = tables.iter().zip(100..);
+        let own = own
+            .map(|(table, own)| [&table[..], &[own]].concat())
+            .collect::<Vec<_>>();
+        let pieces = |stored: usize, from: &[Option<usize>]| {
+            let pieces = own.iter().zip(from);
+            let pieces = pieces.map(|(table, from)| Piece {
+                from: *from,
+                ..piece(&[1], &[[0; 3]], stored, table)
+            });
+            pieces.collect::<Vec<_>>()
+        };
+        let first = Step::new(&pieces(150, &[None; 5]), Some(0));
+        let from = first.places().into_iter().map(Some).collect::<Vec<_>>();
+        let second = pieces(151, &from);
+        let (again, anew) = (first.again(&second), Step::new(&second, Some(0)));
+        let parts = |step: &Step| (step.size, step.decodes.clone(), step.rows.clone(), step.groups.clone());
+        assert_eq!(parts(&again), parts(&anew));
+        let mail = Mail::new(again.size);
+        let words = again.words(&second, 16, &mail);
+        assert_eq!(words[mail.from.clone()][..6], [0, 1, 2, 3, 4, u32::MAX]);
+        assert_eq!(words, anew.words(&second, 16, &mail));
+    }
+
+    #[test]
+    fn words_do_not_depend_on_what_was_there() {
+        let pieces = [
+            piece(&[5], &[[9; 3]], 4, &[2, 6]),
+            piece(&[7, 8], &[[0; 3], [1; 3]], 0, &[3]),
+        ];
+        let step = Step::new(&pieces, Some(0));
+        let mail = Mail::new(step.size);
+        let mut words = vec![7; mail.words];
+        step.write(&pieces, 4, &mail, &mut words);
+        assert_eq!(words, step.words(&pieces, 4, &mail));
+    }
+
     proptest! {
         #[test]
         fn parts_lie_apart_and_aligned(
@@ -369,7 +445,7 @@ mod tests {
             let mail = Mail::new(size);
             let parts = [
                 mail.ids, mail.positions, mail.slots, mail.tables, mail.lengths, mail.offsets, mail.groups, mail.last,
-                mail.temperature, mail.top_k, mail.top_p, mail.min_p, mail.uniform,
+                mail.temperature, mail.top_k, mail.top_p, mail.min_p, mail.uniform, mail.from,
             ];
             let mut end = 0;
             for part in parts {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use flotilla_kernels::{
-    Buffer, Float, Gemm, Gpu, GpuError, Graph, ShapeError,
+    Buffer, Float, Gemm, Gpu, GpuError, Graph, Outbox, ShapeError,
     activation::swiglu,
     attention::{self, Attention, Pool},
     norm::{Norm, rms_norm, rms_norm_of_parts},
@@ -211,7 +211,7 @@ impl<T: Float> TextModel<T> {
     }
 
     /// Computes a step of this size from its words: keys and values are stored, logits after the last token of every sequence
-    /// are in [`Self::logits`], and a token is drawn for each decoded sequence. `features` `[rows, hidden]` stand in the place
+    /// are in [`Self::logits`], and a token is drawn for each. `features` `[rows, hidden]` stand in the place
     /// of the embeddings of these rows of activations.
     ///
     /// A step without prompts is recorded when its size comes a second time, and replayed from then on.
@@ -227,6 +227,49 @@ impl<T: Float> TextModel<T> {
         let mut words = words.to_vec();
         self.peers.localize(&mut words[Mail::new(size).ids]);
         self.gpu.write(&self.arena.mail, &words)?;
+        self.run(pool, size, features)
+    }
+
+    /// As [`Self::step`], with the words in page-locked memory.
+    pub fn post(
+        &mut self,
+        pool: &DevicePool<T>,
+        size: Size,
+        words: &mut Outbox<u32>,
+        features: &[(Vec<i32>, Buffer<T>)],
+    ) -> Result<(), GpuError> {
+        let filled = words.filled()?;
+        self.peers
+            .tell_step((pool.blocks, pool.block_size), size, filled, features)?;
+        self.peers.localize(&mut filled[Mail::new(size).ids]);
+        words.send(&self.arena.mail)?;
+        self.run(pool, size, features)
+    }
+
+    /// Whether no other rank has a part of the model.
+    pub fn is_whole(&self) -> bool {
+        self.peers.is_none()
+    }
+
+    /// Whether a step of this size is replayed.
+    pub fn is_ready(&self, size: Size) -> bool {
+        self.graphs.contains_key(&size)
+    }
+
+    /// As [`Self::post`], of a step of a [whole](Self::is_whole) model that is [ready](Self::is_ready), while the one before is
+    /// computed. Its ids are tokens that the step before draws, as the words [`Mail::from`] say.
+    pub fn post_after(&mut self, pool: &DevicePool<T>, size: Size, words: &mut Outbox<u32>) -> Result<(), GpuError> {
+        words.send(&self.arena.mail)?;
+        let (mail, drawn) = (&self.arena.mail, &self.arena.drawn);
+        let Mail { ids, from, .. } = Mail::new(size);
+        // Moved as they are, 4 bytes each.
+        let (ids, from, drawn) = (mail.slice(ids)?.cast()?, mail.slice(from)?.cast()?, drawn.cast()?);
+        rows::gather_rows::<f32>(&self.gpu, 1, &drawn, &from, &ids)?;
+        self.run(pool, size, &[])
+    }
+
+    /// Launches a step whose words are there.
+    fn run(&mut self, pool: &DevicePool<T>, size: Size, features: &[(Vec<i32>, Buffer<T>)]) -> Result<(), GpuError> {
         let recordable = size.prefill == 0 && features.is_empty();
         if !recordable || self.warm.insert(size) {
             return self.compute(pool, size, features);
@@ -260,7 +303,7 @@ impl<T: Float> TextModel<T> {
         &self.arena.logits
     }
 
-    /// Drawn tokens `[decodes]`, then the bits of their log-probabilities, then of those at temperature 1.
+    /// Drawn tokens `[sequences]`, then the bits of their log-probabilities, then of those at temperature 1.
     pub fn drawn(&self) -> &Buffer<u32> {
         &self.arena.drawn
     }
@@ -444,18 +487,15 @@ impl<T: Float> TextModel<T> {
         let head = Gemm::linear(size.sequences(), shape.vocabulary, shape.hidden);
         gpu.gemm(head, &views.last, &self.weights.head, &own)?;
         self.peers.gather(&views.logits)?;
-        let decodes = size.decodes;
-        if decodes == 0 {
-            return Ok(());
-        }
-        let part = |index: usize| self.arena.drawn.slice(index * decodes..(index + 1) * decodes);
+        let sequences = size.sequences();
+        let part = |index: usize| self.arena.drawn.slice(index * sequences..(index + 1) * sequences);
         sampling::draw(
             gpu,
             &sampling::Draws {
-                rows: decodes,
+                rows: sequences,
                 vocabulary: self.vocabulary(),
             },
-            &views.logits.slice(0..decodes * self.vocabulary())?,
+            &views.logits,
             &sampling::Parameters {
                 temperature: &words.temperature,
                 top_k: &words.top_k,

@@ -16,9 +16,75 @@ thread_local! {
 #[derive(Clone, Copy, Debug)]
 pub struct Distribution<'a> {
     logits: &'a [f32],
+    scale: Scale,
+}
+
+/// What a softmax knows of its logits after a pass over all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
     inverse_temperature: f32,
     peak: f32,
     mass: f64,
+}
+
+/// The tokens that `top_k`, `top_p` and `min_p` leave, as [`Distribution::at`] walks over them: for many draws from the same logits.
+#[derive(Clone, Debug)]
+pub struct Cumulated {
+    ids: Vec<u32>,
+    /// Of the weights up to each of them.
+    sums: Vec<f64>,
+    /// What a random number of 1 would stand for.
+    total: f64,
+}
+
+impl Cumulated {
+    /// What [`Distribution::at`] gives.
+    pub fn at(&self, uniform: f64) -> usize {
+        let target = uniform * self.total;
+        let exceeds = |sum: &f64| *sum > target;
+        let at = self.sums.partition_point(|sum| !exceeds(sum));
+        let id = self.ids.get(at).or(self.ids.last());
+        id.map_or(0, |id| *id as usize)
+    }
+}
+
+/// What is done with the tokens that are left, in the order in which they are cumulated, and their weight.
+trait Visit {
+    type Out;
+
+    fn visit(self, distribution: &Distribution<'_>, ids: impl Iterator<Item = usize>, total: f64) -> Self::Out;
+}
+
+/// Takes the token for a random number.
+struct At(f64);
+
+impl Visit for At {
+    type Out = usize;
+
+    fn visit(self, distribution: &Distribution<'_>, ids: impl Iterator<Item = usize>, total: f64) -> usize {
+        distribution.walk(ids, self.0 * total)
+    }
+}
+
+/// Sums for all random numbers.
+struct Cumulate;
+
+impl Visit for Cumulate {
+    type Out = Cumulated;
+
+    fn visit(self, distribution: &Distribution<'_>, ids: impl Iterator<Item = usize>, total: f64) -> Cumulated {
+        let (mut kept, mut sums, mut sum) = (Vec::new(), Vec::new(), 0.0);
+        for id in ids {
+            let weight = distribution.weight(id);
+            if weight == 0.0 {
+                continue;
+            }
+            sum += weight;
+            kept.push(id as u32);
+            sums.push(sum);
+        }
+        Cumulated { ids: kept, sums, total }
+    }
 }
 
 impl<'a> Distribution<'a> {
@@ -34,26 +100,46 @@ impl<'a> Distribution<'a> {
         if broken || !peak.is_finite() {
             return None;
         }
-        let mut distribution = Self {
-            logits,
+        let scale = Scale {
             inverse_temperature,
             peak: peak * inverse_temperature,
             mass: 0.0,
         };
-        distribution.mass = (0..logits.len()).map(|id| distribution.weight(id)).sum();
+        let mut distribution = Self { logits, scale };
+        distribution.scale.mass = (0..logits.len()).map(|id| distribution.weight(id)).sum();
         Some(distribution)
     }
 
-    /// Probability of a token times [`Self::mass`]; that of the most likely token is 1.
+    /// Of logits whose scale is known.
+    pub fn with(logits: &'a [f32], scale: Scale) -> Self {
+        Self { logits, scale }
+    }
+
+    /// What [`Self::with`] takes.
+    pub fn scale(&self) -> Scale {
+        self.scale
+    }
+
+    /// Probability of a token times the mass; that of the most likely token is 1.
     fn weight(&self, id: usize) -> f64 {
-        f64::from((self.logits[id] * self.inverse_temperature - self.peak).exp())
+        let Scale {
+            inverse_temperature,
+            peak,
+            ..
+        } = self.scale;
+        f64::from((self.logits[id] * inverse_temperature - peak).exp())
     }
 
     /// Natural logarithm of a token's probability; minus infinity outside the vocabulary.
     #[allow(clippy::cast_possible_truncation, reason = "log-probabilities are f32 throughout")]
     pub fn log_probability(&self, id: usize) -> f32 {
+        let Scale {
+            inverse_temperature,
+            peak,
+            mass,
+        } = self.scale;
         match self.logits.get(id) {
-            Some(logit) => (f64::from(logit * self.inverse_temperature - self.peak) - self.mass.ln()) as f32,
+            Some(logit) => (f64::from(logit * inverse_temperature - peak) - mass.ln()) as f32,
             None => f32::NEG_INFINITY,
         }
     }
@@ -82,25 +168,34 @@ impl<'a> Distribution<'a> {
 
     /// The token that `uniform` in [0, 1) stands for among those that `top_k`, `top_p` and `min_p` leave.
     pub fn at(&self, uniform: f64, sampling: &Sampling) -> usize {
+        self.visit(sampling, At(uniform))
+    }
+
+    /// [`Self::at`] for every random number.
+    pub fn cumulate(&self, sampling: &Sampling) -> Cumulated {
+        self.visit(sampling, Cumulate)
+    }
+
+    fn visit<V: Visit>(&self, sampling: &Sampling, visit: V) -> V::Out {
         let all = 0..self.logits.len();
         let min_weight = f64::from(sampling.min_p);
         if sampling.top_k > 0 || sampling.top_p < 1.0 {
-            IDS.with_borrow_mut(|ids| self.at_truncated(uniform, sampling, ids))
+            IDS.with_borrow_mut(|ids| self.visit_truncated(sampling, ids, visit))
         } else if min_weight > 0.0 {
             let kept = all.filter(|id| self.weight(*id) >= min_weight);
             let mass: f64 = kept.clone().map(|id| self.weight(id)).sum();
-            self.walk(kept, uniform * mass)
+            visit.visit(self, kept, mass)
         } else {
-            self.walk(all, uniform * self.mass)
+            visit.visit(self, all, self.scale.mass)
         }
     }
 
-    /// As [`Self::at`], in falling probability.
-    fn at_truncated(&self, uniform: f64, sampling: &Sampling, ids: &mut Vec<u32>) -> usize {
+    /// As [`Self::visit`], in falling probability.
+    fn visit_truncated<V: Visit>(&self, sampling: &Sampling, ids: &mut Vec<u32>, visit: V) -> V::Out {
         ids.clear();
         ids.extend(0..self.logits.len() as u32);
         let mut sorted = 0;
-        let mut total = self.mass;
+        let mut total = self.scale.mass;
         if sampling.top_k > 0 {
             self.sort(ids, sampling.top_k);
             ids.truncate(sampling.top_k);
@@ -126,7 +221,7 @@ impl<'a> Distribution<'a> {
             count = likely;
             kept = ids[..count].iter().map(|id| self.weight(*id as usize)).sum();
         }
-        self.walk(ids[..count].iter().map(|id| *id as usize), uniform * kept)
+        visit.visit(self, ids[..count].iter().map(|id| *id as usize), kept)
     }
 
     /// Brings the `count` most likely of some ids to their front, in order.
@@ -228,7 +323,9 @@ mod tests {
             prop_assume!(logits.iter().any(|logit| logit.is_finite()));
             let distribution = Distribution::new(&logits, temperature).expect("a distribution");
             let sampling = Sampling { top_k, top_p, min_p, ..Sampling::default() };
-            prop_assert_eq!(distribution.at(uniform, &sampling), reference(&distribution, uniform, &sampling));
+            let expected = reference(&distribution, uniform, &sampling);
+            prop_assert_eq!(distribution.at(uniform, &sampling), expected);
+            prop_assert_eq!(distribution.cumulate(&sampling).at(uniform), expected, "summed once for many draws");
         }
 
         #[test]

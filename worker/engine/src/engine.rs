@@ -15,8 +15,8 @@ use crate::{
     request::{FinishReason, Request, Token},
     row::{Row, Ticket},
     runner::{Answer, Answers, Cause, Chunk, RequestFor, Runner},
-    scheduler::{Plan, Scheduler},
-    sequence::RequestId,
+    scheduler::{Part, Plan, Scheduler},
+    sequence::{RequestId, Sequence},
     stats::Stats,
 };
 
@@ -55,6 +55,8 @@ pub struct Engine<R: Runner> {
     version: Arc<str>,
     /// Key before the first block of every prompt.
     root: Key,
+    /// What the step that the runner has begun does.
+    begun: Option<Plan>,
     stats: Arc<Stats>,
 }
 
@@ -87,6 +89,7 @@ impl<R: Runner> Engine<R> {
             next_id: 0,
             version: version.into(),
             root: prefix::root(version),
+            begun: None,
             stats: Arc::new(stats),
         })
     }
@@ -167,6 +170,7 @@ impl<R: Runner> Engine<R> {
 
     /// Ends every request.
     pub fn clear(&mut self) {
+        self.abandon();
         for request in std::mem::take(&mut self.asked).into_keys() {
             self.scheduler.cancel(request);
         }
@@ -175,6 +179,12 @@ impl<R: Runner> Engine<R> {
         self.deadlines.clear();
         self.failures.clear();
         self.report_held();
+    }
+
+    /// Forgets a step that was begun: its samples are where they were before it.
+    fn abandon(&mut self) {
+        self.begun = None;
+        self.runner.abandon();
     }
 
     fn forget_ended(&mut self, request: RequestId) {
@@ -223,16 +233,53 @@ impl<R: Runner> Engine<R> {
 
     /// Computes the next tokens of what runs, lets waiting samples start, and draws. After an error the engine must be
     /// [cleared](Self::clear).
+    ///
+    /// Where the runner can, the step after this one is begun before the tokens of this one are read, so that it need not wait
+    /// for what is done with them. A request that comes then joins one step later, and samples that have ended are computed
+    /// once more, for nobody.
     pub fn step(&mut self) -> Result<Step, EngineError> {
         self.fail_expired();
-        let plan = self.scheduler.schedule();
-        let answers = self.run(&plan)?;
+        let (plan, answers) = match self.take_begun() {
+            Some(plan) => (plan, None),
+            None => {
+                let plan = self.scheduler.schedule();
+                let answers = self.run(&plan)?;
+                (plan, answers)
+            }
+        };
+        let answers = match answers {
+            Some(answers) => answers,
+            None => self.finish(&plan)?,
+        };
         let events = self.postprocess(&plan, &answers)?;
         self.report();
         Ok(Step {
             events,
             failures: std::mem::take(&mut self.failures),
         })
+    }
+
+    /// The step that was begun, if any of its samples is left.
+    fn take_begun(&mut self) -> Option<Plan> {
+        let plan = self.begun.take()?;
+        if plan.parts.iter().any(|part| self.scheduler.row(part.ticket).is_some()) {
+            return Some(plan);
+        }
+        self.runner.abandon();
+        None
+    }
+
+    /// Begins the step after one that was begun, if that can be said already, and waits for the tokens of the first.
+    fn finish(&mut self, plan: &Plan) -> Result<Answers, EngineError> {
+        if let Some(next) = self.scheduler.schedule_after(plan) {
+            let chunks = chunks(&self.scheduler, &self.asked, &next);
+            let begun = self.runner.begin(&mut self.pool, &chunks);
+            if begun.map_err(model_error("compute", next.parts.len()))? {
+                self.begun = Some(next);
+            }
+        }
+        let answers = self.runner.finish();
+        answers.map_err(model_error("compute", plan.parts.len()))
     }
 
     /// Ends the requests whose deadline has passed.
@@ -249,37 +296,23 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    fn run(&mut self, plan: &Plan) -> Result<Answers, EngineError> {
+    /// The answers of a step; None if it is begun.
+    fn run(&mut self, plan: &Plan) -> Result<Option<Answers>, EngineError> {
         let rows = plan.parts.len();
         if !plan.copies.is_empty() {
             let copied = self.runner.copy(&mut self.pool, &plan.copies);
             copied.map_err(model_error("copy", rows))?;
         }
         if plan.parts.is_empty() {
-            return Ok(Answers::default());
+            return Ok(Some(Answers::default()));
         }
-        let (scheduler, asked) = (&self.scheduler, &self.asked);
-        let chunks = plan.parts.iter().filter_map(|part| {
-            let row = scheduler.row(part.ticket)?;
-            Some(Chunk {
-                prompt: asked.get(&part.ticket.request)?.prompt.as_ref(),
-                drawn: &row.drawn,
-                stored: row.stored,
-                tokens: part.tokens,
-                blocks: &row.blocks,
-                wanted: part.wanted,
-                // The logits after a prompt are kept for other samples of its request.
-                draw: if row.drawn.is_empty() {
-                    None
-                } else {
-                    row.sequence.next_draw()
-                },
-                watched: row.sequence.watched_ids(),
-            })
-        });
-        let chunks = chunks.collect::<Vec<_>>();
+        let chunks = chunks(&self.scheduler, &self.asked, plan);
+        let begun = self.runner.begin(&mut self.pool, &chunks);
+        if begun.map_err(model_error("compute", rows))? {
+            return Ok(None);
+        }
         let answers = self.runner.step(&mut self.pool, &chunks);
-        answers.map_err(model_error("compute", rows))
+        answers.map(Some).map_err(model_error("compute", rows))
     }
 
     /// Counts what is stored now, tells the prefix cache, draws tokens and lets samples start from prompts that are
@@ -302,10 +335,7 @@ impl<R: Runner> Engine<R> {
             let answer = answers.row(wanted);
             wanted += 1;
             if runs {
-                if let Answer::Logits(logits) = answer {
-                    self.scheduler.keep_prompt(part.ticket, logits);
-                }
-                self.draw(part.ticket, answer, &mut events);
+                self.take_answer(part.ticket, answer, &mut events);
             }
         }
         for ticket in &plan.forks {
@@ -317,23 +347,37 @@ impl<R: Runner> Engine<R> {
         Ok(events)
     }
 
+    fn take_answer(&mut self, ticket: Ticket, answer: Answer<'_>, events: &mut Vec<Event>) {
+        match answer {
+            Answer::Logits(logits) => match self.scheduler.keep_prompt(ticket, logits) {
+                Some(shared) => self.draw(ticket, |sequence| sequence.extend_shared(&shared), events),
+                None => self.draw(ticket, |sequence| sequence.extend(logits), events),
+            },
+            Answer::Drawn(drawn) => {
+                self.scheduler.leave_prompt(ticket);
+                self.draw(ticket, |sequence| sequence.accept(drawn), events);
+            }
+        }
+    }
+
     /// Draws the first token of a sample whose prompt another one has computed.
     fn draw_first(&mut self, ticket: Ticket, events: &mut Vec<Event>) {
         let first = self.scheduler.row_mut(ticket).and_then(|row| row.first.take());
         if let Some(logits) = first {
-            self.draw(ticket, Answer::Logits(&logits), events);
+            self.draw(ticket, |sequence| sequence.extend_shared(&logits), events);
         }
     }
 
-    fn draw(&mut self, ticket: Ticket, answer: Answer<'_>, events: &mut Vec<Event>) {
+    fn draw(
+        &mut self,
+        ticket: Ticket,
+        draw: impl FnOnce(&mut Sequence) -> Result<(Token, Option<FinishReason>), EngineError>,
+        events: &mut Vec<Event>,
+    ) {
         let Some(row) = self.scheduler.row_mut(ticket) else {
             return;
         };
-        let extended = match answer {
-            Answer::Logits(logits) => row.sequence.extend(logits),
-            Answer::Drawn(drawn) => row.sequence.accept(drawn),
-        };
-        match extended {
+        match draw(&mut row.sequence) {
             Ok((token, finish)) => {
                 row.drawn.push(token.id);
                 events.push(Event {
@@ -377,6 +421,8 @@ impl<R: Runner> Engine<R> {
         version: &str,
         apply: impl FnOnce(&mut R) -> Result<(), Cause>,
     ) -> Result<(), EngineError> {
+        // A token that the old weights draw now would be said to be of the new ones.
+        self.abandon();
         let applied = apply(&mut self.runner);
         self.scheduler.flush();
         self.runner.flush();
@@ -395,6 +441,33 @@ impl<R: Runner> Engine<R> {
             source,
         })
     }
+}
+
+/// What the runner is told of a step.
+fn chunks<'a, P>(scheduler: &'a Scheduler, asked: &'a BTreeMap<RequestId, Asked<P>>, plan: &Plan) -> Vec<Chunk<'a, P>> {
+    let chunk = |part: &Part| {
+        let row = scheduler.row(part.ticket)?;
+        let draw = if part.after.is_some() {
+            row.sequence.draw_after_next()
+        } else if !row.drawn.is_empty() || scheduler.is_alone(part.ticket.request) {
+            row.sequence.next_draw()
+        } else {
+            // The logits after a prompt are kept for other samples of its request.
+            None
+        };
+        Some(Chunk {
+            prompt: asked.get(&part.ticket.request)?.prompt.as_ref(),
+            drawn: &row.drawn,
+            stored: row.stored + usize::from(part.after.is_some()),
+            tokens: part.tokens,
+            blocks: &row.blocks,
+            wanted: part.wanted,
+            draw,
+            watched: row.sequence.watched_ids(),
+            after: part.after,
+        })
+    };
+    plan.parts.iter().filter_map(chunk).collect()
 }
 
 /// Keys of the full blocks of a prompt.

@@ -8,6 +8,7 @@ use crate::{
     recipe::Recipe,
     row::{Row, Ticket},
     sequence::{RequestId, Sequence},
+    shared::SharedLogits,
 };
 
 /// A request that has not ended.
@@ -52,7 +53,7 @@ pub struct Kept {
     /// Its blocks, the last one perhaps not full.
     pub blocks: Vec<Block>,
     /// Logits after it.
-    pub logits: Arc<[f32]>,
+    pub logits: Arc<SharedLogits>,
 }
 
 impl Group {
@@ -93,6 +94,15 @@ impl Group {
             PromptState::Kept(kept) => Some(kept),
             PromptState::Open | PromptState::Computing(_) => None,
         }
+    }
+
+    /// A sample computes the prompt no more. False if it did not.
+    pub fn leave_prompt(&mut self, sample: usize) -> bool {
+        let computed = matches!(self.prompt, PromptState::Computing(by) if by == sample);
+        if computed {
+            self.prompt = PromptState::Open;
+        }
+        computed
     }
 
     /// Gives up the computed prompt; its blocks are the caller's to release.

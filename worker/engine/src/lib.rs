@@ -18,6 +18,7 @@
 //! | [`history`] | penalties for what was said |
 //! | [`distribution`] | probabilities, and what `top_k`, `top_p` and `min_p` leave of them |
 //! | [`sampler`] | from logits to a token and its log-probability |
+//! | [`shared`] | logits that several samples draw from |
 //! | [`sequence`] | one sample on its way |
 //! | [`limits`] | what may be in memory at once, and how much one step computes |
 //! | [`prefix`] | keys of blocks: what they were computed from |
@@ -53,6 +54,7 @@ pub mod runner;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+pub mod shared;
 pub mod stats;
 pub mod thread;
 pub mod vlm;

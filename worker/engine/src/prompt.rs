@@ -86,15 +86,28 @@ impl Prompt {
 
     /// Ids and positions of tokens of the prompt followed by `drawn`.
     pub fn tokens(&self, drawn: &[u32], range: &Range<usize>) -> Result<(Vec<u32>, Vec<Position>), Cause> {
+        let (mut ids, mut positions) = (Vec::new(), Vec::new());
+        self.push_tokens(drawn, range, &mut ids, &mut positions)?;
+        Ok((ids, positions))
+    }
+
+    /// As [`Self::tokens`], after others.
+    pub fn push_tokens(
+        &self,
+        drawn: &[u32],
+        range: &Range<usize>,
+        ids: &mut Vec<u32>,
+        positions: &mut Vec<Position>,
+    ) -> Result<(), Cause> {
         let next_position = self.identity()?.next_position;
         let prompt_tokens = self.row.ids.len();
         let own = range.start.min(prompt_tokens)..range.end.min(prompt_tokens);
         let after = range.start.saturating_sub(prompt_tokens)..range.end.saturating_sub(prompt_tokens);
-        let mut ids = self.row.ids.get(own.clone()).unwrap_or_default().to_vec();
-        let mut positions = self.row.positions.get(own).unwrap_or_default().to_vec();
+        ids.extend_from_slice(self.row.ids.get(own.clone()).unwrap_or_default());
+        positions.extend_from_slice(self.row.positions.get(own).unwrap_or_default());
         ids.extend_from_slice(drawn.get(after.clone()).unwrap_or_default());
         positions.extend(after.map(|index| [next_position + index as u32; 3]));
-        Ok((ids, positions))
+        Ok(())
     }
 
     /// See [`crate::Runner::content`]: ids and positions, and for each token of a picture or video the digest of that and

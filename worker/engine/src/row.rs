@@ -6,6 +6,7 @@ use crate::{
     blocks::Block,
     prefix::Key,
     sequence::{RequestId, Sequence},
+    shared::SharedLogits,
 };
 
 /// Place of a sample in the order of admission: the smallest is first.
@@ -37,7 +38,7 @@ pub struct Row {
     /// Blocks whose keys the prefix cache was told.
     pub remembered: usize,
     /// Logits after the prompt, where another sample has computed it and no token is drawn yet.
-    pub first: Option<Arc<[f32]>>,
+    pub first: Option<Arc<SharedLogits>>,
 }
 
 impl Row {

@@ -166,6 +166,8 @@ pub struct Chunk<'a, P> {
     pub draw: Option<Draw>,
     /// Tokens whose log-probabilities are wanted beside that of a token that the runner draws.
     pub watched: &'a [u32],
+    /// The chunk of the step [begun](Runner::begin) before that draws this one's token, where that is not known yet: `drawn` lacks it.
+    pub after: Option<usize>,
 }
 
 impl<P> Chunk<'_, P> {
@@ -219,6 +221,23 @@ pub trait Runner {
     /// wants one, in their order.
     fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<Answers, Cause>;
 
+    /// Begins what [`Self::step`] does and does not wait for it: [`Self::finish`] gives the answers of begun steps in their
+    /// order. At most two are begun at a time, and no other step is computed before they are finished or
+    /// [abandoned](Self::abandon). False, and nothing is begun, if the runner has to wait for these chunks; one that can only
+    /// wait never begins any. Chunks with [`Chunk::after`] come while a step is begun, and only then.
+    fn begin(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<bool, Cause> {
+        let _ = (pool, chunks);
+        Ok(false)
+    }
+
+    /// Waits for the first of the begun steps.
+    fn finish(&mut self) -> Result<Answers, Cause> {
+        Err("no step was begun".into())
+    }
+
+    /// Forgets the begun steps: nobody wants to know what they gave.
+    fn abandon(&mut self) {}
+
     /// Forgets what was computed from the weights: they have changed.
     fn flush(&mut self) {}
 
@@ -260,6 +279,18 @@ impl<R: Runner> Runner for &mut R {
 
     fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<Answers, Cause> {
         (**self).step(pool, chunks)
+    }
+
+    fn begin(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<bool, Cause> {
+        (**self).begin(pool, chunks)
+    }
+
+    fn finish(&mut self) -> Result<Answers, Cause> {
+        (**self).finish()
+    }
+
+    fn abandon(&mut self) {
+        (**self).abandon();
     }
 
     fn flush(&mut self) {

@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::{
     distribution::Distribution,
     request::{Sampling, Token},
+    shared::SharedLogits,
 };
 
 /// Draws the tokens of one sample. Its state depends on the request's seed, the sample's index and the number of tokens
@@ -28,6 +29,13 @@ impl Sampler {
         self.random.clone().random()
     }
 
+    /// The random number of the token after the next one.
+    pub fn uniform_after_next(&self) -> f64 {
+        let mut after = self.clone();
+        after.skip();
+        after.random.random()
+    }
+
     /// Passes over the random number of a token that was drawn elsewhere.
     pub fn skip(&mut self) {
         let _: f64 = self.random.random();
@@ -37,6 +45,11 @@ impl Sampler {
     /// no distribution (a NaN, or nothing finite).
     pub fn draw(&mut self, logits: &[f32], sampling: &Sampling) -> Option<Token> {
         self.draw_adjusted(logits, None, sampling, None)
+    }
+
+    /// As [`Self::draw`], from logits that other samples draw from in the same way.
+    pub fn draw_shared(&mut self, logits: &SharedLogits, sampling: &Sampling) -> Option<Token> {
+        logits.at(self.random.random(), sampling)
     }
 
     /// As [`Self::draw`], from the `adjusted` logits if there are any, or without a draw the token that is `forced`. `logits`

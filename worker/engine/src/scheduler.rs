@@ -6,12 +6,13 @@
 //! blocks to one with a larger one, so the smallest always goes on.
 
 mod admission;
+mod ahead;
 
 use std::collections::BTreeMap;
 
 use crate::{
     blocks::{Block, Blocks},
-    group::{Group, PromptState},
+    group::Group,
     limits::Limits,
     prefix::Key,
     row::{Row, Ticket},
@@ -38,6 +39,8 @@ pub struct Part {
     pub tokens: usize,
     /// Whether it draws a token afterwards.
     pub wanted: bool,
+    /// The part of the step before whose token is this one's, where that is not known yet.
+    pub after: Option<usize>,
 }
 
 /// Counts since the beginning.
@@ -119,6 +122,7 @@ impl Scheduler {
                     ticket,
                     tokens: 1,
                     wanted: true,
+                    after: None,
                 });
             }
         }
@@ -192,11 +196,9 @@ impl Scheduler {
     }
 
     /// A sample that was computing the prompt of its group does so no more.
-    fn leave_prompt(&mut self, ticket: Ticket) {
-        if let Some(group) = self.groups.get_mut(&ticket.request)
-            && matches!(group.prompt, PromptState::Computing(sample) if sample == ticket.sample)
-        {
-            group.prompt = PromptState::Open;
+    pub fn leave_prompt(&mut self, ticket: Ticket) {
+        if let Some(group) = self.groups.get_mut(&ticket.request) {
+            group.leave_prompt(ticket.sample);
         }
     }
 
@@ -278,6 +280,11 @@ impl Scheduler {
         }
     }
 
+    /// Whether a request has one sample.
+    pub fn is_alone(&self, request: RequestId) -> bool {
+        self.groups.get(&request).is_some_and(|group| group.n == 1)
+    }
+
     /// Whether a request has not ended.
     pub fn has(&self, request: RequestId) -> bool {
         self.groups.contains_key(&request)
@@ -353,5 +360,6 @@ fn part(ticket: Ticket, remaining: usize, budget: &mut usize) -> Part {
         ticket,
         tokens,
         wanted: tokens == remaining,
+        after: None,
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     request::{FinishReason, Token},
     runner::{Draw, Drawn},
     sampler::Sampler,
+    shared::SharedLogits,
 };
 
 thread_local! {
@@ -65,32 +66,66 @@ impl Sequence {
         Ok((token, finish))
     }
 
+    /// As [`Self::extend`], from logits that other samples of the request draw from.
+    pub fn extend_shared(&mut self, logits: &SharedLogits) -> Result<(Token, Option<FinishReason>), EngineError> {
+        if self.adjusts() || self.progress.forced().is_some() {
+            return self.extend(logits.logits());
+        }
+        let drawn = self.sampler.draw_shared(logits, self.recipe.sampling());
+        let token = drawn.ok_or_else(|| self.not_finite())?;
+        let finish = self.push(&token)?;
+        Ok((token, finish))
+    }
+
+    /// The model has given no distribution.
+    fn not_finite(&self) -> EngineError {
+        EngineError::NotFinite {
+            sample: self.sample,
+            tokens: self.generated,
+        }
+    }
+
     /// Tokens whose log-probabilities are recorded at each position.
     pub fn watched_ids(&self) -> &[u32] {
         &self.recipe.sampling().watched_ids
     }
 
-    /// How the next token is drawn, if that needs nothing but the model's logits and says nothing but the token and the
-    /// [watched](Self::watched_ids) ones.
+    /// How the next token is drawn, if that [needs](Self::is_plain) nothing but the model's logits.
     pub fn next_draw(&self) -> Option<Draw> {
+        self.is_plain().then(|| self.draw_by(self.sampler.next_uniform()))
+    }
+
+    /// How the token after the next one is drawn, if neither needs more than the model's logits.
+    pub fn draw_after_next(&self) -> Option<Draw> {
+        self.is_plain().then(|| self.draw_by(self.sampler.uniform_after_next()))
+    }
+
+    /// Whether the next token, and any after it, needs nothing but the model's logits, and says nothing but the token and the
+    /// [watched](Self::watched_ids) ones.
+    pub fn is_plain(&self) -> bool {
+        !self.adjusts() && self.progress.forced().is_none() && self.recipe.sampling().top_log_probabilities == 0
+    }
+
+    /// Whether the next token is the last one for its number.
+    pub fn ends_next(&self) -> bool {
+        self.generated + 1 >= self.recipe.sampling().max_tokens
+    }
+
+    fn draw_by(&self, uniform: f64) -> Draw {
         let sampling = self.recipe.sampling();
-        let plain = !self.adjusts() && self.progress.forced().is_none() && sampling.top_log_probabilities == 0;
-        plain.then(|| Draw {
+        Draw {
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
             min_p: sampling.min_p,
-            uniform: self.sampler.next_uniform(),
-        })
+            uniform,
+        }
     }
 
     /// As [`Self::extend`], with the token that the runner has drawn by [`Self::next_draw`].
     pub fn accept(&mut self, drawn: Option<&Drawn>) -> Result<(Token, Option<FinishReason>), EngineError> {
         self.sampler.skip();
-        let drawn = drawn.ok_or(EngineError::NotFinite {
-            sample: self.sample,
-            tokens: self.generated,
-        })?;
+        let drawn = drawn.ok_or_else(|| self.not_finite())?;
         let token = Token {
             id: drawn.id,
             log_probability: drawn.log_probability,
@@ -136,10 +171,7 @@ impl Sequence {
         } else {
             self.sampler.draw_adjusted(logits, None, recipe.sampling(), forced)
         };
-        drawn.ok_or(EngineError::NotFinite {
-            sample: self.sample,
-            tokens: self.generated,
-        })
+        drawn.ok_or_else(|| self.not_finite())
     }
 
     /// Whether [`Self::adjust`] would change anything.

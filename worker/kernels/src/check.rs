@@ -158,6 +158,7 @@ pub fn all() -> Vec<Check> {
     [
         crate::activation::checks(),
         crate::attention::checks(),
+        crate::gpu::post_checks(),
         crate::norm::checks(),
         crate::optimizer::checks(),
         crate::paged::checks(),

@@ -31,7 +31,7 @@ pub use element::{Dtype, Element, Float};
 pub use shape::ShapeError;
 
 #[cfg(feature = "cuda")]
-pub use gpu::{Buffer, Finish, Gemm, Gpu, GpuError, Graph};
+pub use gpu::{Buffer, Finish, Gemm, Gpu, GpuError, Graph, Inbox, Outbox};
 
 /// Every source with the constants of one build of it, for compiling without a GPU.
 #[cfg(feature = "cuda")]

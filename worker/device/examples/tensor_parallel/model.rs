@@ -60,6 +60,7 @@ fn step<T: Float>(
         blocks: &one.blocks[..one.ids.len().div_ceil(BLOCK)],
         wanted: true,
         draw: None,
+        from: None,
     });
     let pieces = pieces.collect::<Vec<_>>();
     let step = Step::new(&pieces, None);
@@ -74,14 +75,7 @@ fn step<T: Float>(
     let placed = placed.collect::<Vec<_>>();
     let words = step.words(&pieces, BLOCK, &Mail::new(step.size));
     model.step(pool, step.size, &words, &placed)?;
-    let mut places = vec![0; pieces.len()];
-    for (place, index) in step.decodes.iter().enumerate() {
-        places[*index] = place;
-    }
-    for (place, index) in step.chunks.iter().enumerate() {
-        places[*index] = step.size.decodes + place;
-    }
-    Ok(places)
+    Ok(step.places())
 }
 
 /// Logits after the last token of each sequence, which is then stored.

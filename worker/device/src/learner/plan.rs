@@ -52,6 +52,9 @@ pub struct Settings {
     /// The most patches that go through the vision tower together, where it is trained; a frame may not have more. 157 KB
     /// each at the 7B shape in bf16.
     pub patches: usize,
+    /// The most patches that are encoded together beside the learner's activations, where the tower is trained. 57 KB each at
+    /// the 7B shape in bf16.
+    pub encoded: usize,
 }
 
 impl Settings {
@@ -68,6 +71,7 @@ impl Settings {
             states: StateKind::Bit8,
             tables: true,
             patches: MOST_PATCHES,
+            encoded: MOST_PATCHES,
         }
     }
 

@@ -2,16 +2,21 @@
 
 use std::time::Instant;
 
-use flotilla_engine::{Engine, EngineError, Limits, Prompt, Request, Sampling};
+use flotilla_engine::{Engine, EngineError, Limits, Prompt, Sampling};
 use flotilla_kernels::Gpu;
-use flotilla_model::Row;
+use flotilla_model::{Row, Visual};
 use half::bf16;
 
-use super::{Ceiling, memory::BLOCK, memory::STEP_TOKENS};
+use super::{
+    Ceiling,
+    memory::{BLOCK, STEP_TOKENS},
+    picture::{self, Size},
+};
 use crate::{
     error::DeviceError,
-    runner::{DeviceRunner, Sharing},
-    shape::TextShape,
+    runner::{DeviceRunner, Sharing, Vision},
+    shape::{QwenVision, TextShape},
+    vision::QwenTower,
     weights::TextWeights,
 };
 
@@ -21,6 +26,27 @@ pub struct Bench {
     pub(super) gpu: Gpu,
     pub(super) weights: TextWeights<bf16>,
     pub(super) ceiling: Ceiling,
+}
+
+/// A picture in each prompt, and the tower that encodes it.
+pub(super) struct Shown {
+    pub tower: QwenTower<bf16>,
+    pub size: Size,
+}
+
+impl Shown {
+    /// Draws the weights of a tower.
+    pub fn new(gpu: &Gpu, tower: &QwenVision, size: Size) -> Result<Self, DeviceError> {
+        Ok(Self {
+            tower: QwenTower::random(gpu, tower.clone(), 3)?,
+            size,
+        })
+    }
+
+    fn visual(&self, index: usize) -> Visual {
+        let seed = u32::try_from(index).unwrap_or(u32::MAX);
+        self.size.visual(self.tower.shape(), seed)
+    }
 }
 
 /// An engine over those weights.
@@ -40,8 +66,14 @@ impl Bench {
         &self.weights.shape
     }
 
-    /// For `rows` sequences of `tokens` tokens each.
-    pub(super) fn engine(&self, rows: usize, tokens: usize, sharing: Sharing) -> Result<DeviceEngine, DeviceError> {
+    /// For `rows` sequences of `tokens` tokens each, with pictures or without. All engines share one tower.
+    pub(super) fn engine(
+        &self,
+        rows: usize,
+        tokens: usize,
+        sharing: Sharing,
+        shown: Option<&Shown>,
+    ) -> Result<DeviceEngine, DeviceError> {
         let limits = Limits {
             max_rows: rows,
             max_step_tokens: STEP_TOKENS,
@@ -49,7 +81,9 @@ impl Bench {
             block_size: BLOCK,
             ..Limits::default()
         };
-        let mut runner = DeviceRunner::of_text(&self.gpu, self.weights.clone(), &limits, tokens + BLOCK)?;
+        let vision = shown.map_or(Vision::None, |shown| Vision::Qwen(Box::new(shown.tower.clone())));
+        let (weights, longest) = (self.weights.clone(), tokens + BLOCK);
+        let mut runner = DeviceRunner::shared(&self.gpu, weights, vision, &limits, longest, true)?;
         runner.set_sharing(sharing)?;
         Engine::new(runner, "", limits).map_err(failed)
     }
@@ -61,9 +95,35 @@ impl Bench {
         (0..tokens).map(id).collect()
     }
 
-    pub(super) fn request(&self, index: usize, n: usize, prompt: usize, new_tokens: usize) -> Request<Prompt> {
-        let prompt = Prompt::new(Row::text(self.ids(index, prompt)), Vec::new());
-        Request::new(prompt, n, sampling(index, new_tokens))
+    /// A prompt whose tokens differ from those of another `index` from the first on, with a picture that differs too. It is
+    /// digested already.
+    pub(super) fn prompt(&self, index: usize, tokens: usize, shown: Option<&Shown>) -> Result<Prompt, DeviceError> {
+        let visuals = shown.map(|shown| (picture::START, shown.visual(index)));
+        let prompt = Prompt::new(self.row(index, tokens, shown)?, visuals.into_iter().collect());
+        prompt
+            .identity()
+            .map_err(|cause| DeviceError::Input(cause.to_string()))?;
+        Ok(prompt)
+    }
+
+    /// As [`Self::prompt`], but with the picture of another prompt of that length, whose digest is known.
+    pub(super) fn prompt_like(
+        &self,
+        other: &Prompt,
+        index: usize,
+        shown: Option<&Shown>,
+    ) -> Result<Prompt, DeviceError> {
+        let mut prompt = other.clone();
+        prompt.row = self.row(index, other.row.ids.len(), shown)?;
+        Ok(prompt)
+    }
+
+    fn row(&self, index: usize, tokens: usize, shown: Option<&Shown>) -> Result<Row, DeviceError> {
+        let ids = self.ids(index, tokens);
+        match shown {
+            Some(shown) => Ok(shown.size.row(shown.tower.shape(), ids)?),
+            None => Ok(Row::text(ids)),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ impl Bench {
     /// A best of n; the second time counts, with another question.
     pub fn best_of(&self, question: BestOf) -> Result<Contest, DeviceError> {
         let answers = question.prompt_tokens + 2 * question.new_tokens + TEMPLATE.iter().sum::<usize>();
-        let mut engine = self.engine(question.n, answers + question.critic_tokens, Sharing::WhereItPays)?;
+        let mut engine = self.engine(question.n, answers + question.critic_tokens, Sharing::WhereItPays, None)?;
         self.contest(&mut engine, question, 1)?;
         self.contest(&mut engine, question, 2)
     }

@@ -2,10 +2,13 @@
 
 use std::time::Instant;
 
+use flotilla_engine::Request;
+
 use super::{
     Bench, Floor, Line,
-    bench::{DeviceEngine, failed},
+    bench::{DeviceEngine, Shown, failed, sampling},
     memory::STEP_TOKENS,
+    names,
 };
 use crate::{error::DeviceError, runner::Sharing};
 
@@ -26,43 +29,49 @@ struct Steady {
 impl Bench {
     /// Decoding: `rows` sequences, each after a prompt of its own of `context` tokens.
     pub fn decode(&self, rows: usize, context: usize) -> Result<Line, DeviceError> {
-        let early = early(rows * context);
-        let new_tokens = early + STEPS + 2 * WARM;
-        let mut engine = self.engine(rows, context + new_tokens, Sharing::WhereItPays)?;
-        for index in 0..rows {
-            let request = self.request(index, 1, context, new_tokens);
-            engine.submit(&request).map_err(failed)?;
-        }
-        let steady = self.steady(&mut engine, rows)?;
-        let floor = self.floor(rows, rows * context, early);
+        let (steady, floor) = self.decoding((rows, 1), context, Sharing::WhereItPays, None)?;
         Ok(steady.line(format!("decode {rows} x {context}"), rows, floor))
     }
 
     /// Decoding: `groups` of `n` samples, each group over a prompt of its own.
-    pub fn groups(&self, groups: usize, n: usize, prompt: usize, sharing: Sharing) -> Result<Line, DeviceError> {
-        let (rows, early) = (groups * n, early(groups * prompt));
-        let new_tokens = early + STEPS + 2 * WARM;
-        let mut engine = self.engine(rows, prompt + new_tokens, sharing)?;
-        for index in 0..groups {
-            let request = self.request(index, n, prompt, new_tokens);
-            engine.submit(&request).map_err(failed)?;
-        }
-        let steady = self.steady(&mut engine, rows)?;
-        let how = sharing.name();
-        Ok(steady.line(
-            format!("decode {groups} groups of {n} over {prompt}, {how}"),
-            rows,
-            self.floor(rows, groups * prompt, early),
-        ))
+    pub(super) fn groups(
+        &self,
+        (groups, n): (usize, usize),
+        prompt: usize,
+        sharing: Sharing,
+        shown: Option<&Shown>,
+    ) -> Result<Line, DeviceError> {
+        let (steady, floor) = self.decoding((groups, n), prompt, sharing, shown)?;
+        let what = names::groups((groups, n), prompt, shown.is_some(), sharing.name());
+        Ok(steady.line(what, groups * n, floor))
     }
 
     /// Decoding as in [`Self::groups`] without anything shared: every sample computes and stores a prompt of its own.
-    pub fn alone(&self, n: usize, prompt: usize) -> Result<Line, DeviceError> {
-        let line = self.decode(n, prompt)?;
-        Ok(Line {
-            what: format!("decode {n} over {prompt} each, nothing shared"),
-            ..line
-        })
+    pub(super) fn alone(&self, n: usize, prompt: usize, shown: Option<&Shown>) -> Result<Line, DeviceError> {
+        let (steady, floor) = self.decoding((n, 1), prompt, Sharing::WhereItPays, shown)?;
+        Ok(steady.line(names::alone(n, prompt, shown.is_some()), n, floor))
+    }
+
+    /// A step of `groups` of `n` samples, and its floor. Prompts differ from their first token on; the picture is the same in
+    /// all, and encoded once.
+    fn decoding(
+        &self,
+        (groups, n): (usize, usize),
+        prompt: usize,
+        sharing: Sharing,
+        shown: Option<&Shown>,
+    ) -> Result<(Steady, Floor), DeviceError> {
+        let (rows, early) = (groups * n, early(groups * prompt));
+        let new_tokens = early + STEPS + 2 * WARM;
+        let mut engine = self.engine(rows, prompt + new_tokens, sharing, shown)?;
+        let first = self.prompt(0, prompt, shown)?;
+        for index in 0..groups {
+            let prompt = self.prompt_like(&first, index, shown)?;
+            let request = Request::new(prompt, n, sampling(index, new_tokens));
+            engine.submit(&request).map_err(failed)?;
+        }
+        let steady = self.steady(&mut engine, rows)?;
+        Ok((steady, self.floor(rows, groups * prompt, early)))
     }
 
     /// Of the step in the middle, after prompts of `prompts` tokens in all.

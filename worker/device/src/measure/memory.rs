@@ -4,15 +4,15 @@
 //! an update makes them worthless; the learner's activations are freed before the engine comes again. So each of the two has
 //! what the other has had.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use flotilla_kernels::{Dtype, Float};
 use half::bf16;
 use serde::Serialize;
 
-use super::{Grpo, picture};
+use super::{Grpo, Tower, picture};
 use crate::{
-    learner::{Keep, Part, Plan, Settings},
+    learner::{Keep, Part, Plan, Settings, Shapes},
     shape::{QwenVision, TextShape},
 };
 
@@ -73,29 +73,82 @@ pub struct Summary {
     pub learning_bytes: usize,
 }
 
-/// What is there all the time.
-struct Lasting {
-    /// Weights, gradients and moments with a learner at rest.
-    learner: usize,
+/// Bytes of what is there beside the learner.
+#[derive(Default)]
+struct Beside {
+    /// The second copy of the weights, that of a trained tower too.
     reference: usize,
-    pictures: usize,
+    /// A tower that is not trained.
+    tower: usize,
+    /// Features of pictures while samples are drawn.
+    sampling: usize,
+    /// Features and gradients by them while samples are learned from.
+    learning: usize,
 }
 
-impl Lasting {
-    /// Beside what the learner plans for itself.
-    fn others(&self) -> usize {
-        self.reference + self.pictures + RESERVE
+impl Beside {
+    fn new(shape: &TextShape, shown: Option<Shown<'_>>, step: &Grpo, reference: bool) -> Self {
+        let second = if reference {
+            shape.parameters() * BF16.bytes()
+        } else {
+            0
+        };
+        let Some(Shown { tower, size, trained }) = shown else {
+            return Self {
+                reference: second,
+                ..Self::default()
+            };
+        };
+        let lengths = step.lengths;
+        let (weights, each) = (tower_bytes(tower), size.feature_bytes(tower));
+        let all = lengths.prompts * each;
+        // Features of a micro-batch behind one another.
+        let micro_batch = sequences(step) * each;
+        if !trained {
+            return Self {
+                reference: second,
+                tower: weights,
+                sampling: all,
+                learning: all + micro_batch,
+            };
+        }
+        let of_update = prompts_of_update(step) * each;
+        // Features by the tower that sampled are there until the first update; by the reference, those of one update at a time.
+        let scored = all + if reference { of_update } else { 0 };
+        // Gradients are sums in f32.
+        let learned = of_update + 2 * of_update;
+        Self {
+            reference: if reference { second + weights } else { 0 },
+            tower: 0,
+            sampling: all,
+            learning: scored.max(learned) + micro_batch,
+        }
     }
 }
 
+/// Pictures of a step.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    tower: &'a QwenVision,
+    size: picture::Size,
+    trained: bool,
+}
+
 impl Memory {
-    /// Of a step on a card of `card` bytes. A reference is there if it leaves room for at least half of the rows. None if not
-    /// even one sequence at a time fits.
+    /// Of a step on a card of `card` bytes, with the pictures that it has by [`Grpo::picture`]. A reference is there if it
+    /// leaves room for at least half of the rows. None if not even one sequence at a time fits.
     pub fn plan(shape: &TextShape, tower: Option<&QwenVision>, step: &Grpo, card: usize) -> Option<Self> {
-        let without = Self::with_reference(shape, tower, step, card, false);
+        let shown = tower.and_then(|tower| {
+            Some(Shown {
+                tower,
+                size: step.picture(tower)?,
+                trained: step.tower == Tower::Trained,
+            })
+        });
+        let without = Self::with_reference(shape, shown, step, card, false);
         let with = step
             .reference
-            .then(|| Self::with_reference(shape, tower, step, card, true))
+            .then(|| Self::with_reference(shape, shown, step, card, true))
             .flatten();
         match (with, without) {
             (Some(with), Some(without)) if 2 * with.rows >= without.rows => Some(with),
@@ -105,66 +158,77 @@ impl Memory {
 
     fn with_reference(
         shape: &TextShape,
-        tower: Option<&QwenVision>,
+        shown: Option<Shown<'_>>,
         step: &Grpo,
         card: usize,
         reference: bool,
     ) -> Option<Self> {
-        let rest = settings(1, 1);
-        let lasting = Lasting {
-            learner: Plan::new(shape, BF16, &rest, 0, card).bytes(),
-            reference: if reference {
-                shape.parameters() * BF16.bytes()
-            } else {
-                0
-            },
-            pictures: tower.map_or(0, |tower| picture::bytes(tower, step.lengths.prompts)),
+        let lengths = step.lengths;
+        let beside = Beside::new(shape, shown, step, reference);
+        let trained = shown.filter(|shown| shown.trained);
+        let shapes = Shapes {
+            text: shape,
+            vision: trained.map(|shown| shown.tower),
         };
-        let (lengths, left) = (step.lengths, card.checked_sub(lasting.others())?);
-        // As many whole sequences as come near to the size that is wanted, or exceed it.
-        let sequences = MICRO_BATCH.div_ceil(lengths.sequence());
-        let wanted = settings(sequences * lengths.sequence(), sequences * lengths.new_tokens);
+        let patches = shown.map_or(0, |shown| shown.size.patches() * shown.size.together());
+        let left = |pictures: usize| card.checked_sub(beside.reference + beside.tower + pictures + RESERVE);
+        // Pictures are encoded before the engine is there.
+        let rest = Settings {
+            encoded: 0,
+            ..settings(1, 1, patches)
+        };
+        let at_rest = Plan::new(shapes, BF16, &rest, 0, card).bytes();
+        let sequences = sequences(step);
+        let wanted = settings(sequences * lengths.sequence(), sequences * lengths.new_tokens, patches);
+        let for_learning = left(beside.learning)?;
         let settings = match step.keep {
-            true => Plan::fit(shape, BF16, &wanted, 0, left)?,
+            true => Plan::fit(shapes, BF16, &wanted, 0, for_learning)?,
             false => wanted,
         };
-        let learning = Plan::new(shape, BF16, &settings, 0, left);
+        let learning = Plan::new(shapes, BF16, &settings, 0, for_learning);
+        let for_sampling = left(beside.sampling)?;
         let rows = (0..=step.rows.min(lengths.samples()).ilog2())
             .map(|half| step.rows.min(lengths.samples()) >> half)
             .find(|rows| {
                 let engine = engine_bytes(shape, *rows) + blocks(step, *rows) * block_bytes(shape);
-                lasting.learner + engine + RESERVE <= left
+                at_rest + engine + RESERVE <= for_sampling
             })?;
         let kv_blocks = blocks(step, rows);
-        let parts = |own: Vec<(&'static str, usize)>| {
-            let lasting = [("reference", lasting.reference), ("pictures", lasting.pictures)];
-            let all = own.into_iter().chain(lasting);
+        let parts = |own: Vec<(&'static str, usize)>, pictures: usize| {
+            let others = [
+                ("reference", beside.reference),
+                ("frozen tower", beside.tower),
+                ("pictures", pictures),
+            ];
+            let all = own.into_iter().chain(others);
             all.filter(|(_, bytes)| *bytes > 0).collect::<Vec<_>>()
         };
+        let together = |parts: &[Part]| parts.iter().map(|part| learning.part(*part)).sum::<usize>();
         learning.fits().then(|| Self {
-            sampling: parts(vec![
-                ("weights, gradients, moments", lasting.learner),
-                ("keys and values", kv_blocks * block_bytes(shape)),
-                ("steps of the engine", engine_bytes(shape, rows)),
-            ]),
-            learning: parts(vec![
-                (
-                    "weights, gradients, moments",
-                    [Part::Weights, Part::Gradients, Part::Moments]
-                        .map(|part| learning.part(part))
-                        .iter()
-                        .sum(),
-                ),
-                ("inputs of layers", learning.part(Part::Inputs)),
-                ("kept activations", learning.part(Part::Kept)),
-                (
-                    "one layer and the head",
-                    [Part::Layer, Part::Head, Part::Products]
-                        .map(|part| learning.part(part))
-                        .iter()
-                        .sum(),
-                ),
-            ]),
+            sampling: parts(
+                vec![
+                    ("weights, gradients, moments", at_rest),
+                    ("keys and values", kv_blocks * block_bytes(shape)),
+                    ("steps of the engine", engine_bytes(shape, rows)),
+                ],
+                beside.sampling,
+            ),
+            learning: parts(
+                vec![
+                    (
+                        "weights, gradients, moments",
+                        together(&[Part::Weights, Part::Gradients, Part::Moments, Part::Tower]),
+                    ),
+                    ("inputs of layers", learning.part(Part::Inputs)),
+                    ("kept activations", learning.part(Part::Kept)),
+                    (
+                        "one layer and the head",
+                        together(&[Part::Layer, Part::Head, Part::Products]),
+                    ),
+                    ("passes of the tower", learning.part(Part::Patches)),
+                ],
+                beside.learning,
+            ),
             rows,
             kv_blocks,
             reference,
@@ -193,12 +257,33 @@ fn bytes(parts: &[(&'static str, usize)]) -> usize {
     parts.iter().map(|(_, bytes)| bytes).sum()
 }
 
-fn settings(tokens: usize, scored: usize) -> Settings {
+/// Of micro-batches of so many tokens, with so many patches at once through the tower.
+fn settings(tokens: usize, scored: usize, patches: usize) -> Settings {
     Settings {
         scored,
         logit_rows: scored.clamp(1, 4096),
+        patches,
+        encoded: patches,
         ..Settings::new(tokens)
     }
+}
+
+/// Sequences of a micro-batch: as many whole ones as come near to the size that is wanted, or exceed it.
+fn sequences(step: &Grpo) -> usize {
+    MICRO_BATCH.div_ceil(step.lengths.sequence())
+}
+
+/// The most prompts of which an update has samples.
+fn prompts_of_update(step: &Grpo) -> usize {
+    let group = step.lengths.group;
+    let prompts = |update: Range<usize>| update.end.div_ceil(group) - update.start / group;
+    step.lengths.updates().into_iter().map(prompts).max().unwrap_or(0)
+}
+
+/// Weights of a tower, with the zeros that fill up its MLP.
+fn tower_bytes(tower: &QwenVision) -> usize {
+    let filling = tower.depth * (tower.padded() - tower.intermediate) * (3 * tower.hidden + 2);
+    (tower.parameters() + filling) * BF16.bytes()
 }
 
 /// Blocks of keys and values of so many rows: prompts of groups once, samples each its own. One prompt more is there while
@@ -258,11 +343,14 @@ mod tests {
     fn plan(name: &str, lengths: &str, card: usize, change: impl FnOnce(&mut Grpo)) -> Option<Memory> {
         let mut step = Grpo::new(lengths.parse().unwrap());
         change(&mut step);
-        let tower = match VisionShape::named(name).unwrap() {
+        Memory::plan(&TextShape::named(name).unwrap(), tower(name).as_ref(), &step, card)
+    }
+
+    fn tower(name: &str) -> Option<QwenVision> {
+        match VisionShape::named(name).unwrap() {
             VisionShape::Qwen(tower) => Some(tower),
             VisionShape::Siglip(_) => None,
-        };
-        Memory::plan(&TextShape::named(name).unwrap(), tower.as_ref(), &step, card)
+        }
     }
 
     #[test]
@@ -276,6 +364,66 @@ mod tests {
         assert!(keep.attention == 28 && keep.mlp > 4 && keep.mlp < 28, "{keep:?}");
         let nothing = plan("qwen2.5-vl-7b", "8x8x1536+512", H100, |step| step.keep = false).unwrap();
         assert_eq!(nothing.settings.keep, Keep::default());
+    }
+
+    #[test]
+    fn the_share_of_one_of_the_papers_gpus_fits_beside_a_reference_with_a_trained_tower() {
+        for lengths in ["32x8x1536+512", "64x5x431+300/4", "16x8x1536+1024"] {
+            let memory = plan("qwen2.5-vl-7b", lengths, H100, |_| {}).unwrap();
+            assert!(
+                memory.reference && memory.settings.keep.attention > 0,
+                "{lengths}\n{memory}"
+            );
+            let both = Memory::plan(
+                &TextShape::named("qwen2.5-vl-7b").unwrap(),
+                Some(&tower("qwen2.5-vl-7b").unwrap()),
+                &Grpo::new(lengths.parse().unwrap()),
+                H200,
+            );
+            assert_eq!(both.unwrap().rows, memory.rows, "{lengths}\n{memory}");
+        }
+    }
+
+    #[test]
+    fn a_frozen_tower_leaves_more_room_for_activations() {
+        let part = |parts: &[(&'static str, usize)], name: &str| {
+            let found = parts.iter().find(|(part, _)| *part == name);
+            found.map_or(0, |(_, bytes)| *bytes)
+        };
+        let trained = plan("qwen2.5-vl-7b", "32x8x1536+512", H100, |_| {}).unwrap();
+        let frozen = plan("qwen2.5-vl-7b", "32x8x1536+512", H100, |step| {
+            step.tower = Tower::Frozen
+        })
+        .unwrap();
+        let (of_tower, of_text) = (trained.settings.keep, frozen.settings.keep);
+        assert!(
+            of_tower.attention + of_tower.mlp < of_text.attention + of_text.mlp,
+            "{trained}\n{frozen}"
+        );
+        // One copy of the tower's weights with gradients and two moments of a byte, and a second one with the reference.
+        let weights = tower_bytes(&tower("qwen2.5-vl-7b").unwrap());
+        let lasting = part(&trained.learning, "weights, gradients, moments")
+            - part(&frozen.learning, "weights, gradients, moments");
+        assert_eq!(lasting / (weights / 100), 301, "{trained}");
+        assert_eq!(
+            part(&trained.learning, "reference") - part(&frozen.learning, "reference"),
+            weights
+        );
+        assert_eq!(part(&frozen.learning, "frozen tower"), weights);
+        // 32 pictures as sampled and 16 by the reference, or 16 with gradients in f32; and four of a micro-batch.
+        let features = 1369 * 3584 * 2;
+        assert_eq!(part(&trained.learning, "pictures"), (48 + 4) * features);
+        assert_eq!(part(&frozen.learning, "pictures"), (32 + 4) * features);
+        assert_eq!(part(&trained.sampling, "pictures"), 32 * features);
+    }
+
+    #[test]
+    fn prompts_of_an_update_are_counted_where_it_has_a_part_of_their_samples() {
+        let prompts = |lengths: &str| prompts_of_update(&Grpo::new(lengths.parse().unwrap()));
+        assert_eq!(
+            ["32x8x1536+512", "64x5x431+300/4", "5x3x9+9/2"].map(prompts),
+            [16, 16, 3]
+        );
     }
 
     #[test]

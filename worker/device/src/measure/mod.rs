@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `question.rs` | parts of the table, lengths of whole jobs, as options say them |
 //! | `floor.rs` | the least time that memory or arithmetic allow |
-//! | `line.rs`, `report.rs` | what is measured |
+//! | `line.rs`, `names.rs`, `report.rs` | what is measured |
 //! | `peer.rs` | what transformers reached, by the names of our lines |
 //! | `table.rs` | text and document |
 //! | `memory.rs` | where a step of GRPO has its memory |
@@ -21,6 +21,7 @@ mod floor;
 pub mod knockout;
 mod line;
 mod memory;
+pub mod names;
 pub mod peer;
 pub mod picture;
 mod question;
@@ -46,7 +47,7 @@ pub use floor::{Ceiling, Floor, decode_bytes, decode_operations, prefill_operati
 pub use line::Line;
 pub use memory::Memory;
 pub use peer::Peers;
-pub use question::{BestOf, Grpo, Lengths, LengthsError, MOST_CANDIDATES, Options, Part, divide};
+pub use question::{BestOf, Grpo, Lengths, LengthsError, MOST_CANDIDATES, Options, Part, Tower, divide};
 pub use report::{Contest, GrpoStep, Report, Stage, Wave};
 pub use table::{PUBLISHED, Table};
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::names;
+
 /// Rate of the peer by the name of our line.
 pub type Peers = BTreeMap<String, f64>;
 
@@ -18,10 +20,12 @@ struct Row {
 /// Our line that answers the same question as a row of the peer; the same lengths, the same counting.
 pub fn ours(name: &str) -> Option<String> {
     let words = name.split_whitespace().collect::<Vec<_>>();
+    let group = |samples: &str, picture| Some(names::requests((1, samples.parse().ok()?), (1536, 256), picture));
     match words.as_slice() {
         ["decode", "static" | "eager", rows] => Some(format!("decode {rows} x 1024")),
-        ["decode", "batch", requests] => Some(format!("requests {requests} x 1024+128")),
-        ["group", "static" | "batch", samples] => Some(format!("request of {samples} x 1536+256")),
+        ["decode", "batch", requests] => Some(names::requests((requests.parse().ok()?, 1), (1024, 128), false)),
+        ["group", "picture" | "prefix", "static", samples] => group(samples, true),
+        ["group", "static" | "batch", samples] => group(samples, false),
         ["prefill", shape] => Some(format!("prefill {}", shape.replace('x', " x "))),
         ["vision", count] => Some(format!("vision {count} of 5476 patches")),
         ["grpo", "8x8x256"] => Some("grpo 8x8x512+256".to_owned()),
@@ -55,6 +59,9 @@ mod tests {
 {"name": "decode static 32", "value": 1653.0, "unit": "tokens/s", "note": "", "peak_gib": 20.1, "took_s": 9.0}
 {"name": "group static 128", "value": 2100.0, "unit": "tokens/s", "note": ""}
 {"name": "group batch 128", "value": 900.0, "unit": "tokens/s", "note": ""}
+{"name": "group picture static 128", "error": "OutOfMemoryError: x", "took_s": 9.0}
+{"name": "group picture static 8", "value": 400.0, "unit": "tokens/s", "note": ""}
+{"name": "group prefix static 8", "value": 500.0, "unit": "tokens/s", "note": ""}
 {"name": "grpo 8x8x256", "value": 3100.0, "unit": "tokens/s", "note": "15.9 s"}
 {"name": "train 8x2048", "error": "OutOfMemoryError: x", "took_s": 1.0}
 {"name": "prefill 8x2048", "error": "not begun after 420 s"}
@@ -65,6 +72,7 @@ mod tests {
         let expected = [
             ("decode 32 x 1024", 1653.0),
             ("request of 128 x 1536+256", 2100.0),
+            ("request of 8 x 1536+256, picture", 500.0),
             ("grpo 8x8x512+256", 3100.0),
         ];
         let expected = expected.map(|(name, rate)| (name.to_owned(), rate));
@@ -80,7 +88,13 @@ mod tests {
 
     #[test]
     fn rows_without_an_equal_stand_beside_nothing() {
-        for name in ["train 8x2048", "ceiling copy", "grpo 8x8x512", "decode"] {
+        for name in [
+            "train 8x2048",
+            "ceiling copy",
+            "grpo 8x8x512",
+            "group prefix 8",
+            "decode",
+        ] {
             assert_eq!(ours(name), None, "{name}");
         }
         assert_eq!(ours("decode batch 32").as_deref(), Some("requests 32 x 1024+128"));

@@ -4,6 +4,9 @@ use std::{fmt, ops::Range, str::FromStr};
 
 use serde::Serialize;
 
+use super::picture::Size;
+use crate::shape::QwenVision;
+
 /// Lengths that cannot be read.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{given:?} is not {form}, with numbers of at least 1")]
@@ -43,13 +46,14 @@ pub struct Lengths {
     pub mini_batches: usize,
 }
 
-/// Mini-batches where nothing is said: the paper's 512 prompts of a step in batches of 256.
+/// Mini-batches where nothing is said: the paper's 256 prompts of a step in batches of 128.
 const MINI_BATCHES: usize = 2;
 
+/// What one of the paper's 8 GPUs has of a step of 256 prompts.
 impl Default for Lengths {
     fn default() -> Self {
         Self {
-            prompts: 8,
+            prompts: 32,
             group: 8,
             prompt_tokens: 1536,
             new_tokens: 512,
@@ -123,6 +127,29 @@ pub fn divide(count: usize, parts: usize) -> Vec<Range<usize>> {
     (0..parts).map(|part| begin(part)..begin(part + 1)).collect()
 }
 
+/// Whether the vision tower of a step of GRPO learns.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tower {
+    /// With the language model, all parameters in one update.
+    #[default]
+    Trained,
+    /// It stays as it is.
+    Frozen,
+}
+
+impl FromStr for Tower {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "trained" => Ok(Self::Trained),
+            "frozen" => Ok(Self::Frozen),
+            _ => Err(format!("{text:?} is neither trained nor frozen")),
+        }
+    }
+}
+
 /// A step of GRPO and how it is done.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct Grpo {
@@ -131,8 +158,10 @@ pub struct Grpo {
     /// Whether log-probabilities of a frozen reference are computed, from a second copy of the weights, where the card has
     /// room for one.
     pub reference: bool,
-    /// Whether each prompt has a picture, where its tower runs on the card and the prompt has room for it.
+    /// Whether each prompt has a picture, where the tower is that of Qwen2.5-VL and the prompt has room for one.
     pub pictures: bool,
+    /// Whether that tower is trained.
+    pub tower: Tower,
     /// Whether activations are kept for the backward pass, as far as the card has room.
     pub keep: bool,
     /// The most sequences that are sampled at once.
@@ -146,9 +175,16 @@ impl Grpo {
             lengths,
             reference: true,
             pictures: true,
+            tower: Tower::default(),
             keep: true,
             rows: 256,
         }
+    }
+
+    /// The picture of each prompt; none where the step wants none or a prompt has no room.
+    pub fn picture(&self, tower: &QwenVision) -> Option<Size> {
+        let largest = || Size::largest(tower, self.lengths.prompt_tokens);
+        self.pictures.then(largest).flatten()
     }
 
     /// The step that `scripts/peer_bench.py` measures: one update, text alone, no reference.
@@ -157,10 +193,11 @@ impl Grpo {
             reference: false,
             pictures: false,
             ..Self::new(Lengths {
+                prompts: 8,
+                group: 8,
                 prompt_tokens: 512,
                 new_tokens: 256,
                 mini_batches: 1,
-                ..Lengths::default()
             })
         }
     }
@@ -285,14 +322,17 @@ impl Part {
     pub fn about(self) -> &'static str {
         match self {
             Self::Decode => "1, 8, 32, 128 and 256 sequences after prompts of 1,024 tokens, step by step",
-            Self::Group => "samples of one prompt of 1,536 tokens, step by step, with and without sharing",
+            Self::Group => {
+                "samples of one prompt of 1,536 tokens, 1,369 of them a picture, step by step, with and without sharing"
+            }
             Self::Request => {
-                "whole requests, prompts included: 8 and 128 samples of one prompt, 32 and 128 prompts of their own"
+                "whole requests, prompts and pictures included: 8 and 128 samples of such a prompt, the same with nothing \
+                 shared, and text"
             }
             Self::Prefill => "prompts",
             Self::Vision => "pictures of 5,476 patches (1,036 x 1,036 pixels)",
             Self::BestOf => "candidates and the knock-out in which the model compares them",
-            Self::Grpo => "steps of GRPO, all parameters trained",
+            Self::Grpo => "steps of GRPO, all parameters trained, those of the vision tower too",
             Self::GrpoPeer => "the step of GRPO that scripts/peer_bench.py measures: text, one update, no reference",
         }
     }
@@ -337,14 +377,15 @@ impl Default for Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::VisionShape;
 
     #[test]
     fn lengths_are_read_as_they_are_written() {
         let read = |text: &str| text.parse::<Lengths>();
-        assert_eq!(read("8x8x1536+512"), Ok(Lengths::default()));
-        let paper = read("64x8x1536+1024/4").expect("valid");
-        assert_eq!((paper.samples(), paper.sequence(), paper.mini_batches), (512, 2560, 4));
-        assert_eq!(read(&paper.to_string()).map(|read| read.mini_batches), Ok(2));
+        assert_eq!(read("32x8x1536+512"), Ok(Lengths::default()));
+        let four = read("64x5x431+300/4").expect("valid");
+        assert_eq!((four.samples(), four.sequence(), four.mini_batches), (320, 731, 4));
+        assert_eq!(read(&four.to_string()).map(|read| read.mini_batches), Ok(2));
         for wrong in [
             "",
             "8x8",
@@ -386,7 +427,7 @@ mod tests {
                 .map(|range| range.len())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(Lengths::default().updates(), [0..32, 32..64]);
+        assert_eq!(Lengths::default().updates(), [0..128, 128..256]);
         assert_eq!(sizes(10, 4), [3, 3, 2, 2]);
         assert_eq!(sizes(3, 5), [1, 1, 1]);
         assert_eq!(
@@ -394,6 +435,29 @@ mod tests {
             (0..10).collect::<Vec<_>>()
         );
         assert_eq!(divide(0, 2), [std::ops::Range::default()]);
+    }
+
+    #[test]
+    fn a_tower_is_trained_unless_it_is_called_frozen() {
+        assert_eq!(Grpo::new(Lengths::default()).tower, Tower::Trained);
+        assert_eq!("frozen".parse(), Ok(Tower::Frozen));
+        let error = "no".parse::<Tower>().expect_err("neither");
+        assert!(error.contains("\"no\"") && error.contains("frozen"), "{error}");
+    }
+
+    #[test]
+    fn short_prompts_have_small_pictures_and_steps_without_pictures_none() {
+        let Some(VisionShape::Qwen(tower)) = VisionShape::named("qwen2.5-vl-7b") else {
+            unreachable!("a released shape")
+        };
+        let side = |lengths: &str| {
+            let step = Grpo::new(lengths.parse().expect("valid"));
+            step.picture(&tower).map(|size| size.side)
+        };
+        assert_eq!(side("32x8x1536+512"), Some(74));
+        assert_eq!(side("64x5x431+300/4"), Some(36));
+        assert_eq!(side("8x8x64+64"), None);
+        assert_eq!(Grpo::of_peer().picture(&tower), None);
     }
 
     #[test]

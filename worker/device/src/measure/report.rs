@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{BestOf, Ceiling, Floor, Grpo, Line, Memory, memory};
+use super::{BestOf, Ceiling, Floor, Grpo, Line, Memory, Tower, memory, picture::Size};
 
 /// One of the things that [`run`](super::run) says, in order.
 #[derive(Clone, Debug)]
@@ -47,16 +47,17 @@ pub struct Stage {
 pub struct GrpoStep {
     /// What was asked for.
     pub step: Grpo,
-    /// In their order: `vision` encodes pictures, `sample` draws, `reward` scores by a rule, `memory` frees the engine's and
-    /// allocates the learner's, `reference` and `old` are log-probabilities of the reference and of all but the first
-    /// mini-batch, `update` is gradients and updates of all mini-batches.
+    /// In their order: `vision` encodes pictures, for the samples and again after each update that changes the tower; `sample`
+    /// draws, `reward` scores by a rule, `memory` frees the engine's and allocates the learner's, `reference` and `old` are
+    /// log-probabilities of the reference, its pictures encoded in it, and of all but the first mini-batch; `update` is gradients
+    /// of the language model and updates of all mini-batches, `tower` gradients of the tower.
     pub stages: Vec<Stage>,
     /// Tokens of prompts and samples that are trained on; a prompt counts for each of its samples.
     pub tokens: usize,
     /// Tokens that were drawn.
     pub drawn: usize,
-    /// Whether prompts had pictures.
-    pub pictures: bool,
+    /// The picture that each prompt had.
+    pub picture: Option<Size>,
     /// Mean of `|d|` of the sampler's log-probabilities and the learner's, under the same weights.
     pub apart: f64,
     /// The most bytes that were allocated.
@@ -88,7 +89,10 @@ impl GrpoStep {
         let more = [
             (updates > 1).then(|| format!(", {updates} updates")),
             self.memory.reference.then(|| ", reference".to_owned()),
-            self.pictures.then(|| ", pictures".to_owned()),
+            self.picture.map(|_| match self.step.tower {
+                Tower::Trained => ", pictures".to_owned(),
+                Tower::Frozen => ", pictures, frozen tower".to_owned(),
+            }),
             (!self.step.keep).then(|| ", nothing kept".to_owned()),
         ];
         format!(
@@ -111,6 +115,9 @@ impl fmt::Display for GrpoStep {
             "  together   {all:>8.2} s, {} tokens, {} of them drawn",
             self.tokens, self.drawn
         )?;
+        if let Some(Size { side }) = self.picture {
+            writeln!(f, "  pictures of {side} x {side} patches")?;
+        }
         writeln!(
             f,
             "  sampler and learner differ by {:.4} in the mean log-probability",

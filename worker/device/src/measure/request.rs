@@ -2,22 +2,35 @@
 
 use std::time::Instant;
 
+use flotilla_engine::Request;
+
 use super::{
     Bench, Line,
-    bench::{DeviceEngine, failed},
-    floor::prefill_operations,
+    bench::{DeviceEngine, Shown, failed, sampling},
+    floor::{prefill_operations, vision_operations},
+    names,
 };
 use crate::{error::DeviceError, runner::Sharing};
 
 impl Bench {
     /// `count` requests at once, each of `n` samples of `new_tokens` tokens after a prompt of its own of `prompt` tokens; the
-    /// second time counts, with other prompts. The rate is that of new tokens over the whole time.
-    pub fn requests(&self, count: usize, n: usize, prompt: usize, new_tokens: usize) -> Result<Line, DeviceError> {
-        let mut engine = self.engine(count * n, prompt + new_tokens, Sharing::WhereItPays)?;
+    /// second time counts, with other prompts. A picture is the same in all requests of a time, another the next, and is
+    /// encoded in it. The rate is that of new tokens over the whole time.
+    pub(super) fn requests(
+        &self,
+        (count, n): (usize, usize),
+        prompt: usize,
+        new_tokens: usize,
+        shown: Option<&Shown>,
+    ) -> Result<Line, DeviceError> {
+        let mut engine = self.engine(count * n, prompt + new_tokens, Sharing::WhereItPays, shown)?;
         let (mut seconds, mut host) = (0.0, 0.0);
         for round in 0..2 {
+            let first = self.prompt(1000 * (round + 1), prompt, shown)?;
             for index in 0..count {
-                let request = self.request(1000 * (round + 1) + index, n, prompt, new_tokens);
+                let index = 1000 * (round + 1) + index;
+                let prompt = self.prompt_like(&first, index, shown)?;
+                let request = Request::new(prompt, n, sampling(index, new_tokens));
                 engine.submit(&request).map_err(failed)?;
             }
             let on_card = engine.runner().on_card();
@@ -28,22 +41,38 @@ impl Bench {
             }
             host = seconds - (engine.runner().on_card() - on_card).as_secs_f64();
         }
-        let what = match n {
-            1 => format!("requests {count} x {prompt}+{new_tokens}"),
-            _ if count == 1 => format!("request of {n} x {prompt}+{new_tokens}"),
-            _ => format!("requests {count} of {n} x {prompt}+{new_tokens}"),
-        };
-        let floor = self.ceiling.requests(self.shape(), (count, n), prompt, new_tokens);
+        let what = names::requests((count, n), (prompt, new_tokens), shown.is_some());
+        let encoding = shown.map_or(0.0, |shown| {
+            vision_operations(shown.tower.shape(), shown.size.patches())
+        });
+        let of_text = self.ceiling.requests(self.shape(), (count, n), prompt, new_tokens);
+        let floor = self.ceiling.arithmetic(encoding).then(of_text);
         Ok(Line::new(what, (count * n * new_tokens, "tokens"), seconds, floor).with_host(host))
+    }
+
+    /// The same samples as in a request of `n` without anything shared: every one computes and stores a prompt of its own.
+    pub(super) fn requests_alone(
+        &self,
+        n: usize,
+        prompt: usize,
+        new_tokens: usize,
+        shown: Option<&Shown>,
+    ) -> Result<Line, DeviceError> {
+        let line = self.requests((n, 1), prompt, new_tokens, shown)?;
+        Ok(Line {
+            what: names::requests_alone(n, (prompt, new_tokens), shown.is_some()),
+            ..line
+        })
     }
 
     /// Prompts of `tokens` tokens each, `rows` of them, until each has its first token; the third time counts.
     pub fn prefill(&self, rows: usize, tokens: usize) -> Result<Line, DeviceError> {
-        let mut engine = self.engine(rows, tokens + 2, Sharing::WhereItPays)?;
+        let mut engine = self.engine(rows, tokens + 2, Sharing::WhereItPays, None)?;
         let mut seconds = 0.0;
         for round in 0..3 {
             for index in 0..rows {
-                let request = self.request(1000 * (round + 1) + index, 1, tokens, 1);
+                let index = 1000 * (round + 1) + index;
+                let request = Request::new(self.prompt(index, tokens, None)?, 1, sampling(index, 1));
                 engine.submit(&request).map_err(failed)?;
             }
             self.finish(&mut engine, &mut seconds)?;

@@ -2,13 +2,21 @@
 
 use flotilla_kernels::{Gpu, bench::ceilings};
 
-use super::{Bench, Ceiling, Line, Options, Part, Report, picture, vision};
+use super::{
+    Bench, Ceiling, Line, Options, Part, Report,
+    bench::Shown,
+    picture::{self, Size},
+    vision,
+};
 use crate::{
     error::DeviceError,
     runner::Sharing,
     shape::{self, QwenVision, SiglipVision, TextShape, VisionShape},
     siglip,
 };
+
+/// Tokens of the prompt of groups, its picture included.
+const PROMPT: usize = 1536;
 
 /// Measures a released shape with random weights and says each result as it comes. What cannot be measured is said too, and
 /// the rest goes on; an error is a shape that does not exist or does not fit.
@@ -60,7 +68,50 @@ fn visuals(gpu: &Gpu, ceiling: &Ceiling, tower: &SiglipVision, say: &mut dyn FnM
     }
 }
 
+/// Takes a line, or why there is none, under what was to be measured.
+type Say<'a> = dyn FnMut(String, Result<Line, DeviceError>) + 'a;
+
 impl Bench {
+    /// The picture in the prompts of requests, where its tower is that of Qwen2.5-VL.
+    fn shown(&self, tower: Option<&QwenVision>) -> Result<Option<Shown>, DeviceError> {
+        let sized = tower.and_then(|tower| Some((tower, Size::largest(tower, PROMPT)?)));
+        sized
+            .map(|(tower, size)| Shown::new(&self.gpu, tower, size))
+            .transpose()
+    }
+
+    /// Samples of one prompt and of several, step by step.
+    fn group_lines(&self, shown: Option<&Shown>, line: &mut Say<'_>) {
+        let mut of = |groups: usize, n: usize, sharing| {
+            let measured = self.groups((groups, n), PROMPT, sharing, shown);
+            line(format!("{groups} groups of {n}"), measured);
+        };
+        for (groups, n) in [(1, 8), (1, 128), (16, 8)] {
+            of(groups, n, Sharing::WhereItPays);
+            of(groups, n, Sharing::Never);
+        }
+        // What one step of GRPO decodes at once.
+        of(32, 8, Sharing::WhereItPays);
+        for rows in [8, 128, 256] {
+            line(format!("{rows} alone"), self.alone(rows, PROMPT, shown));
+        }
+    }
+
+    /// Whole requests: of one prompt, the same with nothing shared, of one prompt of text, and of many.
+    fn request_lines(&self, shown: Option<&Shown>, line: &mut Say<'_>) {
+        let of_text = shown.is_some().then_some(None);
+        for n in [8, 128] {
+            for shown in [Some(shown), of_text].into_iter().flatten() {
+                line(format!("request of {n}"), self.requests((1, n), PROMPT, 256, shown));
+            }
+            let alone = self.requests_alone(n, PROMPT, 256, shown);
+            line(format!("requests {n}, nothing shared"), alone);
+        }
+        for count in [32, 128] {
+            line(format!("requests {count}"), self.requests((count, 1), 1024, 128, None));
+        }
+    }
+
     fn part(&self, part: Part, options: &Options, tower: Option<&QwenVision>, say: &mut dyn FnMut(Report)) {
         let mut line = |what: String, line: Result<Line, DeviceError>| say(reported(&what, line.map(Report::Line)));
         match part {
@@ -69,28 +120,11 @@ impl Bench {
                     line(format!("decode {rows}"), self.decode(rows, 1024));
                 }
             }
-            Part::Group => {
-                for (groups, n) in [(1, 8), (1, 128), (16, 8)] {
-                    for sharing in [Sharing::WhereItPays, Sharing::Never] {
-                        line(format!("{groups} groups of {n}"), self.groups(groups, n, 1536, sharing));
-                    }
-                    line(format!("{} alone", groups * n), self.alone(groups * n, 1536));
-                }
-                // What one step of GRPO decodes at once.
-                line(
-                    "32 groups of 8".to_owned(),
-                    self.groups(32, 8, 1536, Sharing::WhereItPays),
-                );
-                line("256 alone".to_owned(), self.alone(256, 1536));
-            }
-            Part::Request => {
-                for n in [8, 128] {
-                    line(format!("request of {n}"), self.requests(1, n, 1536, 256));
-                }
-                for count in [32, 128] {
-                    line(format!("requests {count}"), self.requests(count, 1, 1024, 128));
-                }
-            }
+            Part::Group | Part::Request => match self.shown(tower) {
+                Ok(shown) if part == Part::Group => self.group_lines(shown.as_ref(), &mut line),
+                Ok(shown) => self.request_lines(shown.as_ref(), &mut line),
+                Err(error) => line(part.to_string(), Err(error)),
+            },
             Part::Prefill => {
                 for (rows, tokens) in [(1, 4096), (8, 2048)] {
                     line(format!("prefill {rows}"), self.prefill(rows, tokens));

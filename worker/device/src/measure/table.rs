@@ -7,6 +7,9 @@ use super::{GrpoStep, Line, Peers, Report};
 /// Published throughput of GRPO on a 7B vision-language model, in tokens per second and GPU.
 pub const PUBLISHED: (f64, f64) = (1200.0, 1400.0);
 
+/// Characters of the names of lines.
+const WHAT: usize = 56;
+
 /// Reports so far.
 #[derive(Debug)]
 pub struct Table {
@@ -52,7 +55,7 @@ impl Table {
             }
             Report::Failed { what, error } => {
                 self.document.push(json!({"failed": what, "error": error}));
-                format!("{what:<48} FAILED: {error}")
+                format!("{what:<WHAT$} FAILED: {error}")
             }
         }
     }
@@ -73,7 +76,7 @@ impl Table {
             "grpo": step, "what": what, "tokens_per_second": rate, "peer_rate": peer, "published": PUBLISHED,
         }));
         format!(
-            "{what:<48} {rate:>10.1} {:>9.2} {:>8} {:>9} {:>9} {}\n{step}\n  {:.1} to {:.1} times the published rate per GPU",
+            "{what:<WHAT$} {rate:>10.1} {:>9.2} {:>8} {:>9} {:>9} {}\n{step}\n  {:.1} to {:.1} times the published rate per GPU",
             1e3 * step.seconds(),
             "-",
             "-",
@@ -88,7 +91,7 @@ impl Table {
 /// Names of the columns.
 fn head() -> String {
     format!(
-        "{:<48} {:>10} {:>9} {:>8} {:>9} {:>9} {:>10} {:>7}",
+        "{:<WHAT$} {:>10} {:>9} {:>8} {:>9} {:>9} {:>10} {:>7}",
         "WHAT", "PER SECOND", "MS", "HOST MS", "FLOOR MS", "OF FLOOR", "PEER/S", "RATIO"
     )
 }
@@ -118,7 +121,7 @@ mod tests {
     use super::*;
     use crate::{
         TextShape,
-        measure::{Floor, Grpo, Memory, Stage},
+        measure::{Floor, Grpo, Memory, Stage, Tower, picture::Size},
     };
 
     fn step(step: Grpo) -> GrpoStep {
@@ -137,7 +140,7 @@ mod tests {
             ],
             tokens: 49_152,
             drawn: 16_384,
-            pictures: false,
+            picture: None,
             apart: 0.01,
             peak_bytes: 72_000_000_000,
             memory: Memory::plan(&shape, None, &step, 85_029_158_912).unwrap(),
@@ -154,6 +157,12 @@ mod tests {
         );
         let other = step(Grpo::new("8x8x512+256".parse().unwrap()));
         assert_eq!(other.what(), "grpo 8x8x512+256, 2 updates, reference");
+        let mut shown = other.clone();
+        shown.picture = Some(Size { side: 74 });
+        assert_eq!(shown.what(), "grpo 8x8x512+256, 2 updates, reference, pictures");
+        shown.step.tower = Tower::Frozen;
+        assert!(shown.what().ends_with(", pictures, frozen tower"));
+        assert!(shown.to_string().contains("74 x 74 patches"));
         table.take(&Report::Grpo(Box::new(other)));
         let document = table.document();
         assert_eq!(document[0]["peer_rate"], 2457.6);

@@ -1,6 +1,6 @@
 //! Which waiting samples start: from the prefix cache, from the computed prompt of their group, or not yet.
 
-use std::{collections::HashSet, ops::Bound};
+use std::{collections::HashSet, ops::Bound, sync::Arc};
 
 use super::{Plan, Scheduler, part};
 use crate::{
@@ -8,6 +8,7 @@ use crate::{
     group::{Group, Kept, PromptState},
     prefix::Key,
     row::{Row, Ticket},
+    shared::SharedLogits,
 };
 
 /// Waiting samples that are looked at in one step, where those before them wait for a prompt that is being computed.
@@ -201,24 +202,20 @@ impl Scheduler {
         started
     }
 
-    /// Keeps the prompt that a sample has computed for the samples of its group that have not started.
-    pub fn keep_prompt(&mut self, ticket: Ticket, logits: &[f32]) {
-        let Some(group) = self.groups.get_mut(&ticket.request) else {
-            return;
-        };
-        let Some(row) = self.running.get(&ticket) else {
-            return;
-        };
-        if !matches!(group.prompt, PromptState::Computing(sample) if sample == ticket.sample) {
-            return;
+    /// Keeps the prompt that a sample has computed for the samples of its group that have not started, if there are any; gives
+    /// the logits after it as they share them.
+    pub fn keep_prompt(&mut self, ticket: Ticket, logits: &[f32]) -> Option<Arc<SharedLogits>> {
+        let row = self.running.get(&ticket)?;
+        let group = self.groups.get_mut(&ticket.request)?;
+        if !group.leave_prompt(ticket.sample) || group.unstarted == 0 {
+            return None;
         }
-        group.prompt = PromptState::Open;
-        if group.unstarted > 0 {
-            row.blocks.iter().for_each(|block| self.blocks.share(*block));
-            group.prompt = PromptState::Kept(Kept {
-                blocks: row.blocks.clone(),
-                logits: logits.into(),
-            });
-        }
+        row.blocks.iter().for_each(|block| self.blocks.share(*block));
+        let logits = Arc::new(SharedLogits::new(logits));
+        group.prompt = PromptState::Kept(Kept {
+            blocks: row.blocks.clone(),
+            logits: logits.clone(),
+        });
+        Some(logits)
     }
 }

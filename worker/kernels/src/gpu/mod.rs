@@ -10,6 +10,7 @@ mod graph;
 pub(crate) mod launch;
 #[cfg(feature = "nccl")]
 pub mod nccl;
+mod post;
 pub mod source;
 mod survey;
 pub(crate) mod tensor_map;
@@ -27,6 +28,8 @@ pub use error::GpuError;
 pub use feed::Feed;
 pub use gemm::{Finish, Gemm};
 pub use graph::Graph;
+pub(crate) use post::checks as post_checks;
+pub use post::{Inbox, Outbox};
 pub use survey::{Listed, Survey, survey};
 
 /// A GPU with one stream, in whose order everything happens. A clone is the same.

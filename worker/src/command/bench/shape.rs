@@ -8,7 +8,7 @@ use clap::{
 };
 use flotilla_device::{
     TextShape,
-    measure::{BestOf, Grpo, Lengths, Options, Part, Peers, peer},
+    measure::{BestOf, Grpo, Lengths, Options, Part, Peers, Tower, peer},
     shape,
 };
 
@@ -34,16 +34,20 @@ pub struct ShapeArguments {
         long,
         value_name = "LENGTHS,…",
         value_delimiter = ',',
-        default_value = "8x8x1536+512",
+        default_values_t = [Lengths::default()],
         requires = "shape"
     )]
     pub grpo: Vec<Lengths>,
     /// No reference model in them: else there is one, a second copy of the weights, where the card has room.
     #[arg(long, requires = "shape")]
     pub no_reference: bool,
-    /// No pictures in them: else each prompt has one that has room for its 1,369 tokens.
+    /// No pictures in them: else each prompt of a Qwen2.5-VL has the largest square picture of at most 1,036 x 1,036 pixels
+    /// that it has room for.
     #[arg(long, requires = "shape")]
     pub no_pictures: bool,
+    /// Do not train the vision tower in them: else it is, where there are pictures.
+    #[arg(long, requires = "shape", conflicts_with = "no_pictures")]
+    pub freeze_vision: bool,
     /// Of the part `best-of-n`: CANDIDATESxTOKENS+NEW+CRITIC.
     #[arg(long, value_name = "LENGTHS", default_value_t, requires = "shape")]
     pub best_of: BestOf,
@@ -64,6 +68,10 @@ impl ShapeArguments {
         let step = |lengths: &Lengths| Grpo {
             reference: !self.no_reference,
             pictures: !self.no_pictures,
+            tower: match self.freeze_vision {
+                true => Tower::Frozen,
+                false => Tower::Trained,
+            },
             ..Grpo::new(*lengths)
         };
         Options {
@@ -194,6 +202,10 @@ mod tests {
             (512, 1)
         );
         assert!(!some.grpo[1].reference && some.grpo[1].pictures);
+        assert_eq!(some.grpo[1].tower, Tower::Trained);
+        let frozen = arguments(&[given.as_slice(), &["--freeze-vision"]].concat()).expect("valid");
+        assert_eq!(frozen.options().grpo[0].tower, Tower::Frozen);
+        assert!(arguments(&[given.as_slice(), &["--freeze-vision", "--no-pictures"]].concat()).is_err());
         assert_eq!((some.best_of.n, some.best_of.critic_tokens), (16, 4));
         for wrong in [["--parts", "groups"], ["--grpo", "8x8"], ["--best-of", "1x64+8+4"]] {
             assert!(

@@ -3,7 +3,7 @@
 use flotilla_kernels::Dtype;
 
 use super::super::{batch, plan::Settings};
-use crate::{shape::QwenVision, vision};
+use crate::shape::QwenVision;
 
 /// Counts of tokens are rounded up to a multiple of this at least.
 const ROUND_TOKENS: usize = 64;
@@ -30,7 +30,7 @@ pub(in crate::learner) struct Bytes {
     pub moments: usize,
     /// Activations of the largest chunk that is learned from.
     pub chunk: usize,
-    /// Activations and features of as many patches as are encoded together.
+    /// Activations of as many patches as are encoded together, and their features.
     pub encoding: usize,
     /// The largest gradient of a matrix.
     pub largest: usize,
@@ -55,7 +55,7 @@ impl Bytes {
             gradients: matrices * settings.gradients.bytes() + 4 * vectors,
             moments: settings.states.bytes(matrices + vectors),
             chunk: chunk(shape, format.bytes(), rows(shape, settings)),
-            encoding: encoding(shape, format.bytes(), vision::MOST_PATCHES),
+            encoding: encoding(shape, format.bytes(), settings.encoded),
             largest: largest * settings.gradients.bytes(),
         }
     }
