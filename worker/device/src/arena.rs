@@ -112,6 +112,8 @@ pub(crate) struct Views<T> {
     pub(crate) queries: Buffer<T>,
     pub(crate) mixed: Buffer<T>,
     pub(crate) gate_up: Buffer<T>,
+    /// What a product in parts leaves: the memory of `gate_up`, which is not in use then.
+    pub(crate) sums: Buffer<f32>,
     pub(crate) gated: Buffer<T>,
     pub(crate) last: Buffer<T>,
     pub(crate) logits: Buffer<f32>,
@@ -129,6 +131,7 @@ impl<T: Float> Views<T> {
             queries: rows(&arena.queries, shape.query_width())?,
             mixed: rows(&arena.mixed, shape.query_width())?,
             gate_up: rows(&arena.gate_up, 2 * shape.intermediate)?,
+            sums: arena.gate_up.cast()?,
             gated: rows(&arena.gated, shape.intermediate)?,
             last: arena.last.slice(0..sequences * shape.hidden)?,
             logits: arena.logits.slice(0..sequences * vocabulary)?,

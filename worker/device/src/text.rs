@@ -6,11 +6,12 @@ use flotilla_kernels::{
     Buffer, Float, Gemm, Gpu, GpuError, Graph, Outbox, ShapeError,
     activation::swiglu,
     attention::{self, Attention, Pool},
-    norm::{Norm, rms_norm},
+    norm::{Norm, rms_norm, rms_norm_of_parts},
     paged::{self, Decode},
     rotary::{self, Cache, Heads, SplitInto, Turn},
     rows, sampling,
     skinny::{self, Added, Epilogue, MOST_ROWS, Skinny},
+    streamed,
 };
 use flotilla_model::rope::frequencies;
 
@@ -329,20 +330,24 @@ impl<T: Float> TextModel<T> {
             width: shape.hidden,
             eps: shape.eps,
         };
-        // A norm first adds to the stream what the branch before it gives back.
-        let add_and_norm = |weight: &Buffer<T>| rms_norm(gpu, norm, branch, Some(stream), weight, normed, None);
+        // A norm first adds to the stream what the branch before it gives back, which may be in parts.
+        let add_and_norm = |parts: Option<usize>, weight: &Buffer<T>| match parts {
+            None => rms_norm(gpu, norm, branch, Some(stream), weight, normed, None),
+            Some(count) => rms_norm_of_parts(gpu, norm, (&views.sums, count), stream, weight, normed),
+        };
+        let mut parts = None;
         for (index, layer) in self.weights.layers.iter().enumerate() {
             match index {
                 0 => rms_norm(gpu, norm, stream, None, &layer.input_norm, normed, None)?,
-                _ => add_and_norm(&layer.input_norm)?,
+                _ => add_and_norm(parts, &layer.input_norm)?,
             }
             self.attend(pool, index, size, &decode, &words, &views)?;
-            add_and_norm(&layer.post_norm)?;
+            parts = self.give_back(tokens, &views.mixed, &layer.output, &views)?;
+            add_and_norm(parts, &layer.post_norm)?;
             self.gate(tokens, &layer.gate_up, &views)?;
-            self.linear(tokens, &views.gated, &layer.down, branch)?;
-            self.peers.sum(branch)?;
+            parts = self.give_back(tokens, &views.gated, &layer.down, &views)?;
         }
-        add_and_norm(&self.weights.norm)?;
+        add_and_norm(parts, &self.weights.norm)?;
         self.answer(size, &words, &views)
     }
 
@@ -361,7 +366,7 @@ impl<T: Float> TextModel<T> {
     }
 
     /// Queries, keys and values from the normed stream, keys and values into the pool, and attention over it; the result is
-    /// in `branch`.
+    /// in `mixed`.
     fn attend(
         &self,
         pool: &DevicePool<T>,
@@ -373,7 +378,12 @@ impl<T: Float> TextModel<T> {
     ) -> Result<(), GpuError> {
         let (gpu, shape, layer) = (&self.gpu, self.shape(), &self.weights.layers[index]);
         let (tokens, width) = (size.tokens(), shape.query_width());
-        self.linear(tokens, &views.normed, &layer.qkv, &views.qkv)?;
+        let product = Skinny::plain(tokens, shape.packed_width(), shape.hidden);
+        let parts = self.parts(product, views);
+        match parts {
+            Some(_) => streamed::parts(gpu, product, &views.normed, &layer.qkv, &views.sums)?,
+            None => self.linear(tokens, &views.normed, &layer.qkv, &views.qkv)?,
+        }
         let (keys, values) = &pool.layers[index];
         let heads = Heads {
             tokens,
@@ -398,7 +408,11 @@ impl<T: Float> TextModel<T> {
                 block_size: pool.block_size,
             }),
         };
-        rotary::split(gpu, heads, &views.qkv, Some(&layer.qkv_bias), Some(turn), into)?;
+        let (bias, turn) = (Some(&layer.qkv_bias), Some(turn));
+        match parts {
+            Some(count) => rotary::split_parts(gpu, heads, (&views.sums, count), bias, turn, into)?,
+            None => rotary::split(gpu, heads, &views.qkv, bias, turn, into)?,
+        }
         let (decoded, entries) = (size.decodes * width, size.decodes * size.blocks);
         if size.decodes > 0 {
             let operands = paged::Operands {
@@ -431,8 +445,38 @@ impl<T: Float> TextModel<T> {
             let queries = attention::Rows::new(&queries, width);
             attention::prefill(gpu, &rule, queries, size.prefill, &words.offsets, &stored, &mixed)?;
         }
-        self.linear(tokens, &views.mixed, &layer.output, &views.branch)?;
-        self.peers.sum(&views.branch)
+        Ok(())
+    }
+
+    /// In how many parts this product is computed, for the next kernel to add up; none where it is computed whole.
+    fn parts(&self, layer: Skinny, views: &Views<T>) -> Option<usize> {
+        let count = streamed::count(&self.gpu, T::DTYPE, layer)?;
+        let fits = count * layer.rows * layer.outputs <= views.sums.len();
+        (fits && streamed::pays(layer, count)).then_some(count)
+    }
+
+    /// The last product of a branch, into `branch` or, where it is computed in parts, so many of them into `sums`.
+    fn give_back(
+        &self,
+        rows: usize,
+        x: &Buffer<T>,
+        weight: &Buffer<T>,
+        views: &Views<T>,
+    ) -> Result<Option<usize>, GpuError> {
+        let layer = Skinny::plain(rows, self.shape().hidden, x.len() / rows.max(1));
+        let count = match self.peers {
+            Peers::None => self.parts(layer, views),
+            // What is summed over cards is whole.
+            #[cfg(feature = "nccl")]
+            Peers::Group(_) => None,
+        };
+        if count.is_some() {
+            streamed::parts(&self.gpu, layer, x, weight, &views.sums)?;
+        } else {
+            self.linear(rows, x, weight, &views.branch)?;
+            self.peers.sum(&views.branch)?;
+        }
+        Ok(count)
     }
 
     /// Logits after the last tokens, and the draws.
@@ -479,6 +523,9 @@ impl<T: Float> TextModel<T> {
         if is_skinny(rows, shape.hidden) {
             return skinny::linear(gpu, layer, &views.normed, weight, Added::NOTHING, &views.gated);
         }
+        if streamed::serves(gpu, T::DTYPE, layer) {
+            return streamed::linear(gpu, layer, &views.normed, weight, &views.gated);
+        }
         self.linear(rows, &views.normed, weight, &views.gate_up)?;
         swiglu(gpu, rows, shape.intermediate, &views.gate_up, &views.gated)
     }
@@ -489,13 +536,8 @@ impl<T: Float> TextModel<T> {
             return Ok(());
         }
         let (outputs, inputs) = (out.len() / rows, x.len() / rows);
+        let layer = Skinny::plain(rows, outputs, inputs);
         if is_skinny(rows, inputs) {
-            let layer = Skinny {
-                rows,
-                outputs,
-                inputs,
-                epilogue: Epilogue::Plain,
-            };
             return skinny::linear(&self.gpu, layer, x, weight, Added::NOTHING, out);
         }
         self.gpu.gemm(Gemm::linear(rows, outputs, inputs), x, weight, out)

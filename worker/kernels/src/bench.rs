@@ -112,6 +112,7 @@ pub fn all() -> Vec<Case> {
         crate::rows::cases(),
         crate::sampling::cases(),
         crate::skinny::cases(),
+        crate::streamed::cases(),
         crate::vocabulary::cases(),
     ]
     .concat()

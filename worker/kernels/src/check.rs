@@ -167,6 +167,7 @@ pub fn all() -> Vec<Check> {
         crate::rows::checks(),
         crate::sampling::checks(),
         crate::skinny::checks(),
+        crate::streamed::checks(),
         crate::vocabulary::checks(),
     ]
     .concat()

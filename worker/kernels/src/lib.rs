@@ -16,6 +16,8 @@ pub mod rows;
 pub mod sampling;
 pub mod shape;
 pub mod skinny;
+#[cfg(feature = "cuda")]
+pub mod streamed;
 pub mod vocabulary;
 
 #[cfg(feature = "cuda")]
@@ -45,6 +47,7 @@ pub fn sources() -> Vec<(&'static gpu::source::Source, Vec<String>)> {
         rows::sources(),
         sampling::sources(),
         skinny::sources(),
+        streamed::sources(),
         vocabulary::sources(),
     ]
     .concat()

@@ -150,3 +150,25 @@ __device__ __forceinline__ void wait_loaded(u32 barrier, u32 parity) {
   barrier_wait(barrier, parity);
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+
+// A matrix of which the tensor memory accelerator copies boxes, rows of 128 bytes: a parameter of a kernel (`Gpu::tensor_map`).
+struct __align__(128) TensorMap {
+  u64 opaque[16];
+};
+// By one thread, before boxes whose bytes a barrier counts.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// A box to shared memory, swizzled, with zeros where the matrix ends; `policy` says how long the level 2 cache keeps it.
+__device__ __forceinline__ void copy_box(u32 to, const TensorMap& map, int column, int row, u32 barrier, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+      : "memory");
+}
+__device__ __forceinline__ void copy_box(u32 to, const TensorMap& map, int column, int row, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}

@@ -2,9 +2,9 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::{result, sys::CUfunction_attribute_enum};
+use cudarc::driver::sys::{self, CUfunction_attribute_enum};
 
-use super::{Gpu, GpuError, source::Kernel};
+use super::{Gpu, GpuError, source::Kernel, tensor_map::TensorMap};
 use crate::{Buffer, element::Element};
 
 /// A parameter of a kernel.
@@ -15,6 +15,7 @@ pub(crate) enum Arg {
     U32(u32),
     U64(u64),
     F32(f32),
+    Map(TensorMap),
 }
 
 impl Arg {
@@ -24,6 +25,7 @@ impl Arg {
             Self::I32(value) => std::ptr::from_ref(value).cast_mut().cast(),
             Self::U32(value) => std::ptr::from_ref(value).cast_mut().cast(),
             Self::F32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Self::Map(map) => std::ptr::from_ref(&map.0).cast_mut().cast(),
         }
     }
 }
@@ -65,6 +67,12 @@ impl From<f32> for Arg {
     }
 }
 
+impl From<TensorMap> for Arg {
+    fn from(map: TensorMap) -> Self {
+        Self::Map(map)
+    }
+}
+
 /// A count or an index: a C `int`. Larger ones do not occur: launchers split or refuse.
 impl From<usize> for Arg {
     #[allow(
@@ -85,6 +93,9 @@ pub(crate) struct Grid {
     pub threads: u32,
     /// Dynamic shared memory in bytes; above 48 KiB the kernel is told so.
     pub shared_bytes: u32,
+    /// Blocks may begin when all of the kernel before have said that they allow it, or have ended. The kernel must wait
+    /// (`wait_for_previous`) before it touches what any kernel before it wrote, or writes what one reads.
+    pub early: bool,
 }
 
 impl Grid {
@@ -95,6 +106,7 @@ impl Grid {
             blocks: (blocks as u32, 1, 1),
             threads,
             shared_bytes: 0,
+            early: false,
         }
     }
 
@@ -105,6 +117,7 @@ impl Grid {
             blocks: (blocks.0 as u32, blocks.1 as u32, blocks.2 as u32),
             threads,
             shared_bytes: 0,
+            early: false,
         }
     }
 
@@ -112,6 +125,11 @@ impl Grid {
     pub fn shared(mut self, bytes: usize) -> Self {
         self.shared_bytes = bytes as u32;
         self
+    }
+
+    /// See [`Self::early`].
+    pub fn early(self) -> Self {
+        Self { early: true, ..self }
     }
 }
 
@@ -130,17 +148,35 @@ impl Gpu {
             set.map_err(GpuError::driver("ask for shared memory"))?;
         }
         let mut parameters = args.iter().map(Arg::address).collect::<Vec<_>>();
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks.0,
+            gridDimY: grid.blocks.1,
+            gridDimZ: grid.blocks.2,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut early,
+            numAttrs: u32::from(grid.early),
+        };
         // SAFETY: the parameters are those of the kernel, and its buffers are as long as it takes them to be: launchers see to
         // it. Buffers are freed in the order of the stream, after this.
         let launched = unsafe {
-            result::launch_kernel(
+            sys::cuLaunchKernelEx(
+                &raw const config,
                 function.cu_function(),
-                grid.blocks,
-                (grid.threads, 1, 1),
-                grid.shared_bytes,
-                self.stream.cu_stream(),
-                &mut parameters,
+                parameters.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
+            .result()
         };
         launched.map_err(|source| GpuError::Driver {
             action: kernel.name,

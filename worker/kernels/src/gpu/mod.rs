@@ -13,6 +13,7 @@ pub mod nccl;
 mod post;
 pub mod source;
 mod survey;
+pub(crate) mod tensor_map;
 
 use std::sync::{
     Arc, Mutex,

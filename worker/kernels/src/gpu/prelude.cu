@@ -90,6 +90,19 @@ __device__ __forceinline__ float block_max(float x) {
   return warp_max(best);
 }
 
+// Where kernels overlap (`Grid::early`): lets the next one's blocks begin, though it may not yet read what this one writes; and
+// waits until all kernels before this one have ended.
+__device__ __forceinline__ void allow_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // A counter-based generator (Philox 4x32-10, Salmon et al. 2011): equal counters and keys give equal numbers.
 __device__ __forceinline__ uint4 philox(u64 counter, u64 stream, u64 seed) {
   u32 c0 = (u32)counter, c1 = (u32)(counter >> 32), c2 = (u32)stream, c3 = (u32)(stream >> 32);

@@ -2,7 +2,10 @@
 
 use half::bf16;
 
-use super::{Norm, RmsNormBackward, layer_norm, reference, rms_norm, rms_norm_backward, rms_norm_backward_scratch};
+use super::{
+    Norm, RmsNormBackward, layer_norm, reference, rms_norm, rms_norm_backward, rms_norm_backward_scratch,
+    rms_norm_of_parts,
+};
 use crate::{
     Float, Gpu, GpuError,
     bench::{Case, Prepared},
@@ -19,6 +22,14 @@ pub(super) fn checks() -> Vec<Check> {
         Check {
             name: "rms_norm bf16",
             run: check_rms_norm::<bf16>,
+        },
+        Check {
+            name: "rms_norm of parts f32",
+            run: check_parts::<f32>,
+        },
+        Check {
+            name: "rms_norm of parts bf16",
+            run: check_parts::<bf16>,
         },
         Check {
             name: "rms_norm misaligned bf16",
@@ -59,6 +70,35 @@ fn shapes(draw: &mut Draw) -> Vec<Norm> {
         shape(draw.between(300, 400), 33),
         shape(1, 1),
     ]
+}
+
+/// A product in parts beside the same product added up and rounded before.
+fn check_parts<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
+    for norm in shapes(draw) {
+        let (matrix, count) = (norm.rows * norm.width, draw.between(1, 9));
+        let parts = draw.normal::<f32>(count * matrix, 1.0);
+        let mut x = vec![0.0; matrix];
+        for part in parts.chunks_exact(matrix) {
+            x.iter_mut().zip(part).for_each(|(x, part)| *x += part);
+        }
+        let x = x.into_iter().map(T::from_f32).collect::<Vec<_>>();
+        let (past, weight) = (rows::<T>(draw, norm), draw.normal::<T>(norm.width, 1.0));
+        let (x, weight) = (gpu.upload(&x)?, gpu.upload(&weight)?);
+        let results = [false, true].map(|in_parts| {
+            let (residual, out) = (gpu.upload(&past)?, gpu.poisoned::<T>(matrix)?);
+            if in_parts {
+                rms_norm_of_parts(gpu, norm, (&gpu.upload(&parts)?, count), &residual, &weight, &out)?;
+            } else {
+                rms_norm(gpu, norm, &x, Some(&residual), &weight, &out, None)?;
+            }
+            Ok::<_, GpuError>((gpu.download(&residual)?, gpu.download(&out)?))
+        });
+        let [whole, parts] = results;
+        let (whole, parts) = (whole?, parts?);
+        Distance::equal(&parts.0, &whole.0)?;
+        Distance::equal(&parts.1, &whole.1)?;
+    }
+    Ok(Distance::EQUAL)
 }
 
 /// Rows of different sizes, one of them zeros.

@@ -6,6 +6,10 @@
 #ifndef VECTORS
 #define VECTORS 4
 #endif
+// Whether what is normed is the sum of matrices of f32.
+#ifndef IN_PARTS
+#define IN_PARTS 0
+#endif
 
 // Where a pack of this thread begins in a row.
 __device__ __forceinline__ int column(int vector) { return (vector * THREADS + (int)threadIdx.x) * PACK; }
@@ -29,9 +33,9 @@ __device__ __forceinline__ void load_row(const elem* row, int width, raw (&to)[V
   }
 }
 
-// Loads a row of x. With a residual, it becomes their sum in the format of the residual, which is also stored.
+// Loads a row of x, unless it is there. With a residual, it becomes their sum in the format of the residual, which is also stored.
 __device__ __forceinline__ void load_sum(const elem* x, elem* residual, int width, raw (&row)[VECTORS]) {
-  load_row(x, width, row);
+  if (x != nullptr) load_row(x, width, row);
   if (residual == nullptr) return;
   raw past[VECTORS];
   load_row(residual, width, past);
@@ -49,12 +53,21 @@ __device__ __forceinline__ void load_sum(const elem* x, elem* residual, int widt
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    rms_norm(const elem* x, elem* residual, const elem* __restrict__ weight, elem* out, float* inverse_rms, int width,
-             float eps) {
+    rms_norm(const elem* x, const float* sums, int count, elem* residual, const elem* __restrict__ weight, elem* out,
+             float* inverse_rms, int width, float eps) {
   __shared__ float parts[(THREADS + 31) / 32];
+  // The product that follows reads its weight first.
+  allow_next();
+  wait_for_previous();
   const size_t start = (size_t)blockIdx.x * width;
   raw row[VECTORS];
-  load_sum(x + start, residual == nullptr ? nullptr : residual + start, width, row);
+  if (IN_PARTS) {
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+      if (column(v) < width) row[v] = add_parts(sums + start + column(v), count, (size_t)gridDim.x * width);
+    }
+  }
+  load_sum(IN_PARTS ? nullptr : x + start, residual == nullptr ? nullptr : residual + start, width, row);
   float squares = 0.f;
 #pragma unroll
   for (int v = 0; v < VECTORS; v++) {

@@ -4,7 +4,7 @@ use super::SOURCE;
 use crate::{
     Buffer, Float, Gpu, GpuError, ShapeError,
     gpu::{launch::Grid, source::Kernel},
-    rows::{add_partials, pack},
+    rows::{Summed, add_partials, pack},
 };
 
 /// Shape of a norm over the rows of a matrix `[rows, width]`.
@@ -33,9 +33,43 @@ pub fn rms_norm<T: Float>(
     out: &Buffer<T>,
     inverse_rms: Option<&Buffer<f32>>,
 ) -> Result<(), GpuError> {
+    ShapeError::at_least("rms_norm", "x", x.len(), norm.rows * norm.width)?;
+    norm_rows(gpu, norm, Summed::Whole(x), residual, weight, out, inverse_rms)
+}
+
+/// [`rms_norm`] of the sum of `residual` and a product whose sums are in parts (`streamed::parts`): `parts` `[count, rows, width]` are added up
+/// in their order and rounded to `T` before they are added to the residual.
+pub fn rms_norm_of_parts<T: Float>(
+    gpu: &Gpu,
+    norm: Norm,
+    (parts, count): (&Buffer<f32>, usize),
+    residual: &Buffer<T>,
+    weight: &Buffer<T>,
+    out: &Buffer<T>,
+) -> Result<(), GpuError> {
+    ShapeError::at_least("rms_norm", "parts", parts.len(), count * norm.rows * norm.width)?;
+    norm_rows(
+        gpu,
+        norm,
+        Summed::Parts(parts, count),
+        Some(residual),
+        weight,
+        out,
+        None,
+    )
+}
+
+fn norm_rows<T: Float>(
+    gpu: &Gpu,
+    norm: Norm,
+    x: Summed<'_, T>,
+    residual: Option<&Buffer<T>>,
+    weight: &Buffer<T>,
+    out: &Buffer<T>,
+    inverse_rms: Option<&Buffer<f32>>,
+) -> Result<(), GpuError> {
     const NAME: &str = "rms_norm";
     let matrix = norm.rows * norm.width;
-    ShapeError::at_least(NAME, "x", x.len(), matrix)?;
     ShapeError::at_least(NAME, "out", out.len(), matrix)?;
     ShapeError::length(NAME, "weight", weight.len(), norm.width)?;
     if let Some(residual) = residual {
@@ -45,13 +79,16 @@ pub fn rms_norm<T: Float>(
         ShapeError::at_least(NAME, "inverse_rms", inverse.len(), norm.rows)?;
     }
     let past = residual.map_or(0, Buffer::pointer);
+    let (whole, parts, count) = x.operands();
     let pack = pack::<T>(norm.width, &[x.pointer(), past, weight.pointer(), out.pointer()]);
     let (kernel, grid) = by_rows::<T>(gpu, NAME, norm, pack)?;
     gpu.launch(
-        &kernel,
-        grid,
+        &kernel.define("IN_PARTS", usize::from(parts.is_some())),
+        grid.early(),
         &[
-            x.into(),
+            whole.into(),
+            parts.into(),
+            count.into(),
             residual.into(),
             weight.into(),
             out.into(),

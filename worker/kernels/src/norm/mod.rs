@@ -11,7 +11,9 @@ mod launch;
 pub mod reference;
 
 #[cfg(feature = "cuda")]
-pub use launch::{Norm, RmsNormBackward, layer_norm, rms_norm, rms_norm_backward, rms_norm_backward_scratch};
+pub use launch::{
+    Norm, RmsNormBackward, layer_norm, rms_norm, rms_norm_backward, rms_norm_backward_scratch, rms_norm_of_parts,
+};
 
 #[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};
@@ -40,6 +42,7 @@ pub fn sources() -> Vec<(&'static Source, Vec<String>)> {
     let builds = [
         "ELEM=bf16 THREADS=224 VECTORS=2",
         "ELEM=bf16 THREADS=448 VECTORS=1",
+        "ELEM=bf16 THREADS=448 VECTORS=1 IN_PARTS=1",
         "ELEM=bf16 THREADS=1024 VECTORS=8 PACK=1",
         "ELEM=float THREADS=896 VECTORS=1",
     ];

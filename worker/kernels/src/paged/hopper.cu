@@ -270,6 +270,8 @@ extern "C" __global__ void __launch_bounds__(TEAMS * TEAM, 1)
   __shared__ float4 tops[TEAM];
   __shared__ float unused[COMPUTING / 32];
   Context context = {q, keys, values, tables, out, lse, heads, kv_heads, max_blocks, scale * 1.44269504f};
+  allow_next();
+  wait_for_previous();
   int team = threadIdx.x / TEAM, block = blockIdx.x, others = header[3];
   if (block >= others) {
     Shared& shared = reinterpret_cast<Shared*>(tiles_memory)[team];

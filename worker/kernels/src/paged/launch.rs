@@ -168,13 +168,17 @@ impl Plan {
     }
 }
 
-/// Warps that merge the parts of a row and query head: few rows are cut into many parts, many rows into few.
-fn merge_warps(decode: &Decode) -> usize {
-    if decode.rows * decode.kv_heads > 64 { 2 } else { 8 }
+/// Warps that merge the parts of a row and query head, and heads of a block: few rows are cut into many parts, many rows into few.
+fn merge_warps(decode: &Decode) -> (usize, usize) {
+    if decode.rows * decode.kv_heads > 64 {
+        (1, decode.heads_per_kv())
+    } else {
+        (8, 1)
+    }
 }
 
 /// The constants of a build.
-type Defines = [(&'static str, usize); 6];
+type Defines = [(&'static str, usize); 7];
 
 fn defines(decode: &Decode, together: bool) -> Defines {
     [
@@ -183,7 +187,8 @@ fn defines(decode: &Decode, together: bool) -> Defines {
         ("PER_KV", decode.heads_per_kv()),
         ("GROUPED", usize::from(decode.groups > 0)),
         ("TOGETHER", usize::from(together)),
-        ("MERGE_WARPS", merge_warps(decode)),
+        ("MERGE_WARPS", merge_warps(decode).0),
+        ("MERGE_HEADS", merge_warps(decode).1),
     ]
 }
 
@@ -334,7 +339,9 @@ pub fn attend<T: Float>(
     let row_memory = row_memory(T::DTYPE, decode.head_dim);
     if T::DTYPE == Dtype::Bf16 && together(gpu, decode) {
         let memory = (TILES * decode.head_dim * LONG_CHUNK * 2).max(ROW_BLOCKS * row_memory);
-        let grid = Grid::new(layout.tile_shares, (32 * ROW_WARPS * ROW_BLOCKS) as u32).shared(memory);
+        let grid = Grid::new(layout.tile_shares, (32 * ROW_WARPS * ROW_BLOCKS) as u32)
+            .shared(memory)
+            .early();
         let lines = [
             (&wide).into(),
             (&plan.header).into(),
@@ -351,13 +358,16 @@ pub fn attend<T: Float>(
             let line = [(&wide).into(), (&plan.tile_sections).into(), (&plan.tile_shares).into()];
             launch("paged_prefixes", grid, &[&read, &line, &numbers])?;
         }
-        let grid = Grid::new(layout.shares, 32 * ROW_WARPS as u32).shared(row_memory);
+        let grid = Grid::new(layout.shares, 32 * ROW_WARPS as u32)
+            .shared(row_memory)
+            .early();
         let line = [(&plan.sections).into(), (&plan.shares).into()];
         launch("paged_rows", grid, &[&read, &written, &line, &numbers])?;
     }
+    let (warps, heads) = merge_warps(decode);
     gpu.launch(
         &kernel(gpu, "paged_merge", T::DTYPE, decode),
-        Grid::of((decode.heads, decode.rows, 1), 32 * merge_warps(decode) as u32),
+        Grid::of((decode.heads / heads, decode.rows, 1), (32 * warps * heads) as u32).early(),
         &[
             out.into(),
             lse.into(),

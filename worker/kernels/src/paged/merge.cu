@@ -1,11 +1,17 @@
-// A block per query head of a row: merges partial results, always in the order of the lines.
-extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32)
+// MERGE_WARPS warps per query head of a row, of which a block has MERGE_HEADS (one, or those of a KV head): merges partial results,
+// always in the order of the lines.
+extern "C" __global__ void __launch_bounds__(MERGE_HEADS * MERGE_WARPS * 32)
     paged_merge(elem* out, float* lse, const float* partials, const float* wide_partials, const int* header, const Row* records,
                 int heads, int kv_heads) {
-  static constexpr int AT_ONCE = 4;
-  __shared__ float outputs[MERGE_WARPS][HEAD_DIM], maxima[MERGE_WARPS], sums[MERGE_WARPS];
-  int row = blockIdx.y, head = blockIdx.x, kv_head = head / PER_KV, column = head % PER_KV, wide_column = 0;
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  static constexpr int AT_ONCE = MERGE_WARPS == 1 ? 8 : 4;
+  // The product that follows reads its weight first.
+  allow_next();
+  wait_for_previous();
+  __shared__ float all_outputs[MERGE_HEADS][MERGE_WARPS][HEAD_DIM], all_maxima[MERGE_HEADS][MERGE_WARPS], all_sums[MERGE_HEADS][MERGE_WARPS];
+  int lane = threadIdx.x & 31, warp = threadIdx.x / 32 % MERGE_WARPS, of_block = threadIdx.x / 32 / MERGE_WARPS;
+  int row = blockIdx.y, head = blockIdx.x * MERGE_HEADS + of_block, kv_head = head / PER_KV, column = head % PER_KV, wide_column = 0;
+  float(&outputs)[MERGE_WARPS][HEAD_DIM] = all_outputs[of_block];
+  float(&maxima)[MERGE_WARPS] = all_maxima[of_block], (&sums)[MERGE_WARPS] = all_sums[of_block];
   Row record = records[row];
   int4 lines = *reinterpret_cast<const int4*>(header);
   int line = record.column + column, tile = GROUPED ? line / record.width : 0;
@@ -49,6 +55,15 @@ extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32)
       total[2] = total[2] * before + part[i].z * share, total[3] = total[3] * before + part[i].w * share;
     }
   }
+  i64 at = (i64)row * heads + head;
+  if (MERGE_WARPS == 1) {
+    // Of an unused row nothing was summed.
+    float scale = sum == 0.f ? 0.f : 1.f / sum;
+    elem* to = out + at * HEAD_DIM + 4 * lane;
+    if (4 * lane < HEAD_DIM) store_two(to, total[0] * scale, total[1] * scale), store_two(to + 2, total[2] * scale, total[3] * scale);
+    if (lse && lane == 0) lse[at] = (most + __log2f(sum)) * 0.69314718f;
+    return;
+  }
   if (lane == 0) maxima[warp] = most, sums[warp] = sum;
   if (4 * lane < HEAD_DIM)
     *reinterpret_cast<float4*>(&outputs[warp][4 * lane]) = make_float4(total[0], total[1], total[2], total[3]);
@@ -58,14 +73,13 @@ extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32)
   for (int other = 0; other < MERGE_WARPS; other++) most = fmaxf(most, maxima[other]);
 #pragma unroll
   for (int other = 0; other < MERGE_WARPS; other++) sum += sums[other] * rescale(maxima[other], most);
-  i64 at = (i64)row * heads + head;
   // Of an unused row nothing was summed.
   float scale = sum == 0.f ? 0.f : 1.f / sum;
-  for (int dim = threadIdx.x; dim < HEAD_DIM; dim += MERGE_WARPS * 32) {
+  for (int dim = warp * 32 + lane; dim < HEAD_DIM; dim += MERGE_WARPS * 32) {
     float all = 0.f;
 #pragma unroll
     for (int other = 0; other < MERGE_WARPS; other++) all += outputs[other][dim] * rescale(maxima[other], most);
     out[at * HEAD_DIM + dim] = from_float<elem>(all * scale);
   }
-  if (lse && threadIdx.x == 0) lse[at] = (most + __log2f(sum)) * 0.69314718f;
+  if (lse && warp == 0 && lane == 0) lse[at] = (most + __log2f(sum)) * 0.69314718f;
 }

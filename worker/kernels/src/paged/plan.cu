@@ -9,7 +9,7 @@
 // same launch; merge.cu adds up.
 //
 // Compiled for ELEM, HEAD_DIM, BLOCK_SIZE (tokens of a block), PER_KV (query heads per KV head), GROUPED, TOGETHER (prefixes and
-// rows in one launch), MERGE_WARPS (of a block that merges).
+// rows in one launch), MERGE_WARPS (that merge a query head), MERGE_HEADS (of a block that merges).
 
 // Warps of a block, and blocks of a multiprocessor: of rows, and of prefixes.
 static constexpr int ROW_WARPS = 4, ROW_BLOCKS = 3, PREFIX_WARPS = 4, PREFIX_BLOCKS = 2;

@@ -416,6 +416,8 @@ extern "C" __global__ void __launch_bounds__(TEAM, ROW_BLOCKS)
     paged_rows(const elem* q, const elem* keys, const elem* values, const u32* tables, elem* out, float* lse, float* partials,
                const Section* sections, const Share* shares, int heads, int kv_heads, int max_blocks, float scale) {
   extern __shared__ uint4 memory[];
+  allow_next();
+  wait_for_previous();
   Context context = {q, keys, values, tables, out, lse, heads, kv_heads, max_blocks, scale * 1.44269504f};
   attend_rows(context, partials, sections, shares, blockIdx.x, *reinterpret_cast<Shared*>(memory), 0);
 }

@@ -5,7 +5,7 @@ use half::bf16;
 use super::{
     Cache, Heads, SplitInto, Turn, backward,
     reference::{self, Angles, pool_index},
-    split,
+    split, split_parts,
 };
 use crate::{
     Buffer, Float, Gpu, GpuError,
@@ -23,6 +23,10 @@ pub(super) fn checks() -> Vec<Check> {
         Check {
             name: "rotary_split bf16",
             run: check_split::<bf16>,
+        },
+        Check {
+            name: "rotary_split of parts bf16",
+            run: check_parts::<bf16>,
         },
         Check {
             name: "rotary_split angles to position 131071",
@@ -187,6 +191,44 @@ fn check_split<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckEr
         Distance::equal(&widen(&gpu.download(&out.2)?), &v)?;
     }
     Ok(worst)
+}
+
+/// A product in parts beside the same product added up and rounded before.
+fn check_parts<T: Float>(gpu: &Gpu, draw: &mut Draw) -> Result<Distance, CheckError> {
+    for shape in shapes(draw) {
+        let (width, kept) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let (matrix, count) = (shape.tokens * (width + 2 * kept), draw.between(1, 9));
+        let parts = draw.normal::<f32>(count * matrix, 1.0);
+        let mut qkv = vec![0.0; matrix];
+        for part in parts.chunks_exact(matrix) {
+            qkv.iter_mut().zip(part).for_each(|(x, part)| *x += part);
+        }
+        let qkv = qkv.into_iter().map(T::from_f32).collect::<Vec<_>>();
+        let (qkv, parts) = (gpu.upload(&qkv)?, gpu.upload(&parts)?);
+        let bias = gpu.upload(&draw.normal::<T>(width + 2 * kept, 1.0))?;
+        let angles = OnCard::upload(gpu, &draw_angles(draw, 1, shape.tokens, shape.head_dim / 2), 1)?;
+        let results = [false, true].map(|in_parts| {
+            let [q, k, v] = [width, kept, kept].map(|width| gpu.poisoned::<T>(shape.tokens * width));
+            let (q, k, v) = (q?, k?, v?);
+            let into = SplitInto {
+                q: &q,
+                k: Some(&k),
+                v: Some(&v),
+                cache: None,
+            };
+            if in_parts {
+                split_parts(gpu, shape, (&parts, count), Some(&bias), Some(angles.turn()), into)?;
+            } else {
+                split(gpu, shape, &qkv, Some(&bias), Some(angles.turn()), into)?;
+            }
+            Ok::<_, GpuError>([gpu.download(&q)?, gpu.download(&k)?, gpu.download(&v)?])
+        });
+        let [whole, parts] = results;
+        for (parts, whole) in parts?.iter().zip(&whole?) {
+            Distance::equal(parts, whole)?;
+        }
+    }
+    Ok(Distance::EQUAL)
 }
 
 /// cos and sin themselves, as the worst absolute error of any: each pair is (1, 0).

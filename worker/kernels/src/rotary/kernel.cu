@@ -3,6 +3,10 @@
 #ifndef TOKENS
 #define TOKENS 1
 #endif
+// Whether what is split is the sum of matrices of f32.
+#ifndef IN_PARTS
+#define IN_PARTS 0
+#endif
 
 // cos and sin of TOKENS tokens times `pairs` pairs. The angle is the rounded f32 product, as in Hugging Face; `sincosf`
 // reduces it exactly whatever its size.
@@ -36,12 +40,15 @@ __device__ __forceinline__ void add_to(float (&x)[PACK], raw more) {
   for (int i = 0; i < PACK; i++) x[i] += b[i];
 }
 
-extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem* __restrict__ bias,
+extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const float* __restrict__ sums, int count,
+                                        const elem* __restrict__ bias,
                                         const int* __restrict__ positions, const float* __restrict__ frequencies,
                                         const u8* __restrict__ axis_of, int axes, elem* q, elem* k, elem* v, elem* keys,
                                         elem* values, const int* __restrict__ slots, int tokens, int heads,
                                         int kv_heads, int pairs, int block_bits, int capacity) {
   extern __shared__ __align__(16) float angles[];
+  allow_next();
+  wait_for_previous();
   float *cosines = angles, *sines = angles + TOKENS * pairs;
   const int first = blockIdx.x * TOKENS, packs = pairs / PACK, head_dim = 2 * pairs;
   const int all_heads = heads + 2 * kv_heads, items = all_heads * packs;
@@ -58,9 +65,10 @@ extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const elem
       for (int t = 0; t < TOKENS; t++) {
         if (first + t >= tokens) continue;
         slot[t] = slots == nullptr || head < heads ? -1 : slots[first + t];
-        const elem* from = qkv + ((size_t)(first + t) * all_heads + head) * head_dim + pair;
-        low[t] = load_raw(from);
-        high[t] = load_raw(from + pairs);
+        const size_t at = ((size_t)(first + t) * all_heads + head) * head_dim + pair;
+        const size_t matrix = (size_t)tokens * all_heads * head_dim;
+        low[t] = IN_PARTS ? add_parts(sums + at, count, matrix) : load_raw(qkv + at);
+        high[t] = IN_PARTS ? add_parts(sums + at + pairs, count, matrix) : load_raw(qkv + at + pairs);
       }
       if (bias != nullptr) {
         bias_low = load_raw(bias + (size_t)head * head_dim + pair);

@@ -4,7 +4,7 @@ use super::SOURCE;
 use crate::{
     Buffer, Dtype, Float, Gpu, GpuError, ShapeError,
     gpu::{launch::Grid, source::Kernel},
-    rows::pack,
+    rows::{Summed, pack},
 };
 
 /// Shape of packed queries, keys and values: each token has `(heads + 2 * kv_heads) * head_dim` numbers, queries first, then
@@ -74,12 +74,38 @@ pub fn split<T: Float>(
     turn: Option<Turn<'_>>,
     into: SplitInto<'_, T>,
 ) -> Result<(), GpuError> {
+    ShapeError::at_least("rotary_split", "qkv", qkv.len(), shape.tokens * shape.row())?;
+    split_rows(gpu, shape, Summed::Whole(qkv), bias, turn, into)
+}
+
+/// [`split`] of a product whose sums are in parts (`streamed::parts`): `parts` `[count, tokens, (heads + 2 * kv_heads) * head_dim]` are added up in
+/// their order and rounded to `T` before anything else.
+pub fn split_parts<T: Float>(
+    gpu: &Gpu,
+    shape: Heads,
+    (parts, count): (&Buffer<f32>, usize),
+    bias: Option<&Buffer<T>>,
+    turn: Option<Turn<'_>>,
+    into: SplitInto<'_, T>,
+) -> Result<(), GpuError> {
+    ShapeError::at_least("rotary_split", "parts", parts.len(), count * shape.tokens * shape.row())?;
+    split_rows(gpu, shape, Summed::Parts(parts, count), bias, turn, into)
+}
+
+fn split_rows<T: Float>(
+    gpu: &Gpu,
+    shape: Heads,
+    qkv: Summed<'_, T>,
+    bias: Option<&Buffer<T>>,
+    turn: Option<Turn<'_>>,
+    into: SplitInto<'_, T>,
+) -> Result<(), GpuError> {
     const NAME: &str = "rotary_split";
     let SplitInto { q, k, v, cache } = into;
     let row = shape.row();
     let pairs = shape.check(NAME, turn)?;
-    ShapeError::at_least(NAME, "qkv", qkv.len(), shape.tokens * row)?;
     ShapeError::at_least(NAME, "q", q.len(), shape.tokens * shape.heads * shape.head_dim)?;
+    let (whole, parts, count) = qkv.operands();
     let mut addresses = vec![qkv.pointer(), q.pointer()];
     if let Some(bias) = bias {
         ShapeError::length(NAME, "bias", bias.len(), row)?;
@@ -108,10 +134,12 @@ pub fn split<T: Float>(
     }
     let (kernel, grid) = shape.kernel(gpu, NAME, T::DTYPE, pack::<T>(pairs, &addresses));
     gpu.launch(
-        &kernel,
-        grid,
+        &kernel.define("IN_PARTS", usize::from(parts.is_some())),
+        grid.early(),
         &[
-            qkv.into(),
+            whole.into(),
+            parts.into(),
+            count.into(),
             bias.into(),
             turn.map(|turn| turn.positions).into(),
             turn.map(|turn| turn.frequencies).into(),

@@ -11,7 +11,7 @@ mod launch;
 pub mod reference;
 
 #[cfg(feature = "cuda")]
-pub use launch::{Cache, Heads, SplitInto, Turn, backward, split};
+pub use launch::{Cache, Heads, SplitInto, Turn, backward, split, split_parts};
 
 #[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};

@@ -23,7 +23,7 @@ pub use launch::{
     fill_uniform, gather_rows, place, scale,
 };
 #[cfg(feature = "cuda")]
-pub(crate) use pack::pack;
+pub(crate) use pack::{Summed, pack};
 
 #[cfg(feature = "cuda")]
 use crate::{bench::Case, check::Check, gpu::source::Source};

@@ -53,6 +53,34 @@ __device__ __forceinline__ void store_floats(elem* to, const float (&x)[PACK]) {
   pack(x, v);
   store_raw(to, v);
 }
+// PACK numbers of the sum of `count` matrices of f32 with so many numbers, in their order, rounded: what products in parts leave.
+__device__ __forceinline__ raw add_parts(const float* from, int count, size_t matrix) {
+  static constexpr int AT_ONCE = 2;
+  float sum[PACK] = {};
+  for (int first = 0; first < count; first += AT_ONCE, from += AT_ONCE * matrix) {
+    float parts[AT_ONCE][PACK];
+#pragma unroll
+    for (int part = 0; part < AT_ONCE; part++)
+#pragma unroll
+      for (int i = 0; i < PACK; i += PACK % 4 == 0 ? 4 : 1) {
+        if (first + part >= count) continue;
+        if constexpr (PACK % 4 == 0) {
+          const float4 four = *reinterpret_cast<const float4*>(from + part * matrix + i);
+          parts[part][i] = four.x, parts[part][i + 1] = four.y, parts[part][i + 2] = four.z, parts[part][i + 3] = four.w;
+        } else {
+          parts[part][i] = from[part * matrix + i];
+        }
+      }
+#pragma unroll
+    for (int part = 0; part < AT_ONCE; part++)
+#pragma unroll
+      for (int i = 0; i < PACK; i++)
+        if (first + part < count) sum[i] += parts[part][i];
+  }
+  raw v;
+  pack(sum, v);
+  return v;
+}
 // PACK numbers of another format than `elem`, by as few accesses as there can be.
 template <typename T> struct Chunk {
   static constexpr int SIZE = PACK < 16 / (int)sizeof(T) ? PACK : 16 / (int)sizeof(T);

@@ -2,7 +2,7 @@ use half::bf16;
 
 use super::{Added, Epilogue, Skinny, linear, reference};
 use crate::{
-    Float, Gemm, Gpu, GpuError,
+    Buffer, Float, Gemm, Gpu, GpuError,
     bench::{Case, Prepared},
     check::{Check, CheckError, Distance, Draw, widen},
 };
@@ -150,6 +150,31 @@ const HEAD: fn(usize) -> Skinny = |rows| Skinny::plain(rows, 152_064, 3584);
 
 /// The library's product of gate and up leaves their activation to another kernel, which is not measured.
 fn prepare(gpu: &Gpu, draw: &mut Draw, skinny: Skinny, by_library: bool) -> Result<Prepared, GpuError> {
+    if by_library {
+        return by_the_library(gpu, draw, skinny);
+    }
+    let product = move |gpu: &Gpu, x: &Buffer<bf16>, weight: &Buffer<bf16>, out: &Buffer<bf16>| {
+        linear(gpu, skinny, x, weight, Added::NOTHING, out)
+    };
+    layers(gpu, draw, skinny, skinny.outputs, product)
+}
+
+/// Layers computed by cuBLASLt, without an activation.
+pub(crate) fn by_the_library(gpu: &Gpu, draw: &mut Draw, skinny: Skinny) -> Result<Prepared, GpuError> {
+    let gemm = Gemm::linear(skinny.rows, skinny.weight_rows(), skinny.inputs);
+    let product =
+        move |gpu: &Gpu, x: &Buffer<bf16>, weight: &Buffer<bf16>, out: &Buffer<bf16>| gpu.gemm(gemm, x, weight, out);
+    layers(gpu, draw, skinny, skinny.weight_rows(), product)
+}
+
+/// A step's layers of one shape, whose results have so many columns; `product` has the inputs, the weight and the result.
+pub(crate) fn layers(
+    gpu: &Gpu,
+    draw: &mut Draw,
+    skinny: Skinny,
+    columns: usize,
+    product: impl Fn(&Gpu, &Buffer<bf16>, &Buffer<bf16>, &Buffer<bf16>) -> Result<(), GpuError> + 'static,
+) -> Result<Prepared, GpuError> {
     let weights = skinny.weight_rows() * skinny.inputs;
     // Layer after layer, so that none finds its weights in the cache.
     let layers = 400_000_000usize.div_ceil(2 * weights);
@@ -165,26 +190,13 @@ fn prepare(gpu: &Gpu, draw: &mut Draw, skinny: Skinny, by_library: bool) -> Resu
         })
         .collect::<Result<Vec<_>, GpuError>>()?;
     let x = gpu.upload(&draw.normal::<bf16>(skinny.rows * skinny.inputs, 1.0))?;
-    let columns = if by_library {
-        skinny.weight_rows()
-    } else {
-        skinny.outputs
-    };
     let out = gpu.alloc::<bf16>(skinny.rows * columns)?;
     let numbers = weights + skinny.rows * (skinny.inputs + columns);
-    let layer = |layer: usize| {
-        let weight = &layers[layer % layers.len()];
-        if by_library {
-            let gemm = Gemm::linear(skinny.rows, skinny.weight_rows(), skinny.inputs);
-            gpu.gemm(gemm, &x, weight, &out)
-        } else {
-            linear(gpu, skinny, &x, weight, Added::NOTHING, &out)
-        }
-    };
+    let layer = |layer: usize| product(gpu, &x, &layers[layer % layers.len()], &out);
     layer(0)?;
     // As a step runs it: from a graph.
     let mut graph = gpu.record(|| (0..LAYERS).try_for_each(layer))?;
-    let kept = (x, out, layers);
+    let kept = (x, out, layers, product);
     let gpu = gpu.clone();
     Ok(Prepared {
         run: Box::new(move || {

@@ -4,7 +4,7 @@
 use crate::{bench::Case, check::Check, gpu::source::Source};
 
 #[cfg(feature = "cuda")]
-mod check;
+pub(crate) mod check;
 #[cfg(feature = "cuda")]
 mod launch;
 pub mod reference;
@@ -18,7 +18,7 @@ pub const MOST_ROWS: usize = 16;
 /// A linear layer of few rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Skinny {
-    /// Rows of `x`, 1 to [`MOST_ROWS`].
+    /// Rows of `x`, 1 to [`MOST_ROWS`]; [`crate::streamed`] has more.
     pub rows: usize,
     /// Columns of the result.
     pub outputs: usize,
