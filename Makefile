@@ -12,8 +12,8 @@ BENCH ?=
 CLUSTER_DIR ?= .flotilla/cluster
 CLUSTER_TESTS = $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/cluster_*.rs))
 
-# Of `make build-cuda`: features besides cuda (FEATURES=cudnn,nccl), profile (PROFILE=dev), where the tool chain and the program go.
-FEATURES ?=
+# Of `make build-cuda`: features besides cuda (FEATURES=cudnn,nccl or none: FEATURES=), profile (PROFILE=dev), where the tool chain and the program go.
+FEATURES ?= nccl
 PROFILE ?= release
 CUDA = $(CARGO_TARGET_DIR)/cuda
 comma = ,
@@ -67,11 +67,13 @@ $(CUDA)/nvrtc/ready: scripts/cuda/nvrtc.txt
 	  --target $(CUDA)/nvrtc -r $<
 	touch $@
 
-test-cuda: ## kernels, both model families, their gradients and training on the GPU of this machine (needs a driver and CUDA 13's libraries)
+test-cuda: ## kernels, both model families, their gradients and training on the GPU of this machine, serving on two if it has them (needs a driver and CUDA 13's libraries)
 	$(CARGO) test --locked -p flotilla-kernels --features cuda
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-model --features cuda --test parity
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --test parity
 	FLOTILLA_TEST_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --lib --test training -- --test-threads 1
+	$(CUDA_CARGO) build --locked --workspace --bin flotilla-worker --features flotilla-worker/cuda,flotilla-worker/nccl
+	for model in tests/parity/fixtures/tiny-*; do python3 tests/gpu/tensor_parallel.py $(CARGO_TARGET_DIR)/debug/flotilla-worker $$model || exit 1; done
 
 soak: build $(PYTHON_ENV)/ready ## ten minutes at up to five times the capacity, and kills; SOAK='--seconds 30' for a quick look (needs Python)
 	cd tests/soak && FLOTILLA_WORKER=$(BIN)/flotilla-worker $(PYTHON_ENV)/bin/python soak.py $(SOAK)

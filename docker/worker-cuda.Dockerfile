@@ -5,13 +5,13 @@
 #   docker run --rm --gpus all registry.example.com/flotilla-worker:0.1.0-cuda doctor
 #
 # The build needs neither a GPU nor a driver. The node needs driver 580 or newer; its libcuda comes with the container runtime.
-# FEATURES adds cudnn or nccl (their libraries are then yours to add); RUNTIME_IMAGE may be any with glibc 2.34 or newer and
+# FEATURES=cudnn,nccl adds cudnn (its library is then yours to add); RUNTIME_IMAGE may be any with glibc 2.34 or newer and
 # libstdc++, for example nvcr.io/nvidia/cuda:13.0.2-base-ubuntu24.04 for one with a shell.
 ARG BUILD_IMAGE=rust:1.95-slim-bookworm
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM ${BUILD_IMAGE} AS build
-ARG FEATURES=
+ARG FEATURES=nccl
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ make python3 python3-pip \
@@ -36,6 +36,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 
 FROM ${RUNTIME_IMAGE}
 COPY --from=build /libraries/nvidia/cu13/lib /usr/local/cuda/lib64
+COPY --from=build /libraries/nvidia/nccl/lib /usr/local/cuda/lib64
 COPY --from=build /flotilla-worker /usr/local/bin/flotilla-worker
 # The first for the loader, the others for NVIDIA's container runtime.
 ENV LD_LIBRARY_PATH=/usr/local/cuda/lib64 \

@@ -59,6 +59,11 @@ pub struct ModelDeploymentSpec {
     #[serde(default = "default_max_model_len")]
     #[schemars(range(min = 1, max = 1048576))]
     pub max_model_len: i64,
+    /// GPUs of a replica that share the model, each with a part of every matrix: for a model that one GPU cannot hold. Each
+    /// pod needs so many (`serve.resources.limits`: `nvidia.com/gpu`). A change replaces the pods one by one.
+    #[serde(default = "default_tensor_parallel")]
+    #[schemars(range(min = 1, max = 8))]
+    pub tensor_parallel: i32,
     /// Requests that may wait in a replica; one more is answered 429.
     #[serde(default = "default_max_queue")]
     #[schemars(range(min = 1, max = 100_000))]
@@ -82,6 +87,10 @@ fn default_replicas() -> i32 {
 
 fn default_max_model_len() -> i64 {
     8192
+}
+
+fn default_tensor_parallel() -> i32 {
+    1
 }
 
 fn default_max_queue() -> i64 {

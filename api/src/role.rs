@@ -205,6 +205,9 @@ pub struct Serve {
     pub max_model_len: u32,
     /// Requests that may wait; one more is answered 429.
     pub max_queue: u32,
+    /// GPUs of this process's machine that share the model.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub tensor_parallel: u32,
     /// How the engine is sized; what is absent the worker chooses.
     #[serde(default, skip_serializing_if = "is_default")]
     pub engine: EngineSettings,
@@ -220,6 +223,15 @@ pub struct Serve {
     /// OpenTelemetry collector (OTLP over HTTP, for example `http://collector:4318`) that receives a span per request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub otlp_endpoint: Option<String>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(value: &u32) -> bool {
+    *value == 1
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -351,6 +363,13 @@ mod tests {
         let serve: Serve = serde_json::from_str(text).expect("parses");
         // Serving pods are named by a hash of this text: a new field must not replace them.
         assert_eq!(serde_json::to_string(&serve).expect("serializes"), text);
+        assert_eq!(serve.tensor_parallel, 1);
+        let shared = Serve {
+            tensor_parallel: 4,
+            ..serve
+        };
+        let text = serde_json::to_string(&shared).expect("serializes");
+        assert!(text.contains(r#""tensorParallel":4"#), "{text}");
     }
 
     #[test]

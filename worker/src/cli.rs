@@ -28,6 +28,7 @@ use crate::{
     context::{Context, Token},
     device::{DeviceArguments, Wanted},
     error::{WorkerError, chain},
+    group::{self, follow::FollowArguments},
     progress::ProgressCell,
     role,
     telemetry::LogFormat,
@@ -94,13 +95,21 @@ pub enum Command {
     /// Write a checkpoint in another precision, or with an adapter merged.
     #[command(after_help = CONVERT_EXAMPLE)]
     Convert(ConvertArguments),
+    /// Compute a part of a model for a server of several GPUs, which starts this.
+    #[command(hide = true)]
+    Follow(FollowArguments),
 }
 
 impl Command {
     /// The model of a command for people; the others have their URI resolved by the role.
     fn model(&mut self) -> Option<&mut ModelArguments> {
         match self {
-            Self::Run(_) | Self::Serve(_) | Self::HashKey(_) | Self::BenchBestOfN(_) | Self::Doctor(_) => None,
+            Self::Run(_)
+            | Self::Serve(_)
+            | Self::HashKey(_)
+            | Self::BenchBestOfN(_)
+            | Self::Doctor(_)
+            | Self::Follow(_) => None,
             Self::Inspect(arguments) => Some(&mut arguments.model),
             Self::Plan(arguments) => Some(&mut arguments.model),
             Self::Generate(arguments) => Some(&mut arguments.model),
@@ -209,6 +218,7 @@ pub fn main(mut command: Command, cache: Option<PathBuf>) -> ExitCode {
         Command::Logits(arguments) => for_people(&|| command::logits::run(&arguments)),
         Command::Doctor(arguments) => for_people(&|| command::doctor::run(&arguments)),
         Command::Convert(arguments) => for_people(&|| command::convert::run(&arguments)),
+        Command::Follow(arguments) => for_people(&|| group::follow::run(&arguments)),
     };
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }

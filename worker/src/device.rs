@@ -10,7 +10,7 @@ use crate::error::WorkerError;
 /// The CUDA version that the kernels are built for, as the driver counts.
 const CUDA: i32 = 13_000;
 /// The oldest generation with bf16 in its tensor cores.
-const CAPABILITY: (i32, i32) = (8, 0);
+pub(crate) const CAPABILITY: (i32, i32) = (8, 0);
 /// A GPU with less free memory is somebody else's: a context and its modules take half of that.
 #[cfg(feature = "cuda")]
 const FREE: usize = 1 << 30;
@@ -105,6 +105,8 @@ pub struct Card {
     pub name: String,
     /// Compute capability.
     pub capability: (i32, i32),
+    /// Bytes of memory.
+    pub memory: usize,
 }
 
 /// What a machine has for models besides its CPU.
@@ -208,6 +210,7 @@ pub fn look() -> Result<Machine, Fault> {
     let cards = survey.cards.into_iter().map(|listed| Card {
         name: listed.name,
         capability: listed.capability,
+        memory: listed.memory,
     });
     Ok(Machine {
         driver: survey.driver,
@@ -327,6 +330,7 @@ mod tests {
         let card = |(number, capability): (usize, &(i32, i32))| Card {
             name: format!("card {number}"),
             capability: *capability,
+            memory: 80_000_000_000,
         };
         Ok(Machine {
             driver: 13_000,

@@ -9,6 +9,7 @@
 //! | [`role`] | one file per role: `prepare`, `train`, `rollout`, `serve`, `verify`, and the dispatch between them |
 //! | [`command`] | commands for people: `inspect`, `plan`, `generate`, `logits`, `convert` |
 //! | [`device`] | CPU or GPU: what was asked for, what is there, what was chosen and why |
+//! | [`group`] | one model over several GPUs: which, and the processes of the others |
 //! | [`context`] | what every role is given |
 //! | [`progress`] | the one cell that a role writes and HTTP and the termination log read |
 //! | [`uri`] | `pvc://claim/path` and `file:///path` to paths |
@@ -32,6 +33,7 @@ pub mod context;
 pub mod critic;
 pub mod device;
 pub mod error;
+pub mod group;
 pub mod http;
 pub mod models;
 pub mod progress;

@@ -1,6 +1,6 @@
 //! Logs on standard error: text for people, JSON for collectors.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, sync::OnceLock};
 
 use clap::ValueEnum;
 use tracing_subscriber::{EnvFilter, fmt};
@@ -15,8 +15,28 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// As it is written on a command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+/// What [`init`] was given first.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// The format of this process's log, which processes that it starts take too.
+pub fn format() -> LogFormat {
+    FORMAT.get().copied().unwrap_or_default()
+}
+
 /// Installs the subscriber of the process; `RUST_LOG` filters it (default `info`).
 pub fn init(format: LogFormat) {
+    // As with the subscriber, the first one stays.
+    let _ = FORMAT.set(format);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = fmt()
         .with_env_filter(filter)

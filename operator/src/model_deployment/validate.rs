@@ -1,6 +1,9 @@
 //! From a ModelDeployment's spec and its model to the role and revision of its pods.
 
-use flotilla_api::role::{AccessSettings, EngineSettings, MediaSettings, Role, RoleConfig, SCHEMA_VERSION, Serve};
+use flotilla_api::{
+    ModelDeploymentSpec,
+    role::{AccessSettings, EngineSettings, MediaSettings, Role, RoleConfig, SCHEMA_VERSION, Serve},
+};
 use sha2::{Digest, Sha256};
 
 use super::gather::Observed;
@@ -36,6 +39,7 @@ pub fn validate(observed: &Observed) -> Result<Plan, Refusal> {
         critic_templates: std::collections::BTreeMap::new(),
         max_model_len: positive(spec.max_model_len, "maxModelLen")?,
         max_queue: positive(spec.max_queue, "maxQueue")?,
+        tensor_parallel: tensor_parallel(spec)?,
         engine: EngineSettings::default(),
         access: AccessSettings::default(),
         media: MediaSettings::default(),
@@ -64,6 +68,24 @@ fn drain_seconds(pod_seconds: i64) -> Option<u32> {
     (pod_seconds != DEFAULT).then_some(seconds)
 }
 
+/// The resource by which NVIDIA's device plugin gives whole GPUs to a pod.
+const GPU: &str = "nvidia.com/gpu";
+
+/// How many GPUs share the model: at most as many as a pod is given. Where the pod names none, as with parts of GPUs or another
+/// plugin's names, the worker counts those that it sees.
+fn tensor_parallel(spec: &ModelDeploymentSpec) -> Result<u32, Refusal> {
+    let size = positive(i64::from(spec.tensor_parallel), "tensorParallel")?;
+    let resources = &spec.serve.resources;
+    let named = resources.limits.get(GPU).or_else(|| resources.requests.get(GPU));
+    match named.and_then(|number| number.parse::<u32>().ok()) {
+        Some(given) if size > 1 && given < size => Err(Refusal::invalid(format!(
+            "tensorParallel is {size}, but serve.resources gives a pod {given} of {GPU}: set serve.resources.limits[\"{GPU}\"] to \
+             {size}, or tensorParallel to {given}"
+        ))),
+        _ => Ok(size),
+    }
+}
+
 fn positive(value: i64, field: &str) -> Result<u32, Refusal> {
     u32::try_from(value).map_err(|_| Refusal::invalid(format!("{field} is {value}, which is out of range")))
 }
@@ -78,7 +100,103 @@ fn revision(observed: &Observed, config: &RoleConfig) -> Result<String, Refusal>
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::{ModelDeployment, role::ModelSource};
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::owner::Owner;
+
+    /// A deployment of a model that is there.
+    fn observed(spec: Value) -> Observed {
+        let mut full = json!({ "model": { "uri": "hf://Qwen/Qwen2.5-VL-72B-Instruct" } });
+        let fields = full.as_object_mut().expect("an object");
+        fields.extend(spec.as_object().cloned().unwrap_or_default());
+        let deployment: ModelDeployment = serde_json::from_value(json!({
+            "apiVersion": "flotilla.dev/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": { "name": "large", "namespace": "lab", "uid": "u" },
+            "spec": full
+        }))
+        .expect("a deployment");
+        Observed {
+            owner: Owner::of(&deployment).expect("an identity"),
+            status: flotilla_api::ModelDeploymentStatus::default(),
+            stem: "large-serve".to_owned(),
+            model: Resolution::Resolved {
+                source: ModelSource {
+                    uri: "hf://Qwen/Qwen2.5-VL-72B-Instruct".to_owned(),
+                    digest: None,
+                    random_seed: None,
+                },
+                name: "hf://Qwen/Qwen2.5-VL-72B-Instruct".to_owned(),
+            },
+            pods: Vec::new(),
+            now: k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+            deployment,
+        }
+    }
+
+    fn gpus(number: &str) -> Value {
+        json!({ "resources": { "limits": { "nvidia.com/gpu": number } } })
+    }
+
+    fn size_in_role(plan: &Plan) -> u32 {
+        match &plan.config.role {
+            Role::Serve(serve) => serve.tensor_parallel,
+            _ => 0,
+        }
+    }
+
+    #[test]
+    fn the_worker_is_told_how_many_gpus_share_the_model_and_a_change_replaces_pods() {
+        let alone = validate(&observed(json!({ "serve": gpus("4") }))).expect("a plan");
+        let shared = validate(&observed(json!({ "tensorParallel": 4, "serve": gpus("4") }))).expect("a plan");
+        assert_eq!((size_in_role(&alone), size_in_role(&shared)), (1, 4));
+        assert_ne!(alone.revision, shared.revision);
+    }
+
+    #[test]
+    fn the_sample_of_a_large_model_is_sound() {
+        let sample = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../manifests/samples/qwen-72b/10-deployment.yaml"
+        );
+        let text = std::fs::read_to_string(sample).expect("the sample");
+        let sample: Value = serde_yaml::from_str(&text).expect("YAML");
+        let plan = validate(&observed(sample["spec"].clone())).expect("a plan");
+        assert_eq!(size_in_role(&plan), 4);
+    }
+
+    #[test]
+    fn more_gpus_than_a_pod_is_given_are_refused_with_both_numbers() {
+        let refusal = validate(&observed(json!({ "tensorParallel": 4, "serve": gpus("1") }))).expect_err("too few");
+        assert_eq!(refusal.reason, flotilla_api::names::reason::INVALID_SPEC);
+        assert!(
+            refusal
+                .message
+                .contains("tensorParallel is 4, but serve.resources gives a pod 1 of nvidia.com/gpu"),
+            "{}",
+            refusal.message
+        );
+        let requested = json!({ "resources": { "requests": { "nvidia.com/gpu": "2" } } });
+        assert!(validate(&observed(json!({ "tensorParallel": 4, "serve": requested }))).is_err());
+    }
+
+    #[test]
+    fn a_pod_that_names_no_gpus_is_left_to_the_worker() {
+        for serve in [
+            json!({}),
+            gpus("2k"),
+            json!({ "resources": { "limits": { "example.com/gpu": "1" } } }),
+        ] {
+            assert!(
+                validate(&observed(json!({ "tensorParallel": 2, "serve": serve }))).is_ok(),
+                "{serve}"
+            );
+        }
+        // Without a GPU a deployment of one is served by the CPU.
+        assert!(validate(&observed(json!({ "serve": gpus("0") }))).is_ok());
+    }
 
     #[test]
     fn answers_have_what_the_pod_has_less_a_margin_and_the_default_is_not_written() {

@@ -40,6 +40,10 @@ const CONFIG_VOLUME: &str = "config";
 const TOKEN_VOLUME: &str = "token";
 const SCRATCH_VOLUME: &str = "scratch";
 const SCRATCH_DIR: &str = "/tmp";
+/// Where processes of a pod that share a model put what they exchange: the container runtime's own has 64 MiB, too few for NCCL.
+const SHARED_MEMORY_VOLUME: &str = "shared-memory";
+const SHARED_MEMORY_DIR: &str = "/dev/shm";
+const SHARED_MEMORY_LIMIT: &str = "2Gi";
 
 /// Everything a worker's pod is made from.
 #[derive(Clone, Debug)]
@@ -106,6 +110,17 @@ impl WorkerPod<'_> {
         matches!(self.config.role, Role::Serve(_) | Role::Rollout(_))
     }
 
+    /// Whether the pod gets more memory that its processes share: where several GPUs share a model, and users mount nothing
+    /// there themselves.
+    fn shares_memory(&self) -> bool {
+        let several = matches!(&self.config.role, Role::Serve(serve) if serve.tensor_parallel > 1);
+        let mounts = &self.settings.pod_overrides.volume_mounts;
+        several
+            && !mounts
+                .iter()
+                .any(|mount| mount.mount_path.trim_end_matches('/') == SHARED_MEMORY_DIR)
+    }
+
     fn metadata(&self) -> ObjectMeta {
         let mut metadata = self.owner.child(self.name.clone(), self.config.role.name());
         let labels = metadata.labels.get_or_insert_default();
@@ -124,6 +139,13 @@ impl WorkerPod<'_> {
     fn container(&self, claims: &BTreeMap<String, Access>) -> Container {
         let overrides = &self.settings.pod_overrides;
         let mut mounts = own_mounts(claims);
+        if self.shares_memory() {
+            mounts.push(VolumeMount {
+                name: SHARED_MEMORY_VOLUME.to_owned(),
+                mount_path: SHARED_MEMORY_DIR.to_owned(),
+                ..VolumeMount::default()
+            });
+        }
         mounts.extend(overrides.volume_mounts.iter().cloned());
         let mut env = own_env();
         env.extend(overrides.env.iter().cloned());
@@ -175,6 +197,17 @@ impl WorkerPod<'_> {
                 ..Volume::default()
             },
         ];
+        if self.shares_memory() {
+            volumes.push(Volume {
+                name: SHARED_MEMORY_VOLUME.to_owned(),
+                empty_dir: Some(EmptyDirVolumeSource {
+                    medium: Some("Memory".to_owned()),
+                    size_limit: Some(Quantity(SHARED_MEMORY_LIMIT.to_owned())),
+                    ..EmptyDirVolumeSource::default()
+                }),
+                ..Volume::default()
+            });
+        }
         volumes.extend(claims.keys().enumerate().map(|(index, claim)| Volume {
             name: claim_volume(index),
             persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {

@@ -2,7 +2,7 @@
 
 use flotilla_api::{names, pod::PodSettings};
 
-use super::{CONFIG_VOLUME, SCRATCH_DIR, SCRATCH_VOLUME, TOKEN_VOLUME};
+use super::{CONFIG_VOLUME, SCRATCH_DIR, SCRATCH_VOLUME, SHARED_MEMORY_VOLUME, TOKEN_VOLUME};
 
 /// An override that would break the pod.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -46,7 +46,7 @@ pub fn check(settings: &PodSettings) -> Result<(), OverrideError> {
         }
     }
     for volume in &overrides.volumes {
-        let own = [CONFIG_VOLUME, TOKEN_VOLUME, SCRATCH_VOLUME].contains(&volume.name.as_str());
+        let own = [CONFIG_VOLUME, TOKEN_VOLUME, SCRATCH_VOLUME, SHARED_MEMORY_VOLUME].contains(&volume.name.as_str());
         if own || volume.name.starts_with("claim-") {
             return Err(OverrideError::Volume {
                 name: volume.name.clone(),

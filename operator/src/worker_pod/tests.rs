@@ -45,6 +45,7 @@ fn serve() -> RoleConfig {
         critic_templates: std::collections::BTreeMap::new(),
         max_model_len: 512,
         max_queue: 16,
+        tensor_parallel: 1,
         engine: EngineSettings::default(),
         access: AccessSettings::default(),
         media: MediaSettings::default(),
@@ -100,6 +101,44 @@ fn a_pod_meets_pod_security_restricted() {
             || volume.persistent_volume_claim.is_some()
     };
     assert!(spec.volumes.expect("volumes").iter().all(allowed));
+}
+
+fn shared_memory(pod: &Pod) -> Vec<String> {
+    let mounts = container(pod).volume_mounts.expect("mounts");
+    let there = mounts.into_iter().filter(|mount| mount.mount_path == "/dev/shm");
+    there.map(|mount| mount.name).collect()
+}
+
+#[test]
+fn gpus_that_share_a_model_share_memory_too() {
+    let mut shared = serve();
+    if let Role::Serve(serve) = &mut shared.role {
+        serve.tensor_parallel = 4;
+    }
+    assert_eq!(shared_memory(&build(&serve(), &PodSettings::default(), None)), [""; 0]);
+    let pod = build(&shared, &PodSettings::default(), None);
+    assert_eq!(shared_memory(&pod), ["shared-memory"]);
+    let volumes = pod.spec.expect("spec").volumes.expect("volumes");
+    let volume = volumes.iter().find(|volume| volume.name == "shared-memory");
+    let in_memory = volume.and_then(|volume| volume.empty_dir.as_ref());
+    assert_eq!(in_memory.and_then(|volume| volume.medium.as_deref()), Some("Memory"));
+    // What users mount there takes its place.
+    let own = PodSettings {
+        pod_overrides: PodOverrides {
+            volumes: vec![Volume {
+                name: "mine".into(),
+                ..Volume::default()
+            }],
+            volume_mounts: vec![VolumeMount {
+                name: "mine".into(),
+                mount_path: "/dev/shm".into(),
+                ..VolumeMount::default()
+            }],
+            ..PodOverrides::default()
+        },
+        ..PodSettings::default()
+    };
+    assert_eq!(shared_memory(&build(&shared, &own, None)), ["mine"]);
 }
 
 #[test]

@@ -143,10 +143,10 @@ pub fn text_in_group<T: Float>(
 ) -> Result<Option<Difference>, DeviceError> {
     let model = Vlm::random(config.clone(), seed, &LoadOptions::default())?;
     if nccl.rank() > 0 {
-        follow::<T>(gpu, &model, &limits(), MAX_TOKENS, nccl)?;
+        follow::<T>(gpu, config, model.weights(), &limits(), MAX_TOKENS, nccl)?;
         return Ok(None);
     }
-    let runner = DeviceRunner::<T>::load_in_group(gpu, &model, &limits(), MAX_TOKENS, nccl)?;
+    let runner = DeviceRunner::<T>::load_in_group(gpu, config, model.weights(), &limits(), MAX_TOKENS, nccl)?;
     generated(runner, &model, &requests(config.text.vocab_size)).map(Some)
 }
 

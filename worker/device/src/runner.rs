@@ -12,10 +12,8 @@ use flotilla_engine::{
     prompt::Digest,
     runner::{Answers, Cause, Chunk, Drawn, Logits, VisualCounts},
 };
-use flotilla_kernels::{Buffer, Float, Gpu, rows};
-#[cfg(feature = "nccl")]
-use flotilla_model::{Config, weights::Weights};
-use flotilla_model::{Visual, Vlm};
+use flotilla_kernels::{Buffer, Float, Gpu, GpuError, rows};
+use flotilla_model::{Config, Visual, Vlm, weights::TensorSource};
 
 use crate::{
     arena::Capacity,
@@ -45,6 +43,8 @@ pub struct DeviceRunner<T> {
     counts: VisualCounts,
     /// Bytes of the card's level 2 cache; None where prefixes are never read once for several sequences.
     cache: Option<usize>,
+    /// Bytes that were free on the fullest GPU of a group once every rank had loaded; no limit for one GPU.
+    least_free: usize,
     post: Post,
     /// Steps that were begun, the first one first.
     begun: VecDeque<Begun>,
@@ -98,11 +98,15 @@ impl<T: Float> Vision<T> {
 
     /// The tower of a model of the host, on the card.
     pub fn load(gpu: &Gpu, model: &Vlm) -> Result<Self, DeviceError> {
-        let (config, weights) = (model.config(), model.weights());
-        if let Some(tower) = QwenTower::load(gpu, config, weights)? {
+        Self::read(gpu, model.config(), model.weights())
+    }
+
+    /// The tower of a configuration, its weights from a source.
+    pub fn read(gpu: &Gpu, config: &Config, source: &dyn TensorSource) -> Result<Self, DeviceError> {
+        if let Some(tower) = QwenTower::load(gpu, config, source)? {
             return Ok(Self::Qwen(Box::new(tower)));
         }
-        let tower = SiglipTower::load(gpu, config, weights)?;
+        let tower = SiglipTower::load(gpu, config, source)?;
         Ok(tower.map_or(Self::None, |tower| Self::Siglip(Box::new(tower))))
     }
 
@@ -127,26 +131,42 @@ type Placed<T> = Vec<(usize, Buffer<T>)>;
 impl<T: Float> DeviceRunner<T> {
     /// Copies the weights of a model of the host to the card, rounded to `T`. `max_tokens` is the longest sequence.
     pub fn load(gpu: &Gpu, model: &Vlm, limits: &Limits, max_tokens: usize) -> Result<Self, DeviceError> {
-        let weights = TextWeights::load(gpu, &model.config().text, model.weights())?;
-        let vision = Vision::load(gpu, model)?;
+        Self::read(gpu, model.config(), model.weights(), limits, max_tokens)
+    }
+
+    /// As [`Self::load`], with weights from a source: from files they come tensor by tensor, so that the host never has them
+    /// all.
+    pub fn read(
+        gpu: &Gpu,
+        config: &Config,
+        source: &dyn TensorSource,
+        limits: &Limits,
+        max_tokens: usize,
+    ) -> Result<Self, DeviceError> {
+        let weights = TextWeights::load(gpu, &config.text, source)?;
+        let vision = Vision::read(gpu, config, source)?;
         let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
         Self::assemble(text, vision, limits)
     }
 
-    /// As [`Self::load`], by rank 0 of a group of GPUs, which share the language model. The others must be in
-    /// [`follow`], with the same model and limits.
+    /// As [`Self::read`], by rank 0 of a group of GPUs, which share the language model. The others must be in
+    /// [`follow`], with the same model and limits; it returns once all of them have their parts.
     #[cfg(feature = "nccl")]
     pub fn load_in_group(
         gpu: &Gpu,
-        model: &Vlm,
+        config: &Config,
+        source: &dyn TensorSource,
         limits: &Limits,
         max_tokens: usize,
         nccl: Nccl,
     ) -> Result<Self, DeviceError> {
-        let mut text = part(gpu, model.config(), model.weights(), capacity(limits, max_tokens), nccl)?;
+        let mut text = part(gpu, config, source, capacity(limits, max_tokens), nccl)?;
         text.lead();
-        let vision = Vision::load(gpu, model)?;
-        Self::assemble(text, vision, limits)
+        let vision = Vision::read(gpu, config, source)?;
+        let least_free = meet(&mut text)?;
+        let mut runner = Self::assemble(text, vision, limits)?;
+        runner.least_free = least_free;
+        Ok(runner)
     }
 
     /// Over weights and a tower that a learner shares. `features_stay` where no update changes the tower: then what it has made of
@@ -187,6 +207,7 @@ impl<T: Float> DeviceRunner<T> {
             features: FeatureCache::new(limits.feature_bytes),
             features_stay: false,
             counts: VisualCounts::default(),
+            least_free: usize::MAX,
             on_card: Duration::ZERO,
         })
     }
@@ -226,16 +247,47 @@ impl<T: Float> DeviceRunner<T> {
         &self.text
     }
 
-    /// Blocks of keys and values that fit into `share` of the memory that is free.
+    /// What was done by all ranks of a group: where it failed here, the others no longer have what this one has, and the
+    /// group is given up.
+    fn together(&mut self, done: Result<(), GpuError>) -> Result<(), GpuError> {
+        #[cfg(feature = "nccl")]
+        if let (Err(error), Some(nccl)) = (&done, self.text.group()) {
+            nccl.control().give_up(&error.to_string());
+            // The group's operations that they hold keep the library from letting go of it.
+            self.text.forget_graphs();
+        }
+        done
+    }
+
+    /// Why the group of GPUs that shares the model computes nothing any more, if that is so.
+    #[cfg(feature = "nccl")]
+    pub fn broken(&mut self) -> Option<String> {
+        let nccl = self.text.group()?;
+        nccl.control().broken().map(str::to_owned)
+    }
+
+    /// Blocks of keys and values that fit into `share` of the memory that is free; in a group, on the GPU that had the least
+    /// when all were loaded.
     pub fn blocks_that_fit(&self, share: f64, block_size: usize) -> Result<usize, DeviceError> {
         let (free, _) = self.text.gpu().memory()?;
+        let free = free.min(self.least_free);
         let block = block_size * self.text.shape().kv_values() * T::DTYPE.bytes();
         Ok((free as f64 * share / block as f64) as usize)
     }
 
     /// Takes over the weights of a model of the host, of the same architecture. What was computed from those before must be
     /// forgotten: the engine's `load_weights` calls for this.
+    ///
+    /// # Errors
+    /// Other weights, or a model that several GPUs share: their ranks are not told of new weights.
     pub fn reload(&mut self, model: &Vlm) -> Result<(), DeviceError> {
+        #[cfg(feature = "nccl")]
+        if self.text.group().is_some() {
+            return Err(DeviceError::Input(
+                "the weights of a model that several GPUs share stay as they are: start it anew with the others"
+                    .to_owned(),
+            ));
+        }
         let gpu = self.text.gpu().clone();
         self.text
             .weights()
@@ -443,13 +495,22 @@ fn capacity(limits: &Limits, max_tokens: usize) -> Capacity {
 fn part<T: Float>(
     gpu: &Gpu,
     config: &Config,
-    weights: &Weights,
+    source: &dyn TensorSource,
     capacity: Capacity,
     nccl: Nccl,
 ) -> Result<TextModel<T>, DeviceError> {
     let shard = Shard::new(&TextShape::from(&config.text), nccl.rank(), nccl.size())?;
-    let weights = TextWeights::load_part(gpu, &config.text, weights, &shard)?;
+    let weights = TextWeights::load_part(gpu, &config.text, source, &shard)?;
     Ok(TextModel::in_group(gpu, weights, capacity, shard, nccl)?)
+}
+
+/// Waits until every rank has loaded, and gives the bytes that are free on the fullest GPU.
+#[cfg(feature = "nccl")]
+fn meet<T: Float>(text: &mut TextModel<T>) -> Result<usize, DeviceError> {
+    let (free, _) = text.gpu().memory()?;
+    let Some(nccl) = text.group() else { return Ok(free) };
+    let least = nccl.control().least(free as u64)?;
+    Ok(usize::try_from(least).unwrap_or(usize::MAX))
 }
 
 /// What every rank but 0 does: holds its part of the language model and repeats the steps of the
@@ -457,12 +518,14 @@ fn part<T: Float>(
 #[cfg(feature = "nccl")]
 pub fn follow<T: Float>(
     gpu: &Gpu,
-    model: &Vlm,
+    config: &Config,
+    source: &dyn TensorSource,
     limits: &Limits,
     max_tokens: usize,
     nccl: Nccl,
 ) -> Result<(), DeviceError> {
-    let mut text = part::<T>(gpu, model.config(), model.weights(), capacity(limits, max_tokens), nccl)?;
+    let mut text = part::<T>(gpu, config, source, capacity(limits, max_tokens), nccl)?;
+    meet(&mut text)?;
     Ok(text.follow()?)
 }
 
@@ -506,7 +569,8 @@ impl<T: Float> Runner for DeviceRunner<T> {
     }
 
     fn copy(&mut self, pool: &mut DevicePool<T>, pairs: &[(u32, u32)]) -> Result<(), Cause> {
-        Ok(self.text.copy(pool, pairs)?)
+        let copied = self.text.copy(pool, pairs);
+        Ok(self.together(copied)?)
     }
 
     fn step(&mut self, pool: &mut DevicePool<T>, chunks: &[Chunk<'_, Prompt>]) -> Result<Answers, Cause> {
@@ -527,9 +591,11 @@ impl<T: Float> Runner for DeviceRunner<T> {
         }
         let words = self.post.fill(&step, &pieces, pool.block_size)?;
         self.busy = Some(Instant::now());
-        self.text.post(pool, step.size, words, &features)?;
+        let posted = self.text.post(pool, step.size, words, &features);
+        self.together(posted)?;
         let place = self.post.receive(&step, self.text.drawn())?;
-        self.text.settle()?;
+        let settled = self.text.settle();
+        self.together(settled)?;
         let watched = chunks.iter().map(|chunk| chunk.watched).collect::<Vec<_>>();
         let answers = self.answers(&step, place, &pieces, &watched)?;
         self.rest();

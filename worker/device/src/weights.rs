@@ -2,7 +2,10 @@
 
 use candle_core::{DType, Tensor, Var};
 use flotilla_kernels::{Buffer, Float, Gpu, GpuError, rows};
-use flotilla_model::{text::TextConfig, weights::Weights};
+use flotilla_model::{
+    text::TextConfig,
+    weights::{Portion, TensorSource},
+};
 use half::bf16;
 
 use crate::{
@@ -83,47 +86,58 @@ impl<T: Float> TextWeights<T> {
         })
     }
 
-    /// Those of a model of the host, packed.
-    pub fn load(gpu: &Gpu, config: &TextConfig, weights: &Weights) -> Result<Self, DeviceError> {
+    /// Those of a source, packed.
+    pub fn load(gpu: &Gpu, config: &TextConfig, source: &dyn TensorSource) -> Result<Self, DeviceError> {
         let whole = Shard::new(&TextShape::from(config), 0, 1)?;
-        Self::load_part(gpu, config, weights, &whole)
+        Self::load_part(gpu, config, source, &whole)
     }
 
-    /// One rank's part of them.
-    pub fn load_part(gpu: &Gpu, config: &TextConfig, weights: &Weights, shard: &Shard) -> Result<Self, DeviceError> {
+    /// One rank's part of them. No more of the source is read than that, and no more than one packed matrix of the part is
+    /// in the host's memory at once.
+    pub fn load_part(
+        gpu: &Gpu,
+        config: &TextConfig,
+        source: &dyn TensorSource,
+        shard: &Shard,
+    ) -> Result<Self, DeviceError> {
         let shape = shard.local();
-        let pack = |names: &[String], part: &dyn Fn(&[T]) -> Vec<T>| -> Result<Buffer<T>, DeviceError> {
-            let parts = names
+        let pack = |portions: &[(String, Portion)]| -> Result<Buffer<T>, DeviceError> {
+            let portions = portions
                 .iter()
-                .map(|name| values(weights, name))
-                .collect::<Result<Vec<_>, _>>()?;
-            let whole = joined(parts);
-            let all = shard.size() == 1;
-            Ok(gpu.upload(&if all { whole } else { part(&whole) })?)
+                .map(|(name, portion)| portion_values(source, name, portion));
+            Ok(gpu.upload(&joined(portions.collect::<Result<Vec<_>, _>>()?))?)
         };
         let model = config.names.model;
-        let norm = |name: String| pack(&[name], &<[T]>::to_vec);
-        let table = |name: String| pack(&[name], &|whole| shard.table(whole));
+        let norm = |name: String| pack(&[(name, Portion::Whole)]);
+        let table = |name: String| pack(&[(name, Portion::Rows(shard.tokens()))]);
         let embedding = table(format!("{model}embed_tokens.weight"))?;
         let head = if shape.tied {
             embedding.clone()
         } else {
             table(config.head_name())?
         };
+        let inner = Portion::Rows(shard.down_columns());
         let layers = (0..shape.layers).map(|index| {
             let at = format!("{model}layers.{index}");
-            let attention = |kind: &str| ["q", "k", "v"].map(|name| format!("{at}.self_attn.{name}_proj.{kind}"));
-            let gate_up = ["gate", "up"].map(|name| format!("{at}.mlp.{name}_proj.weight"));
+            let attention = |kind: &str| {
+                [
+                    ("q", shard.query_rows()),
+                    ("k", shard.key_rows()),
+                    ("v", shard.key_rows()),
+                ]
+                .map(|(name, rows)| (format!("{at}.self_attn.{name}_proj.{kind}"), Portion::Rows(rows)))
+            };
+            let gate_up = ["gate", "up"].map(|name| (format!("{at}.mlp.{name}_proj.weight"), inner.clone()));
             let output = format!("{at}.self_attn.o_proj.weight");
             let down = format!("{at}.mlp.down_proj.weight");
             Ok(Layer {
                 input_norm: norm(format!("{at}.input_layernorm.weight"))?,
-                qkv: pack(&attention("weight"), &|whole| shard.qkv(whole))?,
-                qkv_bias: pack(&attention("bias"), &|whole| shard.qkv_bias(whole))?,
-                output: pack(&[output], &|whole| shard.output(whole))?,
+                qkv: pack(&attention("weight"))?,
+                qkv_bias: pack(&attention("bias"))?,
+                output: pack(&[(output, Portion::Columns(shard.output_columns()))])?,
                 post_norm: norm(format!("{at}.post_attention_layernorm.weight"))?,
-                gate_up: pack(&gate_up, &|whole| shard.gate_up(whole))?,
-                down: pack(&[down], &|whole| shard.down(whole))?,
+                gate_up: pack(&gate_up)?,
+                down: pack(&[(down, Portion::Columns(shard.down_columns()))])?,
             })
         });
         Ok(Self {
@@ -189,10 +203,17 @@ pub(crate) fn joined<T: Float>(mut parts: Vec<Vec<T>>) -> Vec<T> {
     }
 }
 
-/// Values of a variable of the host, rounded to `T`.
-pub(crate) fn values<T: Float>(weights: &Weights, name: &str) -> Result<Vec<T>, DeviceError> {
-    let variable = weights.get(name).ok_or_else(|| DeviceError::Missing(name.to_owned()))?;
-    let flat = variable.as_tensor().flatten_all()?;
+/// Values of a tensor of a source, rounded to `T`.
+pub(crate) fn values<T: Float>(source: &dyn TensorSource, name: &str) -> Result<Vec<T>, DeviceError> {
+    portion_values(source, name, &Portion::Whole)
+}
+
+/// Values of a portion of it, row by row.
+fn portion_values<T: Float>(source: &dyn TensorSource, name: &str, portion: &Portion) -> Result<Vec<T>, DeviceError> {
+    let tensor = source.tensor(name, portion)?;
+    let flat = tensor
+        .ok_or_else(|| DeviceError::Missing(name.to_owned()))?
+        .flatten_all()?;
     // Without a detour over f32, a vector of the card's own format is not copied again.
     if flat.dtype() == DType::BF16 {
         return Ok(flat.to_vec1::<bf16>()?.into_iter().map(T::from_bf16).collect());

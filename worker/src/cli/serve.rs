@@ -12,13 +12,16 @@ use flotilla_api::role::{
 };
 
 use super::{Assignment, read_token};
-use crate::{command::arguments::Precision, device::DeviceArguments, error::WorkerError, models, spans, uri::Volumes};
+use crate::{
+    command::arguments::Precision, device::DeviceArguments, error::WorkerError, group, models, spans, uri::Volumes,
+};
 
 pub(super) const EXAMPLES: &str = "Examples:\n  \
     flotilla-worker serve --model hf://Qwen/Qwen2.5-VL-3B-Instruct\n  \
     flotilla-worker serve --model ./checkpoint --listen 127.0.0.1:0          (prints the port that it got)\n  \
     flotilla-worker serve --model ./checkpoint --listen 0.0.0.0:8443 \\\n    \
-      --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem --image-host '*.example.com'\n\
+      --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem --image-host '*.example.com'\n  \
+    flotilla-worker serve --model hf://Qwen/Qwen2.5-VL-72B-Instruct --tensor-parallel 4   (4 GPUs share it)\n\
     Then open http://127.0.0.1:8000/ in a browser, read /docs, or ask:\n  \
     curl 127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\\n    \
       -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'\n  \
@@ -74,6 +77,11 @@ pub struct ServeArguments {
     /// Where the model runs.
     #[command(flatten)]
     pub device: DeviceArguments,
+    /// GPUs that share the model, from that of --device on: for a model that one cannot hold. docs/tensor-parallel.md says
+    /// which numbers are possible.
+    #[arg(long, value_name = "GPUS", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(group::MOST)))]
+    pub tensor_parallel: u32,
     /// OpenTelemetry collector that receives a span per request, for example http://127.0.0.1:4318.
     #[arg(long, value_name = "URL", env = spans::ENDPOINT_VARIABLE, help_heading = "Observation")]
     pub otlp_endpoint: Option<String>,
@@ -178,6 +186,7 @@ pub(super) fn by_hand(arguments: ServeArguments) -> Result<Assignment, WorkerErr
         critic_templates: crate::prompt::named_templates(&arguments.critic_templates)?,
         max_model_len: arguments.max_model_len,
         max_queue: arguments.max_queue,
+        tensor_parallel: arguments.tensor_parallel,
         engine: arguments.engine.into(),
         access: AccessSettings {
             api_key_file: arguments.access.api_key_file.as_deref().map(text),

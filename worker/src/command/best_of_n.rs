@@ -168,6 +168,7 @@ fn load(
         templates,
         metrics,
         arguments.device.device,
+        None,
         adjust,
     )?;
     Ok((Arc::new(service), thread))

@@ -55,6 +55,9 @@ pub struct Report {
     pub cpu: CpuReport,
     /// What the NVIDIA driver shows, or why there is nothing to show.
     pub driver: DriverReport,
+    /// Version of NCCL, by which several GPUs share a model, or why it cannot be used; none in a build without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nccl: Option<String>,
     /// The GPU that models would run on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuReport>,
@@ -196,6 +199,7 @@ pub fn examine(
         },
         cpu: cpu(arguments.quick).map_err(|error| WorkerError::permanent("failed to measure the CPU", error))?,
         driver: driver(device::look()),
+        nccl: nccl(),
         gpu: None,
         models: Vec::new(),
     };
@@ -229,6 +233,19 @@ fn verdict(wanted: Wanted, fault: Option<Fault>, report: &Report) -> Result<(), 
             source: None,
         }),
     }
+}
+
+#[cfg(not(feature = "nccl"))]
+fn nccl() -> Option<String> {
+    None
+}
+
+#[cfg(feature = "nccl")]
+fn nccl() -> Option<String> {
+    Some(match flotilla_kernels::gpu::nccl::version() {
+        Ok(version) => format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100),
+        Err(error) => format!("none: {error}"),
+    })
 }
 
 fn features() -> Vec<&'static str> {
@@ -421,6 +438,9 @@ fn machine_lines(report: &Report) -> String {
     if !driver.missing_libraries.is_empty() {
         let _ = writeln!(out, "         not found: {}", driver.missing_libraries.join(", "));
     }
+    if let Some(nccl) = &report.nccl {
+        let _ = writeln!(out, "nccl     {nccl}");
+    }
     out
 }
 
@@ -489,9 +509,11 @@ mod tests {
                 cards: vec![device::Card {
                     name: "a card".to_owned(),
                     capability: (9, 0),
+                    memory: 80 << 30,
                 }],
                 missing: Vec::new(),
             })),
+            nccl: None,
             gpu: Some(GpuReport {
                 name: "a card".to_owned(),
                 capability: "9.0".to_owned(),

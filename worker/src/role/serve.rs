@@ -15,6 +15,7 @@ use crate::{
     context::Context,
     device::Wanted,
     error::WorkerError,
+    group::{Fate, Group, Places},
     http::{
         self,
         access::Gate,
@@ -36,6 +37,13 @@ use crate::{
 const LINGER: Duration = Duration::from_secs(1);
 /// Answers that have begun may take so long to end, where the spec does not say.
 const DRAIN_SECONDS: u32 = 25;
+
+/// The end of a rank's process is waited for so long after an error that may come from it.
+const NEWS: Duration = Duration::from_secs(2);
+/// A step that waits for a rank that ended notices it within two seconds.
+const SETTLING: Duration = Duration::from_secs(5);
+/// A server that lost a rank is ended by force if it is still there after this.
+const LAST: Duration = Duration::from_secs(15);
 
 /// Loads the model while probes are already answered, serves until `shutdown`, and drains.
 pub async fn run(
@@ -157,24 +165,78 @@ async fn serve(
         directory = locate(context, &spec.model.uri) => directory?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let (name, device) = (spec.served_model_name.clone(), context.device);
+    let group = group(&directory, &spec, device).await?;
+    let (on, fate) = match &group {
+        Some(group) => (format!(" on {}", group.places), group.fate.clone()),
+        None => (String::new(), Fate::default()),
+    };
+    let shared = group.is_some();
     context
         .progress
-        .enter(Stage::Loading, format!("loading {}", spec.model.uri));
-    let (name, device) = (spec.served_model_name.clone(), context.device);
-    let loading = tokio::task::spawn_blocking(move || load(&directory, &spec, templates, metrics, device));
-    let (digest, service, mut engine) = tokio::select! {
-        loaded = loading => loaded.map_err(|error| WorkerError::retryable("loading the model panicked", error))??,
+        .enter(Stage::Loading, format!("loading {}{on}", spec.model.uri));
+    let loading =
+        tokio::task::spawn_blocking(move || load(&directory, &spec, templates, metrics, device, group.as_ref()));
+    let loaded = tokio::select! {
+        loaded = loading => loaded.map_err(|error| WorkerError::retryable("loading the model panicked", error))?,
+        why = fate.fallen() => return Err(lost(why, &slot).await),
         () = shutdown.cancelled() => return Ok(()),
+    };
+    let (digest, service, mut engine) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) if shared => return Err(blamed(error, &fate, &slot).await),
+        Err(error) => return Err(error),
     };
     slot.fill(service);
     context.progress.update(|progress| progress.model_digest = digest);
-    context.progress.enter(Stage::Running, format!("serving {name}"));
+    context.progress.enter(Stage::Running, format!("serving {name}{on}"));
     tokio::select! {
         () = shutdown.cancelled() => Ok(()),
+        why = fate.fallen() => Err(lost(why, &slot).await),
         () = engine.ended() => Err(WorkerError::Retryable {
             what: "the engine's thread ended".to_owned(),
             source: None,
         }),
+    }
+}
+
+/// The GPUs that are to share the model, where that is more than one; whatever would keep them from it is said here.
+async fn group(directory: &Path, spec: &Serve, device: Wanted) -> Result<Option<Group>, WorkerError> {
+    let (directory, spec) = (directory.to_owned(), spec.clone());
+    let looking = tokio::task::spawn_blocking(move || Places::find(&directory, &spec, device));
+    let places = looking
+        .await
+        .map_err(|error| WorkerError::retryable("looking for GPUs panicked", error))??;
+    Ok(places.map(|places| Group {
+        places,
+        fate: Fate::default(),
+    }))
+}
+
+/// A rank that ended, which a new attempt starts again. A step that waits for it is let go first.
+async fn lost(why: String, slot: &Slot) -> WorkerError {
+    // Libraries that are told of the process's end may wait for a GPU whose peer is gone, without end.
+    let end = || {
+        std::thread::sleep(LAST);
+        std::process::abort();
+    };
+    if let Err(error) = std::thread::Builder::new().name("end".to_owned()).spawn(end) {
+        tracing::warn!(%error, "nothing ends this process if it hangs");
+    }
+    if let Some(service) = slot.get() {
+        service.idle(SETTLING).await;
+    }
+    WorkerError::Retryable {
+        what: why,
+        source: None,
+    }
+}
+
+/// Loading fails here, too, where it failed at another rank: that one's end, which is heard of soon, says more.
+async fn blamed(error: WorkerError, fate: &Fate, slot: &Slot) -> WorkerError {
+    match tokio::time::timeout(NEWS, fate.fallen()).await {
+        Ok(why) => lost(why, slot).await,
+        Err(_) => error,
     }
 }
 
@@ -184,8 +246,9 @@ fn load(
     templates: Vec<(String, CriticTemplate)>,
     metrics: Metrics,
     device: Wanted,
+    group: Option<&Group>,
 ) -> Result<(Option<String>, Service, flotilla_engine::EngineThread), WorkerError> {
     let digest = check(directory, spec.model.digest.as_deref())?.digest;
-    let (service, engine) = Service::load(directory, spec, templates, metrics, device)?;
+    let (service, engine) = Service::load(directory, spec, templates, metrics, device, group)?;
     Ok((digest, service, engine))
 }

@@ -32,20 +32,22 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use candle_core::DType;
-use flotilla_api::role::{EngineSettings, Precision, Purpose, Serve};
+use flotilla_api::role::{EngineSettings, Purpose, Serve};
 use flotilla_engine::{EngineHandle, EngineThread, Limits, Overloaded};
-use flotilla_model::{Processor, Vlm};
+use flotilla_model::{Config, Processor};
 use tokio::sync::Semaphore;
 
 use self::{critics::Critics, media::Media, metrics::Metrics, wanted::Compiler};
 use crate::{
     device::Wanted,
     error::WorkerError,
+    group::Group,
     prompt::critic::CriticTemplate,
-    runner::{ModelRunner, default_dtype, load_options, read_model},
+    runner::{ModelRunner, default_dtype, dtype_of},
 };
 
 /// Bytes that keys and values of all running samples may take.
@@ -98,15 +100,17 @@ impl Slot {
 
 impl Service {
     /// Reads model and processor files and starts the engine's thread. The critic is asked by the first of the templates
-    /// where a request names none.
+    /// where a request names none. With a group, the GPUs of that share the model; its processes are watched by the tokio
+    /// runtime within which this is called.
     pub fn load(
         directory: &Path,
         spec: &Serve,
         templates: Vec<(String, CriticTemplate)>,
         metrics: Metrics,
         device: Wanted,
+        group: Option<&Group>,
     ) -> Result<(Self, EngineThread), WorkerError> {
-        Self::load_within(directory, spec, templates, metrics, device, |limits| limits)
+        Self::load_within(directory, spec, templates, metrics, device, group, |limits| limits)
     }
 
     /// As [`Self::load`], with the engine's limits adjusted.
@@ -116,30 +120,23 @@ impl Service {
         templates: Vec<(String, CriticTemplate)>,
         metrics: Metrics,
         device: Wanted,
+        group: Option<&Group>,
         adjust: impl FnOnce(Limits) -> Limits,
     ) -> Result<(Self, EngineThread), WorkerError> {
         let failed = |what: &str| format!("failed to {what} in {}", directory.display());
         let media = Media::new(&spec.media, metrics.clone())?;
         let opened = device.open()?;
-        let dtype = spec
-            .engine
-            .dtype
-            .map_or(default_dtype(opened.place), |precision| match precision {
-                Precision::F32 => DType::F32,
-                Precision::Bf16 => DType::BF16,
-                Precision::F16 => DType::F16,
-            });
-        let options = load_options(&opened, dtype);
-        let model = read_model(directory, spec.model.random_seed, &options);
-        let model = model.map_err(|error| WorkerError::permanent(failed("load the model"), error))?;
+        let dtype = spec.engine.dtype.map_or(default_dtype(opened.place), dtype_of);
+        let config =
+            Config::load(directory).map_err(|error| WorkerError::permanent(failed("load the model"), error))?;
         let processor =
             Processor::load(directory).map_err(|error| WorkerError::permanent(failed("load the processor"), error))?;
-        let trained_len = model.config().text.max_position_embeddings;
         let critics = Critics::new(templates, processor.tokenizer());
-        let mut limits = limits(&spec.engine, bytes_per_token(&model));
+        let mut limits = limits(&spec.engine, bytes_per_token(&config, dtype));
         let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
-        let max_model_len = trained_len.min(spec.max_model_len as usize);
-        let runner = ModelRunner::new(model, &opened, &limits, max_model_len)?;
+        let max_model_len = config.text.max_position_embeddings.min(spec.max_model_len as usize);
+        let seed = spec.model.random_seed;
+        let runner = ModelRunner::read(directory, seed, dtype, &opened, &limits, max_model_len, group)?;
         if spec.engine.kv_blocks.is_none() && spec.engine.kv_cache_bytes.is_none() {
             limits.kv_blocks = runner.room(limits.block_size).unwrap_or(limits.kv_blocks);
         }
@@ -177,6 +174,13 @@ impl Service {
         }
         self.preparations.fetch_add(1, Ordering::Relaxed);
         Ok(Preparing(&self.preparations))
+    }
+
+    /// Waits until the engine computes nothing, at most so long.
+    pub async fn idle(&self, limit: Duration) {
+        let mut health = self.engine.health();
+        // Whoever asks goes on either way.
+        let _ = tokio::time::timeout(limit, health.wait_for(|health| !health.busy)).await;
     }
 
     /// The processor of the checkpoint.
@@ -221,8 +225,8 @@ fn limits(settings: &EngineSettings, bytes_per_token: usize) -> Limits {
 }
 
 /// Bytes of keys and values that one token of one sample takes, over all layers.
-fn bytes_per_token(model: &Vlm) -> usize {
-    (model.config().text.kv_values_per_token() * model.dtype().size_in_bytes()).max(1)
+fn bytes_per_token(config: &Config, dtype: DType) -> usize {
+    (config.text.kv_values_per_token() * dtype.size_in_bytes()).max(1)
 }
 
 /// Why a request is not answered.

@@ -50,6 +50,7 @@ pub fn spec() -> Serve {
         critic_templates: std::collections::BTreeMap::new(),
         max_model_len: 4096,
         max_queue: 64,
+        tensor_parallel: 1,
         engine: EngineSettings::default(),
         access: AccessSettings::default(),
         media: MediaSettings::default(),

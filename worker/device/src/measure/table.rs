@@ -8,7 +8,7 @@ use super::{GrpoStep, Line, Peers, Report};
 pub const PUBLISHED: (f64, f64) = (1200.0, 1400.0);
 
 /// Characters of the names of lines.
-const WHAT: usize = 56;
+const WHAT: usize = 64;
 
 /// Reports so far.
 #[derive(Debug)]

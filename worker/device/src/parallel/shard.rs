@@ -167,23 +167,30 @@ impl Shard {
         part(self.whole.vocabulary, self.rank, self.size)
     }
 
+    /// Rows of the matrix of queries before it is packed, and elements of its bias.
+    pub fn query_rows(&self) -> Range<usize> {
+        scaled(&self.heads(), self.whole.head_dim)
+    }
+
+    /// Rows of the matrices of keys and of values before they are packed, and elements of their bias.
+    pub fn key_rows(&self) -> Range<usize> {
+        scaled(&self.kv_heads(), self.whole.head_dim)
+    }
+
     /// Rows of the packed queries, keys and values, and elements of their bias, in the order in which the rank packs them.
     pub fn qkv_rows(&self) -> [Range<usize>; 3] {
-        let dim = self.whole.head_dim;
-        let scaled = |heads: &Range<usize>, before: usize| before + heads.start * dim..before + heads.end * dim;
         let (queries, keys) = (self.whole.query_width(), self.whole.key_width());
-        let (heads, kv_heads) = (self.heads(), self.kv_heads());
+        let behind = |rows: Range<usize>, before: usize| before + rows.start..before + rows.end;
         [
-            scaled(&heads, 0),
-            scaled(&kv_heads, queries),
-            scaled(&kv_heads, queries + keys),
+            self.query_rows(),
+            behind(self.key_rows(), queries),
+            behind(self.key_rows(), queries + keys),
         ]
     }
 
     /// Columns of the attention's output matrix.
     pub fn output_columns(&self) -> Range<usize> {
-        let heads = self.heads();
-        heads.start * self.whole.head_dim..heads.end * self.whole.head_dim
+        self.query_rows()
     }
 
     /// Rows of the packed gate and the other half.
@@ -232,6 +239,10 @@ impl Shard {
 /// One of `parts` equal parts.
 fn part(length: usize, index: usize, parts: usize) -> Range<usize> {
     length / parts * index..length / parts * (index + 1)
+}
+
+fn scaled(range: &Range<usize>, factor: usize) -> Range<usize> {
+    range.start * factor..range.end * factor
 }
 
 /// Some rows of a matrix, one range after the other.

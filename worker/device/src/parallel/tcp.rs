@@ -152,6 +152,11 @@ impl Tcp {
         }
     }
 
+    /// The first failure, after which every operation is an error.
+    pub fn broken(&self) -> Option<&str> {
+        self.broken.as_deref()
+    }
+
     /// Whether a peer is seen to have left, without waiting for any: what it sent in time is left to be read.
     pub fn look(&mut self) -> Result<(), CollectiveError> {
         self.usable()?;
@@ -175,6 +180,46 @@ impl Tcp {
             Some(fault) => Err(self.fail(Operation::Barrier, fault)),
             None => Ok(()),
         }
+    }
+
+    /// The least of what the ranks have, for a moment before which each works for a time of its own, as it does to load its
+    /// part of a model: the others are waited for as long as all live.
+    pub fn least(&mut self, mine: u64) -> Result<u64, CollectiveError> {
+        const EVERY: Duration = Duration::from_millis(10);
+        self.begin()?;
+        let (operation, message) = (Operation::AllGather, encoded(&[mine]));
+        let mut missing = self.peers().map(|(rank, _)| rank).collect::<Vec<_>>();
+        let sent = missing
+            .iter()
+            .try_for_each(|rank| self.send(*rank, operation, &message));
+        sent.map_err(|fault| self.fail(operation, fault))?;
+        let mut least = mine;
+        while !missing.is_empty() {
+            self.look()?;
+            let here = missing.iter().position(|rank| self.has_sent(*rank));
+            let Some(here) = here else {
+                std::thread::sleep(EVERY);
+                continue;
+            };
+            let rank = missing.swap_remove(here);
+            let received = self.receive(rank, operation, message.len());
+            let theirs = received.map_err(|fault| self.fail(operation, fault))?;
+            let mut number = [0u64];
+            u64::decode(&theirs, &mut number);
+            least = least.min(number[0]);
+        }
+        Ok(least)
+    }
+
+    /// Whether something of a peer can be read now.
+    fn has_sent(&self, rank: usize) -> bool {
+        let Some(Some(Peer { stream, .. })) = self.peers.get(rank) else {
+            return false;
+        };
+        let there = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+        // A connection that cannot be set back fails at the next read.
+        let _ = stream.set_nonblocking(false);
+        matches!(there, Ok(bytes) if bytes > 0)
     }
 
     fn peers(&self) -> impl Iterator<Item = (usize, &Peer)> {

@@ -10,7 +10,7 @@ use flotilla_kernels::{
 use flotilla_model::{
     Config, Vision, Visual,
     llava_onevision::{Arrangement, VisionConfig},
-    weights::Weights,
+    weights::TensorSource,
 };
 
 use super::{
@@ -35,8 +35,8 @@ pub struct SiglipTower<T> {
 }
 
 impl<T: Float> SiglipTower<T> {
-    /// That of a model of the host; None if the model has another one.
-    pub fn load(gpu: &Gpu, config: &Config, weights: &Weights) -> Result<Option<Self>, DeviceError> {
+    /// That of a source; None if the model has another one.
+    pub fn load(gpu: &Gpu, config: &Config, weights: &dyn TensorSource) -> Result<Option<Self>, DeviceError> {
         match &config.vision {
             Vision::LlavaOneVision(vision) => Self::build(gpu, vision, Origin::Host(weights)).map(Some),
             Vision::Qwen25Vl(_) => Ok(None),

@@ -1,7 +1,7 @@
 //! Weights of the tower and the projector on the card.
 
 use flotilla_kernels::{Buffer, Float, Gpu, rows};
-use flotilla_model::{llava_onevision::VisionConfig, weights::Weights};
+use flotilla_model::{llava_onevision::VisionConfig, weights::TensorSource};
 
 use crate::{error::DeviceError, shape::SiglipVision, weights::values};
 
@@ -55,8 +55,8 @@ pub(super) fn padded(shape: &SiglipVision) -> usize {
 
 /// Where values come from.
 pub(super) enum Origin<'a> {
-    /// A model of the host, by name.
-    Host(&'a Weights),
+    /// A source, by name.
+    Host(&'a dyn TensorSource),
     /// A seed: matrices with the deviation `1 / sqrt(inputs)`.
     Random(u64),
 }
@@ -65,7 +65,7 @@ impl Origin<'_> {
     /// `rows` in all of the matrices of these names, under one another.
     fn matrix<T: Float>(&mut self, gpu: &Gpu, names: &[String], rows: usize, inputs: usize) -> Made<T> {
         match self {
-            Self::Host(weights) => packed(gpu, weights, names),
+            Self::Host(source) => packed(gpu, *source, names),
             Self::Random(seed) => {
                 *seed += 1;
                 let buffer = gpu.alloc(rows * inputs)?;
@@ -78,7 +78,7 @@ impl Origin<'_> {
     /// The vectors of these names behind one another, `width` numbers in all; `otherwise` where they are random.
     fn vector<T: Float>(&mut self, gpu: &Gpu, names: &[String], width: usize, otherwise: f32) -> Made<T> {
         match self {
-            Self::Host(weights) => packed(gpu, weights, names),
+            Self::Host(source) => packed(gpu, *source, names),
             Self::Random(_) => Ok(gpu.upload(&vec![T::from_f32(otherwise); width])?),
         }
     }
@@ -137,8 +137,8 @@ impl Origin<'_> {
 
     fn positions<T: Float>(&mut self, gpu: &Gpu, shape: &SiglipVision, [table, bias]: [&str; 2]) -> Made<T> {
         match self {
-            Self::Host(weights) => {
-                let (mut sums, bias) = (values::<f32>(weights, table)?, values::<f32>(weights, bias)?);
+            Self::Host(source) => {
+                let (mut sums, bias) = (values::<f32>(*source, table)?, values::<f32>(*source, bias)?);
                 for row in sums.chunks_exact_mut(bias.len()) {
                     row.iter_mut().zip(&bias).for_each(|(sum, bias)| *sum += bias);
                 }
@@ -152,8 +152,8 @@ impl Origin<'_> {
 
 type Made<T> = Result<Buffer<T>, DeviceError>;
 
-/// Parameters of the host behind one another.
-fn packed<T: Float>(gpu: &Gpu, weights: &Weights, names: &[String]) -> Made<T> {
+/// Parameters of a source behind one another.
+fn packed<T: Float>(gpu: &Gpu, weights: &dyn TensorSource, names: &[String]) -> Made<T> {
     let parts = names.iter().map(|name| values::<T>(weights, name));
     Ok(gpu.upload(&parts.collect::<Result<Vec<_>, _>>()?.concat())?)
 }

@@ -1,7 +1,11 @@
 //! Packed weights of the tower: one copy, which the engine reads and the learner updates in place.
 
 use flotilla_kernels::{Buffer, Float, Gpu, rows};
-use flotilla_model::{Config, Vision, rope::frequencies, weights::Weights};
+use flotilla_model::{
+    Config, Vision,
+    rope::frequencies,
+    weights::{TensorSource, Weights},
+};
 
 use super::QwenTower;
 use crate::{
@@ -37,7 +41,7 @@ pub(crate) struct Block<T> {
 
 /// Where the values of a tower come from.
 enum Origin<'a> {
-    Host(&'a Weights),
+    Host(&'a dyn TensorSource),
     Random(u64),
 }
 
@@ -49,7 +53,7 @@ impl Origin<'_> {
         (outputs, inputs): (usize, usize),
     ) -> Result<Buffer<T>, DeviceError> {
         match self {
-            Self::Host(weights) => Ok(gpu.upload(&values::<T>(weights, name)?)?),
+            Self::Host(source) => Ok(gpu.upload(&values::<T>(*source, name)?)?),
             Self::Random(seed) => {
                 *seed += 1;
                 let buffer = gpu.alloc(outputs * inputs)?;
@@ -83,8 +87,8 @@ impl Origin<'_> {
 }
 
 impl<T: Float> QwenTower<T> {
-    /// That of a model of the host; None if the model has another one.
-    pub fn load(gpu: &Gpu, config: &Config, weights: &Weights) -> Result<Option<Self>, DeviceError> {
+    /// That of a source; None if the model has another one.
+    pub fn load(gpu: &Gpu, config: &Config, weights: &dyn TensorSource) -> Result<Option<Self>, DeviceError> {
         match &config.vision {
             Vision::Qwen25Vl(vision) => Self::build(gpu, QwenVision::from(vision), Origin::Host(weights)).map(Some),
             Vision::LlavaOneVision(_) => Ok(None),

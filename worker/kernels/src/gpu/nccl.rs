@@ -304,7 +304,7 @@ impl Communicator {
                 CUresult::CUDA_SUCCESS => return Ok(()),
                 CUresult::CUDA_ERROR_NOT_READY => {}
                 failed => {
-                    self.abort();
+                    self.abandon();
                     let source = cudarc::driver::result::DriverError(failed);
                     return Err(GpuError::Driver {
                         action: "wait for the group",
@@ -318,7 +318,7 @@ impl Communicator {
             let failed = if asked == SUCCESS { status } else { asked };
             if failed != SUCCESS && failed != IN_PROGRESS {
                 let error = self.library.check("wait for the group", failed);
-                self.abort();
+                self.abandon();
                 return error;
             }
             let waited = begin.elapsed();
@@ -327,7 +327,7 @@ impl Communicator {
                 !well()
             };
             if gone || waited > limit {
-                self.abort();
+                self.abandon();
                 let why = if gone { "left" } else { "stopped" };
                 return Err(GpuError::Nccl {
                     action: "wait for the group",
@@ -343,6 +343,23 @@ impl Communicator {
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
+    }
+
+    /// As [`Self::abort`], without waiting for it: the library ends its kernels at once, but returns only when the last graph
+    /// that holds operations is gone, and those are the caller's.
+    fn abandon(&self) {
+        if self.aborted.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (library, gpu, group) = (self.library, self.gpu.clone(), self.group as usize);
+        let abort = move || {
+            if gpu.bind().is_ok() {
+                // SAFETY: the communicator is alive, and nobody else uses it any more.
+                let _ = unsafe { (library.abort)(group as ncclComm_t) };
+            }
+        };
+        // Without a thread the kernels wait on, and the process has to be ended.
+        let _ = std::thread::Builder::new().name("nccl".to_owned()).spawn(abort);
     }
 
     /// Leaves without asking the others: it never waits for a peer that is gone. Members that are well call it once all of

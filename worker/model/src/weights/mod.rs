@@ -7,6 +7,7 @@
 //! | `index.rs` | which shard holds which tensor |
 //! | `dtype.rs` | types of elements on disk |
 //! | `scan.rs` | what a directory holds, and how that differs from what is asked for |
+//! | `source.rs` | tensors one by one, from memory or from the files |
 //! | `write.rs` | weights to one file or to shards |
 
 mod dtype;
@@ -14,6 +15,7 @@ mod file;
 mod index;
 mod names;
 mod scan;
+mod source;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -28,6 +30,7 @@ pub use self::{
     dtype::ElementType,
     names::{Ignored, Names},
     scan::{Scan, TensorInfo, compare, scan},
+    source::{Portion, StoredWeights, TensorSource},
 };
 use self::{file::Entry, scan::Checkpoint};
 use crate::{ModelError, Result};
@@ -53,14 +56,7 @@ impl Weights {
     /// The tensors are not exactly `parameters` under the rules of `names`: one error lists every difference, every tensor
     /// that is named twice and every file that is not whole, before anything is converted.
     pub fn load(dir: &Path, parameters: &[Parameter], names: &Names, dtype: DType, device: &Device) -> Result<Self> {
-        let checkpoint = Checkpoint::open(dir, names)?;
-        let problems = compare(parameters, names, &checkpoint.scan);
-        if !problems.is_empty() {
-            return Err(ModelError::Weights {
-                path: dir.to_owned(),
-                problems: Box::new(problems),
-            });
-        }
+        let checkpoint = open(dir, parameters, names)?;
         let data = checkpoint.data();
         let mut vars = BTreeMap::new();
         for parameter in parameters {
@@ -166,6 +162,19 @@ impl Weights {
         }
         Ok(())
     }
+}
+
+/// The mapped files of a directory, whose tensors are exactly `parameters` under the rules of `names`.
+fn open(dir: &Path, parameters: &[Parameter], names: &Names) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(dir, names)?;
+    let problems = compare(parameters, names, &checkpoint.scan);
+    if problems.is_empty() {
+        return Ok(checkpoint);
+    }
+    Err(ModelError::Weights {
+        path: dir.to_owned(),
+        problems: Box::new(problems),
+    })
 }
 
 /// A standard normal draw (Box-Muller, first branch).

@@ -143,6 +143,24 @@ impl Checkpoint {
         let hubs = self.scan.tensors.iter().map(|tensor| tensor.hub.as_str());
         hubs.zip(entries).collect()
     }
+
+    /// Where each tensor is, by its hub name: for [`Self::entry`].
+    pub fn places(&self) -> HashMap<String, (usize, usize)> {
+        let places = self
+            .files
+            .iter()
+            .enumerate()
+            .flat_map(|(file, mapped)| (0..mapped.entries.len()).map(move |entry| (file, entry)));
+        let hubs = self.scan.tensors.iter().map(|tensor| tensor.hub.clone());
+        hubs.zip(places).collect()
+    }
+
+    /// Type and bytes of the tensor at a place.
+    pub fn entry(&self, (file, entry): (usize, usize)) -> Option<(&Entry, &[u8])> {
+        let file = self.files.get(file)?;
+        let entry = file.entries.get(entry)?;
+        Some((entry, file.bytes(entry)))
+    }
 }
 
 /// The index of a directory in shards, None for one with a single file. As in transformers, the single file wins.

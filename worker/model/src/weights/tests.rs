@@ -446,3 +446,62 @@ proptest! {
         }
     }
 }
+
+/// Portions of a source, as numbers of f32.
+fn portion(source: &dyn TensorSource, name: &str, portion: &Portion) -> Vec<f32> {
+    let tensor = source.tensor(name, portion).unwrap().unwrap();
+    let flat = tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap();
+    flat.to_vec1().unwrap()
+}
+
+#[test]
+fn portions_of_files_are_those_of_weights_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = drawn();
+    weights.save(&dir.path().join(SINGLE_FILE)).unwrap();
+    let stored = StoredWeights::open(dir.path(), &parameters(), &NAMES).unwrap();
+    let matrix = [
+        Portion::Whole,
+        Portion::Rows(1..2),
+        Portion::Columns(1..3),
+        Portion::Rows(0..0),
+    ];
+    for wanted in matrix {
+        let name = "visual.a.weight";
+        assert_eq!(
+            portion(&stored, name, &wanted),
+            portion(&weights, name, &wanted),
+            "{wanted:?}"
+        );
+    }
+    let name = "model.norm.weight";
+    assert_eq!(portion(&stored, name, &Portion::Rows(1..3)), [1.0; 2]);
+    assert!(stored.tensor("model.other", &Portion::Whole).unwrap().is_none());
+}
+
+#[test]
+fn rows_and_columns_that_a_file_does_not_have_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drawn().save(&dir.path().join(SINGLE_FILE)).unwrap();
+    let stored = StoredWeights::open(dir.path(), &parameters(), &NAMES).unwrap();
+    for (name, wanted) in [
+        ("visual.a.weight", Portion::Rows(1..3)),
+        ("visual.a.weight", Portion::Columns(0..4)),
+        ("model.norm.weight", Portion::Columns(0..1)),
+    ] {
+        let error = stored.tensor(name, &wanted).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_lacks_a_tensor_is_refused_before_anything_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    put(
+        dir.path(),
+        SINGLE_FILE,
+        &[("visual.a.weight", ones(&[2, 3], DType::F32))],
+    );
+    let error = StoredWeights::open(dir.path(), &parameters(), &NAMES).unwrap_err();
+    assert!(matches!(error, ModelError::Weights { .. }), "{error}");
+}

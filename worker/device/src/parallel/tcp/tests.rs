@@ -98,6 +98,39 @@ fn parts_are_gathered_in_the_order_of_ranks_and_one_rank_is_heard_by_all() {
     }
 }
 
+#[test]
+fn ranks_that_come_later_than_the_timeout_are_waited_for_and_the_least_is_known_to_all() {
+    let members = (0..3).map(|rank| Membership {
+        timeout: Duration::from_millis(300),
+        ..member(rank, 3)
+    });
+    let least = group(members.collect(), |mut tcp| {
+        thread::sleep(Duration::from_millis(400 * tcp.rank() as u64));
+        let least = tcp.least(10 - tcp.rank() as u64);
+        (least, tcp.barrier())
+    });
+    for done in least {
+        let (least, barrier) = done.unwrap();
+        assert_eq!(least.unwrap(), 8);
+        barrier.unwrap();
+    }
+}
+
+#[test]
+fn a_rank_that_ends_while_others_load_is_named_though_nobody_reads_from_it() {
+    let errors = whole(3, |mut tcp| match tcp.rank() {
+        2 => None,
+        0 => Some(tcp.least(1).unwrap_err().to_string()),
+        _ => {
+            thread::sleep(Duration::from_millis(300));
+            Some(tcp.least(1).unwrap_err().to_string())
+        }
+    });
+    for error in errors.into_iter().flatten() {
+        assert!(error.contains("failed at rank 2"), "{error}");
+    }
+}
+
 /// One rank may run ahead of the others by as many broadcasts as it likes.
 #[test]
 fn a_speaker_ahead_of_its_hearers_waits_for_nobody_and_nothing_is_lost() {
