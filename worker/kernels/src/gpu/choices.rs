@@ -6,9 +6,11 @@
 use std::{
     collections::HashMap,
     fs::{self, OpenOptions},
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
+
+use super::kept;
 
 /// Between what a product is and the number of its candidate.
 const SEPARATOR: &str = " = ";
@@ -24,16 +26,15 @@ impl Choices {
     /// Those of this kind of card and version of the library, in the folder of compiled kernels; nothing is remembered where
     /// there is none.
     pub fn of_card(name: &str, version: usize) -> Self {
-        let folder = std::env::var_os("FLOTILLA_KERNEL_CACHE").map(PathBuf::from);
-        let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
         let card = name
             .chars()
             .map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' });
         let file = format!("products-{}-{version}.txt", card.collect::<String>());
-        folder.map_or_else(Self::default, |folder| Self::open(&folder.join(file)))
+        kept::folder().map_or_else(Self::default, |folder| Self::open(&folder.join(file)))
     }
 
-    /// Reads a file; lines that are none of ours are passed over, and of two for a product the first counts.
+    /// Reads a file; lines that are none of ours are passed over, and of two for a product the first counts. Nothing is kept in a
+    /// file that cannot be written.
     fn open(file: &Path) -> Self {
         let text = fs::read_to_string(file).unwrap_or_default();
         let mut known = HashMap::new();
@@ -42,10 +43,8 @@ impl Choices {
                 known.entry(product.to_owned()).or_insert(number);
             }
         }
-        Self {
-            file: Some(file.to_owned()),
-            known,
-        }
+        let file = append(file, "").is_ok().then(|| file.to_owned());
+        Self { file, known }
     }
 
     /// Whether choices outlive the process.
@@ -58,15 +57,23 @@ impl Choices {
         self.known.get(product).copied()
     }
 
-    /// Remembers the candidate of a product. A file that cannot be written costs the next process the time to choose.
-    pub fn put(&mut self, product: String, number: usize) {
-        if let Some(file) = &self.file {
-            let line = format!("{product}{SEPARATOR}{number}\n");
-            let opened = OpenOptions::new().append(true).create(true).open(file);
-            let _ = opened.and_then(|mut file| file.write_all(line.as_bytes()));
+    /// Remembers the candidate of a product, and gives back the one that is taken from now on: the library's first where the
+    /// file cannot be written any more, since no other process would learn of this one.
+    pub fn put(&mut self, product: String, number: usize) -> usize {
+        let line = format!("{product}{SEPARATOR}{number}\n");
+        let written = self.file.as_ref().map(|file| append(file, &line).is_ok());
+        if written == Some(false) {
+            self.file = None;
         }
-        self.known.insert(product, number);
+        let taken = if written == Some(false) { 0 } else { number };
+        self.known.insert(product, taken);
+        taken
     }
+}
+
+fn append(file: &Path, line: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().append(true).create(true).open(file)?;
+    file.write_all(line.as_bytes())
 }
 
 #[cfg(test)]
@@ -87,10 +94,18 @@ mod tests {
             fs::read_to_string(&file).expect("text") + "8x8x8 = 5\nhalf a li\n4x4x4 = many\n",
         )
         .expect("written");
-        let again = Choices::open(&file);
+        let mut again = Choices::open(&file);
         assert_eq!((again.get("8x8x8"), again.get("16x8x8 bias")), (Some(3), Some(0)));
         assert_eq!(again.get("4x4x4"), None);
-        fs::remove_dir_all(folder).expect("removed");
+        fs::remove_dir_all(&folder).expect("removed");
+        assert_eq!(again.put("2x2x2".to_owned(), 4), 0, "no other process would know");
+        assert!(!again.are_kept());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_keeps_nothing() {
+        let nowhere = std::env::temp_dir().join(format!("no-folder-{}", std::process::id()));
+        assert!(!Choices::open(&nowhere.join("products.txt")).are_kept());
     }
 
     #[test]

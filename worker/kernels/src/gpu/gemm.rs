@@ -442,8 +442,7 @@ impl Gpu {
                 Some(number) => number,
                 None => {
                     let number = self.fastest(handle, &plan, gemm, operands, &candidates, workspace)?;
-                    choices.put(product, number);
-                    number
+                    choices.put(product, number)
                 }
             };
             plan.algorithm = candidates[chosen];

@@ -7,6 +7,7 @@ mod error;
 mod feed;
 mod gemm;
 mod graph;
+mod kept;
 pub(crate) mod launch;
 #[cfg(feature = "nccl")]
 pub mod nccl;

@@ -13,7 +13,7 @@ use cudarc::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{Gpu, GpuError};
+use super::{Gpu, GpuError, kept};
 use crate::element::Dtype;
 
 const PRELUDE: &str = include_str!("prelude.cu");
@@ -130,9 +130,9 @@ unsafe fn machine_code(program: sys::nvrtcProgram) -> Result<Vec<u8>, result::Nv
     }
 }
 
-/// Where machine code is kept between runs: `FLOTILLA_KERNEL_CACHE`, a folder that only its owner may write. Unset: nowhere.
+/// Where machine code is kept between runs: in a folder that only its owner may write, or nowhere.
 fn cache_file(source: &Source, options: &[String]) -> Option<PathBuf> {
-    let folder = PathBuf::from(std::env::var_os("FLOTILLA_KERNEL_CACHE")?);
+    let folder = kept::folder()?;
     let mut hash = Sha256::new();
     hash.update(PRELUDE);
     hash.update(source.text);
