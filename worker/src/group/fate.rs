@@ -27,10 +27,11 @@ impl Fate {
     /// Waits until it is told.
     pub async fn fallen(&self) -> String {
         let mut told = self.0.subscribe();
-        // The sender lives as long as this.
-        match told.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        let why = told.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => why,
+            // Not seen: the sender lives as long as this.
+            None => std::future::pending().await,
         }
     }
 }
