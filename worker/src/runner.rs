@@ -39,7 +39,7 @@ const CACHE_SHARE: f64 = 0.85;
 #[derive(Debug)]
 pub enum ModelRunner {
     /// By candle's operations and those of `flotilla-model`.
-    Host(VlmRunner),
+    Host(Box<VlmRunner>),
     /// On a GPU in f32.
     #[cfg(feature = "cuda")]
     Exact(Box<DeviceRunner<f32>>),
@@ -175,7 +175,7 @@ impl ModelRunner {
                 .map_err(|error| WorkerError::retryable("failed to put the model on the GPU", error));
         }
         let _ = (opened, max_tokens);
-        Ok(Self::Host(VlmRunner::new(model, limits)))
+        Ok(Self::Host(Box::new(VlmRunner::new(model, limits))))
     }
 
     /// Reads a model where it will run: packed for one GPU or several straight from its files, so that the host never has

@@ -107,7 +107,7 @@ mod tests {
     use crate::owner::Owner;
 
     /// A deployment of a model that is there.
-    fn observed(spec: Value) -> Observed {
+    fn observed(spec: &Value) -> Observed {
         let mut full = json!({ "model": { "uri": "hf://Qwen/Qwen2.5-VL-72B-Instruct" } });
         let fields = full.as_object_mut().expect("an object");
         fields.extend(spec.as_object().cloned().unwrap_or_default());
@@ -149,8 +149,8 @@ mod tests {
 
     #[test]
     fn the_worker_is_told_how_many_gpus_share_the_model_and_a_change_replaces_pods() {
-        let alone = validate(&observed(json!({ "serve": gpus("4") }))).expect("a plan");
-        let shared = validate(&observed(json!({ "tensorParallel": 4, "serve": gpus("4") }))).expect("a plan");
+        let alone = validate(&observed(&json!({ "serve": gpus("4") }))).expect("a plan");
+        let shared = validate(&observed(&json!({ "tensorParallel": 4, "serve": gpus("4") }))).expect("a plan");
         assert_eq!((size_in_role(&alone), size_in_role(&shared)), (1, 4));
         assert_ne!(alone.revision, shared.revision);
     }
@@ -163,13 +163,13 @@ mod tests {
         );
         let text = std::fs::read_to_string(sample).expect("the sample");
         let sample: Value = serde_yaml::from_str(&text).expect("YAML");
-        let plan = validate(&observed(sample["spec"].clone())).expect("a plan");
+        let plan = validate(&observed(&sample["spec"])).expect("a plan");
         assert_eq!(size_in_role(&plan), 4);
     }
 
     #[test]
     fn more_gpus_than_a_pod_is_given_are_refused_with_both_numbers() {
-        let refusal = validate(&observed(json!({ "tensorParallel": 4, "serve": gpus("1") }))).expect_err("too few");
+        let refusal = validate(&observed(&json!({ "tensorParallel": 4, "serve": gpus("1") }))).expect_err("too few");
         assert_eq!(refusal.reason, flotilla_api::names::reason::INVALID_SPEC);
         assert!(
             refusal
@@ -179,7 +179,7 @@ mod tests {
             refusal.message
         );
         let requested = json!({ "resources": { "requests": { "nvidia.com/gpu": "2" } } });
-        assert!(validate(&observed(json!({ "tensorParallel": 4, "serve": requested }))).is_err());
+        assert!(validate(&observed(&json!({ "tensorParallel": 4, "serve": requested }))).is_err());
     }
 
     #[test]
@@ -190,12 +190,12 @@ mod tests {
             json!({ "resources": { "limits": { "example.com/gpu": "1" } } }),
         ] {
             assert!(
-                validate(&observed(json!({ "tensorParallel": 2, "serve": serve }))).is_ok(),
+                validate(&observed(&json!({ "tensorParallel": 2, "serve": serve }))).is_ok(),
                 "{serve}"
             );
         }
         // Without a GPU a deployment of one is served by the CPU.
-        assert!(validate(&observed(json!({ "serve": gpus("0") }))).is_ok());
+        assert!(validate(&observed(&json!({ "serve": gpus("0") }))).is_ok());
     }
 
     #[test]

@@ -392,7 +392,7 @@ mod tests {
         };
         let trained = plan("qwen2.5-vl-7b", "32x8x1536+512", H100, |_| {}).unwrap();
         let frozen = plan("qwen2.5-vl-7b", "32x8x1536+512", H100, |step| {
-            step.tower = Tower::Frozen
+            step.tower = Tower::Frozen;
         })
         .unwrap();
         let (of_tower, of_text) = (trained.settings.keep, frozen.settings.keep);
