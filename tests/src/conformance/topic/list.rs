@@ -15,6 +15,7 @@ checks![
     a_token_that_is_none_is_refused,
     a_token_and_a_version_exclude_each_other,
     an_exact_version_shows_the_past,
+    a_version_that_is_the_least_shows_what_was_written_by_then,
     an_exact_version_needs_a_version,
     a_version_match_without_a_version_is_refused,
     a_list_from_the_future_times_out,
@@ -131,6 +132,14 @@ async fn an_exact_version_shows_the_past(at: &Ground) -> anyhow::Result<()> {
     let list = at.get(&path).await?.ok()?;
     ensure!(names(&list) == ["a"] && list["items"][0]["spec"]["size"] == 1);
     ensure!(list["metadata"]["resourceVersion"] == version.as_str());
+    Ok(())
+}
+
+/// Not older than the last write: older than that, any state between is an answer too.
+async fn a_version_that_is_the_least_shows_what_was_written_by_then(at: &Ground) -> anyhow::Result<()> {
+    at.new_widget("a", &json!({"size": 1})).await?;
+    let last = at.new_widget("b", &json!({"size": 1})).await?;
+    let version = last["metadata"]["resourceVersion"].as_str().context("a version")?;
     let path = format!("widgets?resourceVersion={version}&resourceVersionMatch=NotOlderThan");
     ensure!(names(&at.get(&path).await?.ok()?) == ["a", "b"]);
     Ok(())
