@@ -12,7 +12,6 @@ static constexpr int CHUNKS = HEAD_DIM / 8;
 static constexpr int ALL_CHUNKS = DIM / 8;
 static constexpr int GROUPS = 2, CONSUMERS = GROUPS * 128, THREADS = CONSUMERS + 128, TILE = GROUPS * 64;
 
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

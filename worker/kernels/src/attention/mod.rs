@@ -2,7 +2,7 @@
 //!
 //! Three sources compute the same: `simple.cu` every shape and format on plain cores, `tensor.cu` bf16 by `mma.sync` on every
 //! card with bf16 tensor cores, `hopper.cu` bf16 by `wgmma`. `tiles.cu` comes before each: segments and block tables are on the
-//! device, and a block finds its tile there. `wgmma.cu` has the instructions of Hopper, for other sources too.
+//! device, and a block finds its tile there.
 
 pub mod reference;
 
@@ -54,7 +54,8 @@ static HOPPER: Source = Source {
     name: "attention_hopper",
     text: concat!(
         include_str!("tiles.cu"),
-        include_str!("wgmma.cu"),
+        include_str!("../gpu/barriers.cu"),
+        include_str!("../gpu/wgmma.cu"),
         include_str!("hopper.cu")
     ),
 };

@@ -6,7 +6,6 @@ static constexpr int DIM = (HEAD_DIM + 15) / 16 * 16;
 static constexpr int PITCH = DIM + 8;
 static constexpr int CHUNKS = HEAD_DIM / 8;
 
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // 16 bytes to shared memory; zeros where there is no row.
 __device__ __forceinline__ void copy16(u32 to, const void* from, bool is) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is ? 16 : 0) : "memory");

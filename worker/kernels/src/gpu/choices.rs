@@ -5,8 +5,8 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, OpenOptions},
-    io::{self, Write},
+    fs::File,
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -34,17 +34,16 @@ impl Choices {
     }
 
     /// Reads a file; lines that are none of ours are passed over, and of two for a product the first counts. Nothing is kept in a
-    /// file that cannot be written.
+    /// file that cannot be read or written.
     fn open(file: &Path) -> Self {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        let mut known = HashMap::new();
-        for (product, number) in text.lines().filter_map(|line| line.rsplit_once(SEPARATOR)) {
-            if let Ok(number) = number.parse() {
-                known.entry(product.to_owned()).or_insert(number);
-            }
+        let known = File::options().append(true).create(true).read(true).open(file);
+        match known.and_then(|mut file| parsed(&mut file)) {
+            Ok((known, _)) => Self {
+                file: Some(file.to_owned()),
+                known,
+            },
+            Err(_) => Self::default(),
         }
-        let file = append(file, "").is_ok().then(|| file.to_owned());
-        Self { file, known }
     }
 
     /// Whether choices outlive the process.
@@ -57,28 +56,81 @@ impl Choices {
         self.known.get(product).copied()
     }
 
-    /// Remembers the candidate of a product, and gives back the one that is taken from now on: the library's first where the
-    /// file cannot be written any more, since no other process would learn of this one.
+    /// Remembers the candidate of a product, and gives back the one that is taken from now on: that of another process which
+    /// was first, or the library's first where the file cannot be written any more, since no other process would learn of this
+    /// one.
     pub fn put(&mut self, product: String, number: usize) -> usize {
-        let line = format!("{product}{SEPARATOR}{number}\n");
-        let written = self.file.as_ref().map(|file| append(file, &line).is_ok());
-        if written == Some(false) {
-            self.file = None;
-        }
-        let taken = if written == Some(false) { 0 } else { number };
+        let taken = match &self.file {
+            None => number,
+            Some(file) => agreed(file, &product, number).unwrap_or_else(|_| {
+                self.file = None;
+                0
+            }),
+        };
         self.known.insert(product, taken);
         taken
     }
 }
 
-fn append(file: &Path, line: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().append(true).create(true).open(file)?;
-    file.write_all(line.as_bytes())
+/// Candidates by products, and whether the last line is whole.
+fn parsed(file: &mut File) -> io::Result<(HashMap<String, usize>, bool)> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut known = HashMap::new();
+    for (product, number) in text.lines().filter_map(|line| line.rsplit_once(SEPARATOR)) {
+        if let Ok(number) = number.parse() {
+            known.entry(product.to_owned()).or_insert(number);
+        }
+    }
+    Ok((known, text.is_empty() || text.ends_with('\n')))
+}
+
+/// What all processes take that share the file: the number that stands there, else this one, which then does.
+fn agreed(path: &Path, product: &str, number: usize) -> io::Result<usize> {
+    let mut file = File::options().append(true).read(true).open(path)?;
+    // Let go of with the file.
+    file.lock()?;
+    let (known, is_whole) = parsed(&mut file)?;
+    if let Some(number) = known.get(product) {
+        return Ok(*number);
+    }
+    // After a line that was cut off.
+    let start = if is_whole { "" } else { "\n" };
+    file.write_all(format!("{start}{product}{SEPARATOR}{number}\n").as_bytes())?;
+    file.sync_data()?;
+    Ok(number)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    #[test]
+    fn of_two_processes_that_choose_at_once_the_first_is_followed() {
+        let folder = std::env::temp_dir().join(format!("choices-two-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let file = folder.join("products.txt");
+        let (mut one, mut other) = (Choices::open(&file), Choices::open(&file));
+        assert_eq!(one.put("8x8x8".to_owned(), 3), 3);
+        assert_eq!(other.put("8x8x8".to_owned(), 5), 3);
+        assert_eq!(other.get("8x8x8"), Some(3));
+        fs::remove_dir_all(&folder).expect("removed");
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_swallows_none_after_it() {
+        let folder = std::env::temp_dir().join(format!("choices-torn-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let file = folder.join("products.txt");
+        fs::write(&file, b"8x8x8 = 3\n16x8x").expect("written");
+        Choices::open(&file).put("4x4x4".to_owned(), 2);
+        let again = Choices::open(&file);
+        assert_eq!((again.get("8x8x8"), again.get("4x4x4")), (Some(3), Some(2)));
+        fs::remove_dir_all(&folder).expect("removed");
+    }
 
     #[test]
     fn the_first_choice_for_a_product_is_remembered_and_broken_lines_are_passed_over() {

@@ -166,6 +166,7 @@ struct Key {
     dtypes: (Dtype, Dtype),
     adds: bool,
     finish: sys::cublasLtEpilogue_t,
+    untimed: bool,
 }
 
 /// What the library needs for one shape.
@@ -365,6 +366,7 @@ impl Gpu {
             dtypes: (A::DTYPE, O::DTYPE),
             adds: gemm.beta != 0.0,
             finish: finish.kind(),
+            untimed: gemm.untimed,
         };
         self.bind()?;
         let mut blas = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
@@ -442,7 +444,7 @@ impl Gpu {
                 Some(number) => number,
                 None => {
                     let number = self.fastest(handle, &plan, gemm, operands, &candidates, workspace)?;
-                    choices.put(product, number)
+                    choices.put(product, number).min(candidates.len() - 1)
                 }
             };
             plan.algorithm = candidates[chosen];

@@ -116,3 +116,6 @@ __device__ __forceinline__ uint4 philox(u64 counter, u64 stream, u64 seed) {
   }
   return make_uint4(c0, c1, c2, c3);
 }
+
+// Where something is in shared memory, as instructions name it.
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }

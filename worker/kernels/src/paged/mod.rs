@@ -116,7 +116,8 @@ static HOPPER: Source = Source {
     text: concat!(
         include_str!("plan.cu"),
         include_str!("rows.cu"),
-        include_str!("../attention/wgmma.cu"),
+        include_str!("../gpu/barriers.cu"),
+        include_str!("../gpu/wgmma.cu"),
         include_str!("hopper.cu"),
         include_str!("merge.cu")
     ),

@@ -13,7 +13,6 @@ __device__ __forceinline__ uint4 read16(const bf16* from) {
                : "l"(from));
   return v;
 }
-__device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 // Each time anew: kept in registers over a loop, queries would push sums out of them.
 __device__ __forceinline__ uint4 read_shared(const uint4* from) {
   uint4 v;

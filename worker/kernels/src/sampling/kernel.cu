@@ -101,7 +101,6 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // The address in the shared memory of another block.
 __device__ __forceinline__ u32 in_block(const void* p, u32 block) {
   u32 address = shared_address(p);

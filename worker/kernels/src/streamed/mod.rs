@@ -15,9 +15,8 @@ pub const ROWS: std::ops::RangeInclusive<usize> = crate::skinny::MOST_ROWS + 1..
 static SOURCE: Source = Source {
     name: "streamed",
     text: concat!(
-        "__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }\n",
-        include_str!("../attention/wgmma.cu"),
-        include_str!("wgmma.cu"),
+        include_str!("../gpu/barriers.cu"),
+        include_str!("../gpu/wgmma.cu"),
         include_str!("kernel.cu")
     ),
 };
