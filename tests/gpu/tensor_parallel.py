@@ -123,6 +123,15 @@ class Server:
             return -1000
 
 
+# What ranks know each other by: 32 bytes.
+SECRET = re.compile(r"[0-9a-f]{64}")
+
+
+def process(pid: int, what: str) -> str:
+    """Arguments or environment of a process."""
+    return Path(f"/proc/{pid}/{what}").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+
+
 def alive(pid: int) -> bool:
     try:
         return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
@@ -179,8 +188,10 @@ def answers(checks: Checks, asked: argparse.Namespace) -> None:
             checks.hold(f"cuda:{size - 1}" in progress, f"the progress says where it runs: {progress[:160]}")
             ranks = server.ranks()
             checks.hold(len(ranks) == size - 1 and all(map(alive, ranks)), f"ranks run as {ranks}")
-            shown = subprocess.run(["ps", "-o", "args=", "-p", ",".join(map(str, ranks))], capture_output=True, text=True)
-            checks.hold("--rank 1" in shown.stdout or shown.returncode != 0, f"processes are shown as: {shown.stdout.strip()}")
+            shown = [process(pid, "cmdline") for pid in ranks]
+            told = [part for pid in ranks for part in (process(pid, "cmdline"), process(pid, "environ"))]
+            checks.hold("--rank 1" in shown[0], f"processes are shown as: {shown}")
+            checks.hold(not any(SECRET.search(part) for part in told), "neither arguments nor environment show the secret")
             ended, code = drained(server), server.process.returncode
             checks.hold(ended and code == 0, f"SIGTERM: the answer that had begun came to its end: {ended}, exit code {code}")
             checks.hold(gone(ranks, 10) < 10, "the other ranks ended too")
@@ -233,12 +244,38 @@ def killed(checks: Checks, asked: argparse.Namespace) -> None:
         checks.hold(code == 1 and bool(named), f"a rank was killed {what}: exit code {code} after {seconds:.2f} s; "
                     f"{named[-1:] or server.said()[-600:]}")
         checks.hold(gone(ranks, 10) < 10, "no rank was left")
+    for what in ("without work", "while it computed", "while it loaded"):
+        server = Server(asked.worker, asked.model, asked.size, asked.dtype)
+        if what == "while it loaded":
+            ranks = started(server)
+        else:
+            server.ready()
+            ranks = server.ranks()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            running = pool.submit(server.ask, chat("Hello", 3500)) if what == "while it computed" else None
+            time.sleep(0.15)
+            server.end(signal.SIGKILL)
+            seconds = gone(ranks, 20)
+            if running:
+                running.exception()
+        checks.hold(bool(ranks) and seconds < 20, f"the server was killed {what}: the other ranks ended after {seconds:.2f} s")
     server = Server(asked.worker, asked.model, asked.size, asked.dtype)
-    server.ready()
-    ranks = server.ranks()
-    server.end(signal.SIGKILL)
-    seconds = gone(ranks, 20)
-    checks.hold(seconds < 20, f"the server was killed: the other ranks ended after {seconds:.2f} s")
+    ranks = started(server)
+    os.kill(ranks[-1], signal.SIGKILL)
+    try:
+        code = server.process.wait(60)
+    except subprocess.TimeoutExpired:
+        code = server.end(signal.SIGKILL)
+    named = [line for line in server.said().splitlines() if f"rank {asked.size - 1}" in line and "SIGKILL" in line]
+    checks.hold(code == 1 and bool(named), f"a rank was killed while it loaded: exit code {code}; {named[-1:] or server.said()[-600:]}")
+    checks.hold(gone(ranks, 10) < 10, "no rank was left")
+
+
+def started(server: Server) -> list[int]:
+    """Process ids of the other ranks, as soon as there are any."""
+    while not server.ranks() and server.process.poll() is None and time.monotonic() - server.begun < START:
+        time.sleep(0.01)
+    return server.ranks()
 
 
 def refused(checks: Checks, asked: argparse.Namespace, cards: int) -> None:

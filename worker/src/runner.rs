@@ -32,8 +32,7 @@ use crate::{
 
 /// Share of the free memory of a GPU that keys and values take where nothing else is said. The rest is for pictures on their
 /// way and for what the libraries allocate.
-#[cfg(feature = "cuda")]
-const CACHE_SHARE: f64 = 0.85;
+pub const CACHE_SHARE: f64 = 0.85;
 
 /// A model with its device.
 #[derive(Debug)]
@@ -226,16 +225,17 @@ impl ModelRunner {
         })
     }
 
-    /// Blocks of keys and values for which the GPU has room now; None on the host, whose memory is not this program's own.
-    pub fn room(&self, block_size: usize) -> Option<usize> {
-        let _ = block_size;
+    /// Blocks of keys and values for which this share of the GPU's free memory is enough; in a group, on the GPU that has
+    /// least. None on the host, whose memory is not this program's own.
+    pub fn room(&self, share: f64, block_size: usize) -> Option<usize> {
+        let _ = (share, block_size);
         match self {
             Self::Host(_) => None,
             #[cfg(feature = "cuda")]
-            Self::Exact(runner) => runner.blocks_that_fit(CACHE_SHARE, block_size).ok(),
+            Self::Exact(runner) => runner.blocks_that_fit(share, block_size).ok(),
             #[cfg(feature = "cuda")]
-            Self::Rounded(runner) => runner.blocks_that_fit(CACHE_SHARE, block_size).ok(),
-            Self::Led(led) => led.runner().room(block_size),
+            Self::Rounded(runner) => runner.blocks_that_fit(share, block_size).ok(),
+            Self::Led(led) => led.runner().room(share, block_size),
         }
     }
 
@@ -372,6 +372,18 @@ impl Runner for ModelRunner {
             #[cfg(feature = "cuda")]
             Self::Rounded(runner) => runner.abandon(),
             Self::Led(led) => led.runner_mut().abandon(),
+        }
+    }
+
+    fn lost(&mut self) -> Option<String> {
+        match self {
+            Self::Host(runner) => runner.lost(),
+            #[cfg(feature = "cuda")]
+            Self::Exact(runner) => runner.lost(),
+            #[cfg(feature = "cuda")]
+            Self::Rounded(runner) => runner.lost(),
+            // The group's fate says so.
+            Self::Led(_) => None,
         }
     }
 

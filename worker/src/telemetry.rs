@@ -41,6 +41,8 @@ pub fn init(format: LogFormat) {
     let builder = fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A line that cannot be written is lost: telling so on the same standard error would end the thread.
+        .log_internal_errors(false)
         // Colours are for terminals; a log file shows them as noise.
         .with_ansi(std::io::stderr().is_terminal());
     // A second subscriber (tests, embedding) is no reason to stop.

@@ -33,7 +33,7 @@ pub(crate) struct Arena<T> {
     pub(crate) last: Buffer<T>,
     /// `[sequences, vocabulary]`.
     pub(crate) logits: Buffer<f32>,
-    /// `[3, decodes]`: drawn tokens, their log-probabilities, those at temperature 1.
+    /// `[3, sequences]`, of the step's size: drawn tokens, their log-probabilities, those at temperature 1.
     pub(crate) drawn: Buffer<u32>,
     /// Words of the step.
     pub(crate) mail: Buffer<u32>,

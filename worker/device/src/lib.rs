@@ -8,12 +8,13 @@
 //! | `parallel/` | one model over several processes: collective operations, what each rank holds |
 //! | `plan.rs` | how much memory serving takes on each card |
 //! | `weights.rs` | packed weights, one copy for engine and learner |
-//! | `pool.rs` | keys and values in blocks |
+//! | `pool.rs`, `copies.rs` | keys and values in blocks; which copies of blocks can be done at once |
 //! | `peers.rs` | what a step exchanges with the GPUs that hold the rest of the model |
 //! | `text.rs`, `arena.rs` | the language model, computed; its activations |
 //! | `vision/` | the vision tower of Qwen2.5-VL |
 //! | `siglip/` | that of LLaVA-OneVision: squares, projector, tokens arranged |
-//! | `runner.rs` | the model as the engine runs it |
+//! | `tower.rs` | the tower of either |
+//! | `runner.rs`, `runner/` | the model as the engine runs it, on one GPU and on several |
 //! | `pieces.rs`, `post.rs` | its chunks as pieces of a step; what travels between host and card |
 //! | `check.rs` | beside the model of the host |
 //! | `measure/` | beside the floor of the card, and beside transformers |
@@ -23,6 +24,7 @@
 mod arena;
 #[cfg(feature = "cuda")]
 pub mod check;
+pub mod copies;
 #[cfg(feature = "cuda")]
 pub mod error;
 pub mod learner;
@@ -45,6 +47,8 @@ pub mod siglip;
 pub mod step;
 #[cfg(feature = "cuda")]
 pub mod text;
+#[cfg(feature = "cuda")]
+mod tower;
 pub mod vision;
 #[cfg(feature = "cuda")]
 pub mod weights;
@@ -56,9 +60,11 @@ pub use error::DeviceError;
 #[cfg(feature = "cuda")]
 pub use pool::DevicePool;
 #[cfg(feature = "cuda")]
-pub use runner::{DeviceRunner, Sharing, Vision};
+pub use runner::{DeviceRunner, Sharing};
 pub use shape::{TextShape, VisionShape};
 #[cfg(feature = "cuda")]
 pub use text::TextModel;
+#[cfg(feature = "cuda")]
+pub use tower::Vision;
 #[cfg(feature = "cuda")]
 pub use weights::{Layer, TextWeights};

@@ -1,5 +1,8 @@
 //! The model as the engine runs it.
 
+#[cfg(feature = "nccl")]
+mod group;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Range,
@@ -10,7 +13,7 @@ use flotilla_engine::{
     Limits, Prompt, Runner,
     features::FeatureCache,
     prompt::Digest,
-    runner::{Answers, Cause, Chunk, Drawn, Logits, VisualCounts},
+    runner::{Answers, Cause, Chunk, Drawn, Logits, NotBegun, VisualCounts},
 };
 use flotilla_kernels::{Buffer, Float, Gpu, GpuError, rows};
 use flotilla_model::{Config, Visual, Vlm, weights::TensorSource};
@@ -21,17 +24,14 @@ use crate::{
     pieces::Tokens,
     pool::DevicePool,
     post::{Begun, Post},
-    siglip::SiglipTower,
     step::{Piece, Step},
     text::TextModel,
-    vision::QwenTower,
+    tower::Vision,
     weights::TextWeights,
 };
+
 #[cfg(feature = "nccl")]
-use crate::{
-    parallel::{Collective, Nccl, Shard},
-    shape::TextShape,
-};
+pub use group::follow;
 
 /// A vision-language model on the card.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub struct DeviceRunner<T> {
     vision: Vision<T>,
     features: FeatureCache<Buffer<T>>,
     features_stay: bool,
+    /// Whether pictures are encoded one by one: what comes of one then does not depend on which others are missing.
+    one_by_one: bool,
     counts: VisualCounts,
     /// Bytes of the card's level 2 cache; None where prefixes are never read once for several sequences.
     cache: Option<usize>,
@@ -76,55 +78,6 @@ impl Sharing {
     }
 }
 
-/// What encodes pictures.
-#[derive(Debug)]
-pub enum Vision<T> {
-    /// Of Qwen2.5-VL.
-    Qwen(Box<QwenTower<T>>),
-    /// Of LLaVA-OneVision.
-    Siglip(Box<SiglipTower<T>>),
-    /// Nothing: text alone, and features that a prompt brings.
-    None,
-}
-
-impl<T: Float> Vision<T> {
-    /// The tower that a learner can train.
-    pub fn trainable(&self) -> Option<&QwenTower<T>> {
-        match self {
-            Self::Qwen(tower) => Some(tower),
-            Self::Siglip(_) | Self::None => None,
-        }
-    }
-
-    /// The tower of a model of the host, on the card.
-    pub fn load(gpu: &Gpu, model: &Vlm) -> Result<Self, DeviceError> {
-        Self::read(gpu, model.config(), model.weights())
-    }
-
-    /// The tower of a configuration, its weights from a source.
-    pub fn read(gpu: &Gpu, config: &Config, source: &dyn TensorSource) -> Result<Self, DeviceError> {
-        if let Some(tower) = QwenTower::load(gpu, config, source)? {
-            return Ok(Self::Qwen(Box::new(tower)));
-        }
-        let tower = SiglipTower::load(gpu, config, source)?;
-        Ok(tower.map_or(Self::None, |tower| Self::Siglip(Box::new(tower))))
-    }
-
-    /// Features `[tokens, hidden]` of visuals.
-    pub fn encode(&self, visuals: &[&Visual]) -> Result<Vec<Buffer<T>>, DeviceError> {
-        if visuals.is_empty() {
-            return Ok(Vec::new());
-        }
-        match self {
-            Self::Qwen(tower) => tower.encode(visuals),
-            Self::Siglip(tower) => tower.encode(visuals),
-            Self::None => Err(DeviceError::Input(
-                "this model has no vision tower on the GPU".to_owned(),
-            )),
-        }
-    }
-}
-
 /// Features that stand in the place of placeholder tokens of a chunk, with the index of the first one there.
 type Placed<T> = Vec<(usize, Buffer<T>)>;
 
@@ -149,28 +102,8 @@ impl<T: Float> DeviceRunner<T> {
         Self::assemble(text, vision, limits)
     }
 
-    /// As [`Self::read`], by rank 0 of a group of GPUs, which share the language model. The others must be in
-    /// [`follow`], with the same model and limits; it returns once all of them have their parts.
-    #[cfg(feature = "nccl")]
-    pub fn load_in_group(
-        gpu: &Gpu,
-        config: &Config,
-        source: &dyn TensorSource,
-        limits: &Limits,
-        max_tokens: usize,
-        nccl: Nccl,
-    ) -> Result<Self, DeviceError> {
-        let mut text = part(gpu, config, source, capacity(limits, max_tokens), nccl)?;
-        text.lead();
-        let vision = Vision::read(gpu, config, source)?;
-        let least_free = meet(&mut text)?;
-        let mut runner = Self::assemble(text, vision, limits)?;
-        runner.least_free = least_free;
-        Ok(runner)
-    }
-
-    /// Over weights and a tower that a learner shares. `features_stay` where no update changes the tower: then what it has made of
-    /// pictures outlives a change of the weights.
+    /// Over weights and a tower that a learner shares: what is computed does not depend on what was before. `features_stay`
+    /// where no update changes the tower: then what it has made of pictures outlives a change of the weights.
     pub fn shared(
         gpu: &Gpu,
         weights: TextWeights<T>,
@@ -182,6 +115,7 @@ impl<T: Float> DeviceRunner<T> {
         let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
         let mut runner = Self::assemble(text, vision, limits)?;
         runner.features_stay = features_stay;
+        runner.one_by_one = true;
         Ok(runner)
     }
 
@@ -206,6 +140,7 @@ impl<T: Float> DeviceRunner<T> {
             vision,
             features: FeatureCache::new(limits.feature_bytes),
             features_stay: false,
+            one_by_one: false,
             counts: VisualCounts::default(),
             least_free: usize::MAX,
             on_card: Duration::ZERO,
@@ -259,13 +194,6 @@ impl<T: Float> DeviceRunner<T> {
         done
     }
 
-    /// Why the group of GPUs that shares the model computes nothing any more, if that is so.
-    #[cfg(feature = "nccl")]
-    pub fn broken(&mut self) -> Option<String> {
-        let nccl = self.text.group()?;
-        nccl.control().broken().map(str::to_owned)
-    }
-
     /// Blocks of keys and values that fit into `share` of the memory that is free; in a group, on the GPU that had the least
     /// when all were loaded.
     pub fn blocks_that_fit(&self, share: f64, block_size: usize) -> Result<usize, DeviceError> {
@@ -309,29 +237,33 @@ impl<T: Float> DeviceRunner<T> {
         Ok(features)
     }
 
-    /// Features of the visuals that the chunks reach, by digest. What is missing is encoded together.
+    /// Features of the visuals that the chunks reach, by digest.
     fn features(&mut self, chunks: &[Chunk<'_, Prompt>]) -> Result<BTreeMap<Digest, Buffer<T>>, Cause> {
         let mut found = BTreeMap::new();
         let mut missing: BTreeMap<Digest, &Visual> = BTreeMap::new();
         for chunk in chunks {
             let reached = chunk.prompt.identity()?.visuals.iter().zip(&chunk.prompt.visuals);
             for ((tokens, digest), (_, visual)) in reached {
-                if overlap(tokens, &chunk.range()).is_none() || found.contains_key(digest) {
+                if overlap(tokens, &chunk.range()).is_none() {
                     continue;
                 }
                 let asks = usize::from(chunk.range().contains(&tokens.start));
                 self.counts.queries += asks;
-                match self.features.get(digest) {
-                    Some(features) => {
-                        found.insert(*digest, features);
-                        self.counts.hits += asks;
-                    }
-                    None => drop(missing.insert(*digest, visual)),
+                if found.contains_key(digest) || missing.contains_key(digest) {
+                    self.counts.hits += asks;
+                } else if let Some(features) = self.features.get(digest) {
+                    found.insert(*digest, features);
+                    self.counts.hits += asks;
+                } else {
+                    missing.insert(*digest, visual);
                 }
             }
         }
         let visuals = missing.values().copied().collect::<Vec<_>>();
-        for (digest, features) in missing.keys().zip(self.vision.encode(&visuals)?) {
+        let together = if self.one_by_one { 1 } else { visuals.len().max(1) };
+        let encoded = visuals.chunks(together).map(|visuals| self.vision.encode(visuals));
+        let encoded = encoded.collect::<Result<Vec<_>, _>>()?;
+        for (digest, features) in missing.keys().zip(encoded.into_iter().flatten()) {
             let bytes = features.len() * T::DTYPE.bytes();
             self.features.insert(*digest, features.clone(), bytes);
             found.insert(*digest, features);
@@ -373,7 +305,8 @@ impl<T: Float> DeviceRunner<T> {
         Ok(placed)
     }
 
-    /// Whether chunks need not be waited for: each has one token, draws the next, and the card can put it where it is needed.
+    /// Whether chunks need not be waited for: each has one token, draws the next, and the card can put it where it is needed. That
+    /// says nothing of what was computed before: which rows stand beside each other must not depend on it.
     fn can_begin(&self, chunks: &[Chunk<'_, Prompt>]) -> bool {
         let follows = !self.begun.is_empty();
         let fits = |chunk: &Chunk<'_, Prompt>| {
@@ -490,53 +423,6 @@ fn capacity(limits: &Limits, max_tokens: usize) -> Capacity {
     }
 }
 
-/// This rank's part of the language model.
-#[cfg(feature = "nccl")]
-fn part<T: Float>(
-    gpu: &Gpu,
-    config: &Config,
-    source: &dyn TensorSource,
-    capacity: Capacity,
-    nccl: Nccl,
-) -> Result<TextModel<T>, DeviceError> {
-    let shard = Shard::new(&TextShape::from(&config.text), nccl.rank(), nccl.size())?;
-    let weights = TextWeights::load_part(gpu, &config.text, source, &shard)?;
-    Ok(TextModel::in_group(gpu, weights, capacity, shard, nccl)?)
-}
-
-/// Waits until every rank has loaded, and gives the bytes that are free on the fullest GPU.
-#[cfg(feature = "nccl")]
-fn meet<T: Float>(text: &mut TextModel<T>) -> Result<usize, DeviceError> {
-    let (free, _) = text.gpu().memory()?;
-    let Some(nccl) = text.group() else { return Ok(free) };
-    let least = nccl.control().least(free as u64)?;
-    Ok(usize::try_from(least).unwrap_or(usize::MAX))
-}
-
-/// What every rank but 0 does: holds its part of the language model and repeats the steps of the
-/// [leader](DeviceRunner::load_in_group), until that ends.
-#[cfg(feature = "nccl")]
-pub fn follow<T: Float>(
-    gpu: &Gpu,
-    config: &Config,
-    source: &dyn TensorSource,
-    limits: &Limits,
-    max_tokens: usize,
-    nccl: Nccl,
-) -> Result<(), DeviceError> {
-    let mut text = part::<T>(gpu, config, source, capacity(limits, max_tokens), nccl)?;
-    meet(&mut text)?;
-    Ok(text.follow()?)
-}
-
-/// The others of a group learn that nothing more comes.
-#[cfg(feature = "nccl")]
-impl<T> Drop for DeviceRunner<T> {
-    fn drop(&mut self) {
-        let _ = self.text.end();
-    }
-}
-
 /// A tensor of the host, on the card.
 fn upload<T: Float>(gpu: &Gpu, features: &candle_core::Tensor) -> Result<Buffer<T>, DeviceError> {
     let values = features
@@ -610,9 +496,7 @@ impl<T: Float> Runner for DeviceRunner<T> {
         let places = self.begun.back().map(|before| before.step.places());
         let pieces = tokens.pieces(chunks, &places.unwrap_or_default());
         let step = self.ahead(chunks, &pieces, pool.block_size);
-        if !self.text.is_ready(step.size) {
-            return Ok(false);
-        }
+        self.text.fits(step.size)?;
         let words = self.post.fill(&step, &pieces, pool.block_size)?;
         if self.begun.is_empty() {
             self.busy = Some(Instant::now());
@@ -626,7 +510,7 @@ impl<T: Float> Runner for DeviceRunner<T> {
     }
 
     fn finish(&mut self) -> Result<Answers, Cause> {
-        let Begun { step, place } = self.begun.pop_front().ok_or("no step was begun")?;
+        let Begun { step, place } = self.begun.pop_front().ok_or(NotBegun)?;
         let words = self.post.read(place)?;
         let drawn = step.places().into_iter().map(|place| Some(words.token(place)));
         let answers = Answers::new(drawn, Logits::default());
@@ -645,6 +529,11 @@ impl<T: Float> Runner for DeviceRunner<T> {
         if !self.features_stay {
             self.features.clear();
         }
+    }
+
+    fn lost(&mut self) -> Option<String> {
+        let device = self.text.gpu().synchronize();
+        device.err().map(|error| error.to_string())
     }
 
     fn visual_counts(&self) -> VisualCounts {

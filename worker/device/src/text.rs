@@ -43,6 +43,8 @@ pub struct TextModel<T> {
     arena: Arena<T>,
     /// Before the peers, whose operations they hold.
     graphs: HashMap<Size, Graph>,
+    /// The number of the pool that they hold.
+    recorded: Option<u64>,
     peers: Peers,
     /// Sizes that have run once: their kernels are compiled and their products planned.
     warm: HashSet<Size>,
@@ -84,6 +86,7 @@ impl<T: Float> TextModel<T> {
             weights,
             capacity,
             graphs: HashMap::new(),
+            recorded: None,
             peers,
             warm: HashSet::new(),
         })
@@ -251,13 +254,7 @@ impl<T: Float> TextModel<T> {
         self.peers.is_none()
     }
 
-    /// Whether a step of this size is replayed.
-    pub fn is_ready(&self, size: Size) -> bool {
-        self.graphs.contains_key(&size)
-    }
-
-    /// As [`Self::post`], of a step of a [whole](Self::is_whole) model that is [ready](Self::is_ready), while the one before is
-    /// computed. Its ids are tokens that the step before draws, as the words [`Mail::from`] say.
+    /// As [`Self::post`], of a step of a [whole](Self::is_whole) model, while the one before is computed. Its ids are tokens that the step before draws, as the words [`Mail::from`] say.
     pub fn post_after(&mut self, pool: &DevicePool<T>, size: Size, words: &mut Outbox<u32>) -> Result<(), GpuError> {
         words.send(&self.arena.mail)?;
         let (mail, drawn) = (&self.arena.mail, &self.arena.drawn);
@@ -270,9 +267,17 @@ impl<T: Float> TextModel<T> {
 
     /// Launches a step whose words are there.
     fn run(&mut self, pool: &DevicePool<T>, size: Size, features: &[(Vec<i32>, Buffer<T>)]) -> Result<(), GpuError> {
+        if self.recorded != Some(pool.number) {
+            self.forget_graphs();
+            self.recorded = Some(pool.number);
+        }
         let recordable = size.prefill == 0 && features.is_empty();
-        if !recordable || self.warm.insert(size) {
-            return self.compute(pool, size, features);
+        if !recordable || !self.warm.contains(&size) {
+            self.compute(pool, size, features)?;
+            if recordable {
+                self.warm.insert(size);
+            }
+            return Ok(());
         }
         let graph = match self.graphs.get_mut(&size) {
             Some(graph) => graph,

@@ -12,7 +12,7 @@ use std::{ops::Range, sync::OnceLock, time::Instant};
 use flotilla_engine::{
     Engine, Limits, Request, Runner, Sampling,
     blocks::Block,
-    runner::{Answers, Cause, Chunk, Logits},
+    runner::{Answers, Cause, Chunk, Logits, NotBegun},
 };
 
 const VOCABULARY: usize = 16;
@@ -51,6 +51,22 @@ impl Runner for Nothing {
             vocabulary: VOCABULARY,
         };
         Ok(logits.into())
+    }
+
+    fn begin(&mut self, (): &mut (), _: &[Chunk<'_, Vec<u32>>]) -> Result<bool, Cause> {
+        Ok(false)
+    }
+
+    fn finish(&mut self) -> Result<Answers, Cause> {
+        Err(NotBegun.into())
+    }
+
+    fn abandon(&mut self) {}
+
+    fn flush(&mut self) {}
+
+    fn lost(&mut self) -> Option<String> {
+        None
     }
 }
 

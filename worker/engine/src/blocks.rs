@@ -140,7 +140,7 @@ impl Blocks {
         }
     }
 
-    /// Forgets all keys.
+    /// Forgets all keys. Free blocks are taken in the order of their numbers from now on, whatever happened before.
     pub fn forget(&mut self) {
         self.found.clear();
         for state in &mut self.states {
@@ -148,6 +148,7 @@ impl Blocks {
         }
         let idle = std::mem::take(&mut self.idle);
         self.empty.extend(idle.into_values());
+        self.empty.sort_unstable_by(|a, b| b.cmp(a));
     }
 }
 

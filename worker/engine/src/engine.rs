@@ -157,6 +157,7 @@ impl<R: Runner> Engine<R> {
     pub fn cancel(&mut self, request: RequestId) {
         self.scheduler.cancel(request);
         self.forget_ended(request);
+        self.abandon_idle();
         self.report_held();
     }
 
@@ -164,6 +165,7 @@ impl<R: Runner> Engine<R> {
     pub fn end(&mut self, request: RequestId, sample: usize) -> bool {
         let ended = self.scheduler.end(request, sample);
         self.forget_ended(request);
+        self.abandon_idle();
         self.report_held();
         ended
     }
@@ -185,6 +187,15 @@ impl<R: Runner> Engine<R> {
     fn abandon(&mut self) {
         self.begun = None;
         self.runner.abandon();
+    }
+
+    /// Forgets a step that was begun for samples that have all ended.
+    fn abandon_idle(&mut self) {
+        let scheduler = &self.scheduler;
+        let is_left = |plan: &Plan| plan.parts.iter().any(|part| scheduler.row(part.ticket).is_some());
+        if self.begun.as_ref().is_some_and(|plan| !is_left(plan)) {
+            self.abandon();
+        }
     }
 
     fn forget_ended(&mut self, request: RequestId) {
@@ -239,7 +250,7 @@ impl<R: Runner> Engine<R> {
     /// once more, for nobody.
     pub fn step(&mut self) -> Result<Step, EngineError> {
         self.fail_expired();
-        let (plan, answers) = match self.take_begun() {
+        let (plan, answers) = match self.begun.take() {
             Some(plan) => (plan, None),
             None => {
                 let plan = self.scheduler.schedule();
@@ -252,21 +263,12 @@ impl<R: Runner> Engine<R> {
             None => self.finish(&plan)?,
         };
         let events = self.postprocess(&plan, &answers)?;
+        self.abandon_idle();
         self.report();
         Ok(Step {
             events,
             failures: std::mem::take(&mut self.failures),
         })
-    }
-
-    /// The step that was begun, if any of its samples is left.
-    fn take_begun(&mut self) -> Option<Plan> {
-        let plan = self.begun.take()?;
-        if plan.parts.iter().any(|part| self.scheduler.row(part.ticket).is_some()) {
-            return Some(plan);
-        }
-        self.runner.abandon();
-        None
     }
 
     /// Begins the step after one that was begun, if that can be said already, and waits for the tokens of the first.
@@ -424,21 +426,28 @@ impl<R: Runner> Engine<R> {
         // A token that the old weights draw now would be said to be of the new ones.
         self.abandon();
         let applied = apply(&mut self.runner);
-        self.scheduler.flush();
-        self.runner.flush();
         if applied.is_ok() {
             self.version = version.into();
             self.root = prefix::root(version);
         }
+        self.forget()?;
+        applied.map_err(|source| EngineError::Weights {
+            version: version.to_owned(),
+            source,
+        })
+    }
+
+    /// Forgets what was computed before: keys and values, the prefix cache, features of pictures. Requests go on with the
+    /// tokens that they have drawn. An engine that has forgotten computes what comes as a new one does, to the last bit.
+    pub fn forget(&mut self) -> Result<(), EngineError> {
+        self.abandon();
+        self.scheduler.flush();
+        self.runner.flush();
         let block_size = self.scheduler.limits().block_size;
         let (runner, asked, root) = (&self.runner, &self.asked, &self.root);
         self.scheduler.rekey(|request| match asked.get(&request) {
             Some(asked) => prompt_keys(runner, &asked.prompt, root, block_size),
             None => Ok(Vec::new()),
-        })?;
-        applied.map_err(|source| EngineError::Weights {
-            version: version.to_owned(),
-            source,
         })
     }
 }

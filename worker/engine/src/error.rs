@@ -45,7 +45,7 @@ pub enum EngineError {
     /// A request cannot be run as it is.
     #[error("invalid request: {0}")]
     InvalidRequest(String),
-    /// A step in which the request took part failed.
+    /// A step failed while the request ran or waited.
     #[error("{0}")]
     Step(String),
     /// The request's deadline passed.

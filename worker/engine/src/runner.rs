@@ -11,6 +11,11 @@ use crate::{
 /// Why a model call failed.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
+/// A step was to be finished, and none was [begun](Runner::begin).
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no step was begun")]
+pub struct NotBegun;
+
 /// Logits of several rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Logits {
@@ -214,7 +219,8 @@ pub trait Runner {
     /// A pool of `blocks` blocks of `block_size` tokens.
     fn pool(&self, blocks: usize, block_size: usize) -> Result<Self::Pool, Cause>;
 
-    /// Copies whole blocks, from the first of each pair to the second, as if in order.
+    /// Copies whole blocks, from the first of each pair to the second, as if one after the other: the second of a pair may be
+    /// the first of a later one, and the other way round.
     fn copy(&mut self, pool: &mut Self::Pool, pairs: &[(Block, Block)]) -> Result<(), Cause>;
 
     /// Computes chunks of different sequences together and stores their keys and values. Gives an answer for each chunk that
@@ -225,21 +231,20 @@ pub trait Runner {
     /// order. At most two are begun at a time, and no other step is computed before they are finished or
     /// [abandoned](Self::abandon). False, and nothing is begun, if the runner has to wait for these chunks; one that can only
     /// wait never begins any. Chunks with [`Chunk::after`] come while a step is begun, and only then.
-    fn begin(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<bool, Cause> {
-        let _ = (pool, chunks);
-        Ok(false)
-    }
+    fn begin(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Self::Prompt>]) -> Result<bool, Cause>;
 
     /// Waits for the first of the begun steps.
-    fn finish(&mut self) -> Result<Answers, Cause> {
-        Err("no step was begun".into())
-    }
+    fn finish(&mut self) -> Result<Answers, Cause>;
 
     /// Forgets the begun steps: nobody wants to know what they gave.
-    fn abandon(&mut self) {}
+    fn abandon(&mut self);
 
     /// Forgets what was computed from the weights: they have changed.
-    fn flush(&mut self) {}
+    fn flush(&mut self);
+
+    /// After a failure: why nothing can be computed any more, whatever is asked, as when the device is gone. None where what
+    /// was asked was the fault.
+    fn lost(&mut self) -> Option<String>;
 
     /// Counts since the beginning.
     fn visual_counts(&self) -> VisualCounts {
@@ -295,6 +300,10 @@ impl<R: Runner> Runner for &mut R {
 
     fn flush(&mut self) {
         (**self).flush();
+    }
+
+    fn lost(&mut self) -> Option<String> {
+        (**self).lost()
     }
 
     fn visual_counts(&self) -> VisualCounts {

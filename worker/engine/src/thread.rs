@@ -138,7 +138,7 @@ pub struct Health {
     pub alive: bool,
     /// Whether it has something to compute.
     pub busy: bool,
-    /// When it ended its last step, or began to wait for one.
+    /// When it began its last step, or to wait for one.
     pub last_step: Instant,
 }
 
@@ -291,7 +291,8 @@ impl EngineThread {
         Ok((Self { thread, ended }, handle))
     }
 
-    /// Waits until the thread has ended, which it does without a panic only when nobody can send requests any more.
+    /// Waits until the thread has ended, which it does without a panic only when nobody can send requests any more or when the
+    /// runner is [lost](Runner::lost).
     pub async fn ended(&mut self) {
         // A closed channel means the same.
         let _ = self.ended.wait_for(|ended| *ended).await;

@@ -14,7 +14,7 @@ use crate::{
     features::FeatureCache,
     limits::Limits,
     prompt::{Digest, Prompt},
-    runner::{Answers, Cause, Chunk, Logits, Runner, VisualCounts},
+    runner::{Answers, Cause, Chunk, Logits, NotBegun, Runner, VisualCounts},
 };
 
 /// A model, its own (a server) or lent (a trainer between two updates), with the features of the pictures and videos that it
@@ -163,8 +163,23 @@ impl<M: Borrow<Vlm>> Runner for VlmRunner<M> {
         Ok(logits(self.model(), &hidden)?.into())
     }
 
+    fn begin(&mut self, _: &mut KvPool, _: &[Chunk<'_, Prompt>]) -> Result<bool, Cause> {
+        Ok(false)
+    }
+
+    fn finish(&mut self) -> Result<Answers, Cause> {
+        Err(NotBegun.into())
+    }
+
+    fn abandon(&mut self) {}
+
     fn flush(&mut self) {
         self.features.clear();
+    }
+
+    fn lost(&mut self) -> Option<String> {
+        let device = self.model().device().synchronize();
+        device.err().map(|error| error.to_string())
     }
 
     fn visual_counts(&self) -> VisualCounts {

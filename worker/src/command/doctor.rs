@@ -226,13 +226,21 @@ fn verdict(wanted: Wanted, fault: Option<Fault>, report: &Report) -> Result<(), 
     }
     let of_models = report.models.iter().flat_map(|model| &model.checks);
     let checks = report.gpu.iter().flat_map(|gpu| &gpu.checks).chain(of_models);
-    match checks.filter(|check| !check.ok).count() {
-        0 => Ok(()),
-        failed => Err(WorkerError::Retryable {
-            what: format!("{failed} checks failed: do not use this device with this build"),
-            source: None,
-        }),
+    let failed = checks
+        .filter(|check| !check.ok)
+        .map(|check| format!("{} ({})", check.name, check.detail))
+        .collect::<Vec<_>>();
+    if failed.is_empty() {
+        return Ok(());
     }
+    Err(WorkerError::Retryable {
+        what: format!(
+            "{} checks failed, do not use this device with this build: {}",
+            failed.len(),
+            failed.join("; ")
+        ),
+        source: None,
+    })
 }
 
 #[cfg(not(feature = "nccl"))]
@@ -575,6 +583,11 @@ mod tests {
         let bad = report(vec![check(true), check(false)]);
         let error = verdict(Wanted::Auto, None, &bad).expect_err("a failed check");
         assert_eq!(error.exit_code(), 1);
+        let message = error.to_string();
+        assert!(
+            message.contains("1 checks failed") && message.ends_with("rms_norm bf16 (1.00e-3 of 4e-3)"),
+            "{message}"
+        );
         let gpu = bad.gpu.expect("a GPU");
         let text = gpu_lines(&gpu) + &check_lines(&gpu.checks);
         assert!(text.contains("FAILED   rms_norm bf16"), "{text}");

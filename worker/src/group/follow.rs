@@ -1,9 +1,8 @@
 //! What every rank but 0 does: loads its part of the model, and repeats the steps of rank 0 until that ends.
 
-use std::io::{BufRead, Read};
+use std::io::{BufRead, Read, Write};
 
 use clap::Args;
-use flotilla_api::names::exit;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::duty::Duty;
@@ -56,9 +55,10 @@ fn end_with_leader() -> std::io::Result<()> {
         let mut rest = [0; 64];
         while !matches!(std::io::stdin().lock().read(&mut rest), Ok(0) | Err(_)) {}
         std::thread::sleep(PATIENCE);
-        tracing::info!("rank 0 has ended");
-        #[allow(clippy::exit, reason = "nobody is left to whom an error could be returned")]
-        std::process::exit(exit::RETRYABLE);
+        // The pipe of standard error ended with rank 0, unless somebody else holds it.
+        let _ = writeln!(std::io::stderr(), "rank 0 has ended");
+        // Neither unwinding nor exit handlers: those of libraries may wait for a GPU whose peer is gone, without end.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     };
     std::thread::Builder::new()
         .name("leader".to_owned())

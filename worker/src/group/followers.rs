@@ -1,7 +1,7 @@
 //! The processes of the other ranks: started, watched, ended with this one.
 //!
 //! A follower that ends, for whatever reason, ends the group: [`Fate`] tells its rank, its exit status and the last that it
-//! said. Followers are in process groups of their own, so that an interrupt of the terminal reaches rank 0 alone, which drains.
+//! said, and the others are let go. Followers are in process groups of their own, so that an interrupt of the terminal reaches rank 0 alone, which drains.
 
 use std::{
     io,
@@ -102,9 +102,16 @@ async fn watch(mut child: Child, mut pipes: Pipes, name: String, fate: Fate, clo
         // One that has ended already does not read; how it ended is said below.
         let _ = stdin.write_all(format!("{}\n", pipes.told).as_bytes()).await;
     }
+    let let_go = async {
+        tokio::select! {
+            () = closing.cancelled() => {}
+            // Of another: this one waits for it in vain.
+            _ = fate.fallen() => {}
+        }
+    };
     let ended = tokio::select! {
         ended = child.wait() => ended,
-        () = closing.cancelled() => {
+        () = let_go => {
             drop(pipes.stdin.take());
             if timeout(PARTING, child.wait()).await.is_err() {
                 let _ = child.kill().await;
@@ -257,6 +264,18 @@ mod tests {
         assert!(ends(pids.0).await && ends(pids.1).await);
         // Whoever was let go has not failed.
         assert!(timeout(Duration::from_millis(50), fate.fallen()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn one_that_ends_takes_the_others_along_while_nobody_lets_go_of_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pid = directory.path().join("pid");
+        let other = format!("echo $$ > {}; cat >/dev/null", pid.display());
+        let ends_after = format!("while [ ! -s {} ]; do sleep 0.05; done; exit 1", pid.display());
+        let fate = Fate::default();
+        let _followers = Followers::start(vec![recruit(1, &other), recruit(2, &ends_after)], &fate).expect("started");
+        assert!(fate.fallen().await.starts_with("rank 2"));
+        assert!(ends(number(&pid).await).await);
     }
 
     #[test]

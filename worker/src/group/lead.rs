@@ -180,8 +180,7 @@ fn load(
         let source = files.tensors();
         DeviceRunner::load_in_group(gpu, files.config(), source, limits, max_tokens, nccl).map(Box::new)
     }
-    let first = group.places.numbers().first().copied().unwrap_or_default();
-    let gpu = Gpu::new(first)?;
+    let gpu = Gpu::new(group.places.first())?;
     let nccl = Nccl::new(&gpu, ranks)?;
     Ok(if dtype == DType::BF16 {
         ModelRunner::Rounded(of(&gpu, files, limits, max_tokens, nccl)?)

@@ -1,4 +1,5 @@
-//! Which GPUs share a model, and everything that keeps them from it: said before anything is loaded.
+//! Which GPUs share a model, and everything that keeps them from it: said before anything is loaded, and before the model is
+//! fetched where it does not take the model to know.
 
 use std::{fmt, path::Path};
 
@@ -51,6 +52,9 @@ pub enum GroupFault {
          into LD_LIBRARY_PATH"
     )]
     NoLibrary(String),
+    /// The library is found, and lacks what a group needs.
+    #[error("{} is loaded, by which GPUs cannot share a model: install NCCL 2.19 or newer for CUDA 13", nccl(.0))]
+    OldLibrary(i32),
     /// Fewer GPUs than were asked for.
     #[error(
         "{size} GPUs are to share the model, from cuda:{first} on, and this process sees {count}: give the pod the limit \
@@ -92,6 +96,10 @@ pub enum GroupFault {
     },
 }
 
+fn nccl(version: &i32) -> String {
+    format!("NCCL {}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+}
+
 fn each_of(size: &usize) -> String {
     match size {
         1 => "the GPU".to_owned(),
@@ -120,35 +128,47 @@ fn would_do(enough: Option<&usize>) -> String {
 
 /// The GPUs that share a model, by rank.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Places(Vec<usize>);
+pub struct Places {
+    numbers: Vec<usize>,
+    /// Bytes of the smallest.
+    memory: usize,
+}
 
 impl fmt::Display for Places {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self.0.iter().map(|number| Place::Cuda(*number).to_string());
+        let names = self.numbers.iter().map(|number| Place::Cuda(*number).to_string());
         f.write_str(&names.collect::<Vec<_>>().join(", "))
     }
 }
 
 impl Places {
-    /// The GPUs for a role, or none where one device has the whole model. Everything that would make loading fail is looked
-    /// at here; weights are not read.
-    pub fn find(directory: &Path, spec: &Serve, wanted: Wanted) -> Result<Option<Self>, WorkerError> {
+    /// The GPUs for a role, or none where one device has the whole model.
+    ///
+    /// # Errors
+    /// Whatever would keep any model from being shared here.
+    pub fn find(spec: &Serve, wanted: Wanted) -> Result<Option<Self>, WorkerError> {
         let size = spec.tensor_parallel as usize;
         if size <= 1 {
             return Ok(None);
         }
-        let refused =
-            |fault: GroupFault| WorkerError::permanent(format!("the model cannot be shared by {size} GPUs"), fault);
-        let failed =
-            |error| WorkerError::permanent(format!("failed to read the model in {}", directory.display()), error);
-        let config = Config::load(directory).map_err(failed)?;
         let found = if wanted == Wanted::Cpu {
             Err(Fault::Unbuilt)
         } else {
             device::look()
         };
-        let places = Self::choose(size, wanted, &found, available()).map_err(refused)?;
-        let dtype = spec.engine.dtype.map_or(default_dtype(Place::Cuda(0)), dtype_of);
+        let format = packed_format(group_dtype(spec));
+        let chosen = format.and_then(|_| Self::choose(size, wanted, &found, available()));
+        chosen.map(Some).map_err(|fault| refused(size, fault))
+    }
+
+    /// Whether they can share the model in this directory. Weights are not read.
+    ///
+    /// # Errors
+    /// It cannot be cut into so many parts, or a part does not fit.
+    pub fn hold(&self, directory: &Path, spec: &Serve) -> Result<(), WorkerError> {
+        let failed =
+            |error| WorkerError::permanent(format!("failed to read the model in {}", directory.display()), error);
+        let config = Config::load(directory).map_err(failed)?;
         let defaults = Limits::default();
         let given = |value: Option<u32>, otherwise: usize| value.map_or(otherwise, |value| value as usize);
         let limits = Limits {
@@ -156,10 +176,9 @@ impl Places {
             max_rows: given(spec.engine.max_rows, defaults.max_rows),
             ..defaults
         };
-        let serving = serving(dtype, &limits).map_err(refused)?;
-        let memory = found.map_or(0, |machine| places.least_memory(&machine));
-        fits(size, &config, &serving, memory).map_err(refused)?;
-        Ok(Some(places))
+        let fits = |serving| fits(self.size(), &config, &serving, self.memory);
+        let held = serving(group_dtype(spec), &limits).and_then(fits);
+        held.map_err(|fault| refused(self.size(), fault))
     }
 
     /// So many GPUs from the one that `wanted` means. `available` says whether NCCL can be used.
@@ -187,37 +206,58 @@ impl Places {
                 name: old.name.clone(),
                 capability: old.capability,
             })),
-            None => Ok(Self((first..first + size).collect())),
+            None => Ok(Self {
+                numbers: (first..first + size).collect(),
+                memory: cards.iter().map(|card| card.memory).min().unwrap_or(0),
+            }),
         }
-    }
-
-    fn least_memory(&self, machine: &Machine) -> usize {
-        let cards = self.0.iter().filter_map(|number| machine.cards.get(*number));
-        cards.map(|card| card.memory).min().unwrap_or(0)
     }
 
     /// How many.
     pub fn size(&self) -> usize {
-        self.0.len()
+        self.numbers.len()
     }
 
     /// Their numbers, by rank.
     pub fn numbers(&self) -> &[usize] {
-        &self.0
+        &self.numbers
+    }
+
+    /// The number of rank 0's.
+    pub fn first(&self) -> usize {
+        self.numbers.first().copied().unwrap_or_default()
+    }
+
+    /// How many of them hold the same keys and values.
+    pub fn copies(&self, config: &Config) -> usize {
+        let shard = Shard::new(&TextShape::from(&config.text), 0, self.size());
+        shard.map_or(1, |shard| shard.copies())
     }
 }
 
 #[cfg(feature = "nccl")]
 fn available() -> Result<(), GroupFault> {
-    let version = flotilla_kernels::gpu::nccl::version();
-    version
-        .map(drop)
-        .map_err(|error| GroupFault::NoLibrary(error.to_string()))
+    /// 2.19.
+    const LEAST: i32 = 21_900;
+    match flotilla_kernels::gpu::nccl::version() {
+        Ok(version) if version < LEAST => Err(GroupFault::OldLibrary(version)),
+        Ok(_) => Ok(()),
+        Err(error) => Err(GroupFault::NoLibrary(error.to_string())),
+    }
 }
 
 #[cfg(not(feature = "nccl"))]
 fn available() -> Result<(), GroupFault> {
     Err(GroupFault::Unbuilt)
+}
+
+fn refused(size: usize, fault: GroupFault) -> WorkerError {
+    WorkerError::permanent(format!("the model cannot be shared by {size} GPUs"), fault)
+}
+
+/// The format that a role's model has on GPUs.
+fn group_dtype(spec: &Serve) -> DType {
+    spec.engine.dtype.map_or(default_dtype(Place::Cuda(0)), dtype_of)
 }
 
 fn packed_format(dtype: DType) -> Result<Dtype, GroupFault> {
@@ -317,7 +357,24 @@ mod tests {
     fn ranks_take_gpus_in_a_row_from_the_one_that_was_asked_for() {
         let places = |wanted| Places::choose(2, wanted, &machine(4), Ok(())).expect("places");
         assert_eq!(places(Wanted::Auto).to_string(), "cuda:0, cuda:1");
-        assert_eq!(places(Wanted::Cuda(Some(2))).numbers(), [2, 3]);
+        let last = places(Wanted::Cuda(Some(2)));
+        assert_eq!((last.numbers(), last.first()), (&[2, 3][..], 2));
+    }
+
+    #[test]
+    fn more_gpus_than_key_and_value_heads_hold_some_of_them_twice() {
+        let places = |size| Places::choose(size, Wanted::Auto, &machine(8), Ok(())).expect("places");
+        let two = config(|config| {
+            (config.text.num_attention_heads, config.text.num_key_value_heads) = (16, 2);
+            (config.text.intermediate_size, config.text.vocab_size) = (11_008, 151_936);
+        });
+        assert_eq!([2, 4, 8].map(|size| places(size).copies(&two)), [1, 2, 4]);
+    }
+
+    #[test]
+    fn an_old_library_is_refused_with_its_version() {
+        let text = GroupFault::OldLibrary(21_805).to_string();
+        assert!(text.starts_with("NCCL 2.18.5 is loaded"), "{text}");
     }
 
     #[test]
@@ -394,7 +451,6 @@ mod tests {
 
     #[test]
     fn one_device_needs_no_places_and_a_machine_without_gpus_refuses_more_for_good() {
-        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/critic-digits/base");
         let spec = |size: u32| -> Serve {
             let spec = serde_json::json!({
                 "model": { "uri": "file:///base" }, "servedModelName": "m", "purpose": "Both", "maxModelLen": 8, "maxQueue": 1,
@@ -402,8 +458,8 @@ mod tests {
             });
             serde_json::from_value(spec).expect("a role")
         };
-        assert!(Places::find(&base, &spec(1), Wanted::Cpu).expect("no group").is_none());
-        let error = Places::find(&base, &spec(2), Wanted::Cpu).expect_err("a CPU");
+        assert!(Places::find(&spec(1), Wanted::Cpu).expect("no group").is_none());
+        let error = Places::find(&spec(2), Wanted::Cpu).expect_err("a CPU");
         assert_eq!(error.exit_code(), exit::PERMANENT);
         let text = chain(&error);
         assert!(

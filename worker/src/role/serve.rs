@@ -161,12 +161,23 @@ async fn serve(
     shutdown: &CancellationToken,
 ) -> Result<(), WorkerError> {
     let templates = critics::load(spec.critic_template.as_ref(), &spec.critic_templates, &context.volumes)?;
+    let (name, device) = (spec.served_model_name.clone(), context.device);
+    // Before the model is fetched, which may take an hour.
+    let (places, spec) = looking(spec, move |spec| Places::find(spec, device)).await?;
     let directory = tokio::select! {
         directory = locate(context, &spec.model.uri) => directory?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let (name, device) = (spec.served_model_name.clone(), context.device);
-    let group = group(&directory, &spec, device).await?;
+    let within = directory.clone();
+    let hold = move |spec: &Serve| match &places {
+        Some(places) => places.hold(&within, spec).map(|()| Some(places.clone())),
+        None => Ok(None),
+    };
+    let (places, spec) = looking(spec, hold).await?;
+    let group = places.map(|places| Group {
+        places,
+        fate: Fate::default(),
+    });
     let (on, fate) = match &group {
         Some(group) => (format!(" on {}", group.places), group.fate.clone()),
         None => (String::new(), Fate::default()),
@@ -200,17 +211,14 @@ async fn serve(
     }
 }
 
-/// The GPUs that are to share the model, where that is more than one; whatever would keep them from it is said here.
-async fn group(directory: &Path, spec: &Serve, device: Wanted) -> Result<Option<Group>, WorkerError> {
-    let (directory, spec) = (directory.to_owned(), spec.clone());
-    let looking = tokio::task::spawn_blocking(move || Places::find(&directory, &spec, device));
-    let places = looking
-        .await
-        .map_err(|error| WorkerError::retryable("looking for GPUs panicked", error))??;
-    Ok(places.map(|places| Group {
-        places,
-        fate: Fate::default(),
-    }))
+/// A look at this machine's GPUs or at the model's files, which blocks.
+async fn looking<R: Send + 'static>(
+    spec: Serve,
+    look: impl FnOnce(&Serve) -> Result<R, WorkerError> + Send + 'static,
+) -> Result<(R, Serve), WorkerError> {
+    let looking = tokio::task::spawn_blocking(move || look(&spec).map(|found| (found, spec)));
+    let looked = looking.await;
+    looked.map_err(|error| WorkerError::retryable("looking for GPUs panicked", error))?
 }
 
 /// A rank that ended, which a new attempt starts again. A step that waits for it is let go first.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     device::Opened,
     error::WorkerError,
-    runner::{ModelRunner, is_packed, load_options, read_model},
+    runner::{CACHE_SHARE, ModelRunner, is_packed, load_options, read_model},
 };
 
 /// Most completions that one piece may ask for.
@@ -169,7 +169,7 @@ fn engine(model: &Vlm, opened: &Opened) -> Result<Engine<ModelRunner>, WorkerErr
     let longest = model.config().text.max_position_embeddings;
     let runner = ModelRunner::new(model.clone(), opened, &limits, longest)?;
     let limits = Limits {
-        kv_blocks: runner.room(limits.block_size).unwrap_or(limits.kv_blocks),
+        kv_blocks: runner.room(CACHE_SHARE, limits.block_size).unwrap_or(limits.kv_blocks),
         ..limits
     };
     Engine::new(runner, "", limits).map_err(|error| WorkerError::retryable("failed to start the engine", error))

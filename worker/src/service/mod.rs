@@ -47,7 +47,7 @@ use crate::{
     error::WorkerError,
     group::Group,
     prompt::critic::CriticTemplate,
-    runner::{ModelRunner, default_dtype, dtype_of},
+    runner::{CACHE_SHARE, ModelRunner, default_dtype, dtype_of},
 };
 
 /// Bytes that keys and values of all running samples may take.
@@ -125,6 +125,8 @@ impl Service {
     ) -> Result<(Self, EngineThread), WorkerError> {
         let failed = |what: &str| format!("failed to {what} in {}", directory.display());
         let media = Media::new(&spec.media, metrics.clone())?;
+        // A group has its GPUs, whatever they look like by now: the CPU would be no way out.
+        let device = group.map_or(device, |group| Wanted::Cuda(Some(group.places.first())));
         let opened = device.open()?;
         let dtype = spec.engine.dtype.map_or(default_dtype(opened.place), dtype_of);
         let config =
@@ -132,13 +134,18 @@ impl Service {
         let processor =
             Processor::load(directory).map_err(|error| WorkerError::permanent(failed("load the processor"), error))?;
         let critics = Critics::new(templates, processor.tokenizer());
-        let mut limits = limits(&spec.engine, bytes_per_token(&config, dtype));
+        let copies = group.map_or(1, |group| group.places.copies(&config));
+        let mut limits = limits(&spec.engine, copies * bytes_per_token(&config, dtype));
         let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
         let max_model_len = config.text.max_position_embeddings.min(spec.max_model_len as usize);
         let seed = spec.model.random_seed;
         let runner = ModelRunner::read(directory, seed, dtype, &opened, &limits, max_model_len, group)?;
         if spec.engine.kv_blocks.is_none() && spec.engine.kv_cache_bytes.is_none() {
-            limits.kv_blocks = runner.room(limits.block_size).unwrap_or(limits.kv_blocks);
+            let room = runner.room(CACHE_SHARE, limits.block_size);
+            limits.kv_blocks = room.unwrap_or(limits.kv_blocks);
+        } else if group.is_some() {
+            // The others allocate at the first step: too late for a server that is ready.
+            has_room(&limits, runner.room(1.0, limits.block_size))?;
         }
         let limits = adjust(limits);
         let (thread, engine) = EngineThread::spawn(runner, version, limits, spec.max_queue as usize)
@@ -221,6 +228,19 @@ fn limits(settings: &EngineSettings, bytes_per_token: usize) -> Limits {
         max_rows: given(settings.max_rows, defaults.max_rows),
         max_step_tokens: given(settings.max_step_tokens, defaults.max_step_tokens),
         ..defaults
+    }
+}
+
+/// Whether the blocks that were asked for fit on every GPU of a group, the fullest of which has `room`.
+fn has_room(limits: &Limits, room: Option<usize>) -> Result<(), WorkerError> {
+    let (blocks, tokens) = (limits.kv_blocks, limits.kv_tokens());
+    match room {
+        Some(room) if room < blocks => Err(WorkerError::invalid(format!(
+            "keys and values of {tokens} tokens ({blocks} blocks) were asked for, and the GPU with the least free memory has room \
+             for {} ({room} blocks): take fewer by kvCacheBytes or kvBlocks, or leave both out for as many as fit",
+            room * limits.block_size
+        ))),
+        _ => Ok(()),
     }
 }
 

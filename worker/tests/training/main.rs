@@ -35,7 +35,8 @@ fn a_killed_sft_run_that_goes_on_ends_with_the_same_bytes() {
     let spec = fixture.sft("a");
     let straight = fixture.complete(&spec);
     assert_eq!(fixture.complete(&spec), straight, "a complete run stays complete");
-    for step in [3, 1] {
+    // After an evaluation, and between two.
+    for step in [4, 3, 1] {
         fixture.kill_after("a", step);
         assert_eq!(fixture.complete(&spec), straight, "killed after step {step}");
         assert_eq!(fixture.steps("a"), vec![1, 2, 3, 4, 5]);
@@ -51,9 +52,11 @@ fn a_killed_grpo_run_that_goes_on_ends_with_the_same_bytes_and_so_does_another_n
     let fixture = Fixture::new();
     let spec = fixture.grpo("a", vec![Module::Vision]);
     let straight = fixture.complete(&spec);
-    fixture.kill_after("a", 1);
-    assert_eq!(fixture.complete(&spec), straight, "killed after step 1");
-    assert_eq!(fixture.steps("a"), vec![1, 2, 3]);
+    for step in [2, 1] {
+        fixture.kill_after("a", step);
+        assert_eq!(fixture.complete(&spec), straight, "killed after step {step}");
+        assert_eq!(fixture.steps("a"), vec![1, 2, 3]);
+    }
     for threads in [1, 3] {
         let other = Train {
             threads,
@@ -68,6 +71,23 @@ fn a_killed_grpo_run_that_goes_on_ends_with_the_same_bytes_and_so_does_another_n
         ..spec
     };
     assert_ne!(fixture.complete(&seed), straight, "another seed is another run");
+}
+
+/// On a GPU bits depend on which samples are computed together, and so on when each of them ends.
+#[test]
+fn a_killed_run_whose_samples_end_at_different_lengths_goes_on_to_the_same_bytes() {
+    let fixture = Fixture::new();
+    let mut spec = fixture.grpo("a", vec![Module::Vision]);
+    let grpo = spec.algorithm.grpo.as_mut().expect("GRPO");
+    grpo.max_completion_tokens = 40;
+    let (_, progress) = fixture.run(&spec);
+    let straight = fixture.complete(&spec);
+    let [mean, longest] = ["response_length/mean", "response_length/max"].map(|name| progress.metrics[name]);
+    assert!(mean < longest, "{mean} {longest}");
+    for step in [2, 1] {
+        fixture.kill_after("a", step);
+        assert_eq!(fixture.complete(&spec), straight, "killed after step {step}");
+    }
 }
 
 #[test]
@@ -222,8 +242,10 @@ fn bf16_is_trained_in_on_a_gpu_and_refused_on_the_cpu() {
         return;
     }
     let straight = fixture.complete(&spec);
-    fixture.kill_after("a", 1);
-    assert_eq!(fixture.complete(&spec), straight, "rounding follows from the seed");
+    for step in [2, 1] {
+        fixture.kill_after("a", step);
+        assert_eq!(fixture.complete(&spec), straight, "rounding follows from the seed");
+    }
 }
 
 #[test]

@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{
     error::DeviceError,
-    runner::{DeviceRunner, Sharing, Vision},
+    runner::{DeviceRunner, Sharing},
     shape::{QwenVision, TextShape},
+    tower::Vision,
     vision::QwenTower,
     weights::TextWeights,
 };

@@ -38,7 +38,9 @@ impl Scheduler {
         }
         let mut pending = self.pending();
         let mut after = Bound::Unbounded;
-        for _ in 0..LOOK_AHEAD {
+        // While requests drain, those that have not started are passed over, however many they are.
+        let look_ahead = if self.draining { usize::MAX } else { LOOK_AHEAD };
+        for _ in 0..look_ahead {
             let next = self.waiting.range((after, Bound::Unbounded)).next();
             let Some(ticket) = next.map(|(ticket, _)| *ticket) else {
                 break;
@@ -122,12 +124,12 @@ impl Scheduler {
 
     /// Blocks for a sample of `tokens` tokens of which the first ones are found, if there are enough: every running sample
     /// must be able to take another one.
-    fn allot(&mut self, found: Vec<Block>, tokens: usize, copies: &mut Vec<(Block, Block)>) -> Option<Allotted> {
+    fn allot(&mut self, mut found: Vec<Block>, tokens: usize, copies: &mut Vec<(Block, Block)>) -> Option<Allotted> {
         let count = tokens.div_ceil(self.limits.block_size);
         // Where everything is found the last block is written into once more, in a copy.
-        let copied = found.len() * self.limits.block_size >= tokens;
-        let new = count - found.len() + usize::from(copied);
+        let mut copied = found.len() * self.limits.block_size >= tokens;
         loop {
+            let new = count - found.len() + usize::from(copied);
             let idle = found.iter().filter(|block| self.blocks.is_free(**block)).count();
             let needed = new + idle + self.running.len();
             if self.blocks.free() >= needed {
@@ -135,9 +137,15 @@ impl Scheduler {
             }
             // Computed prompts are not given up for nothing; where nothing runs, nothing else can be.
             let helps = self.running.is_empty() || self.blocks.free() + self.held_by_kept() >= needed;
-            if !helps || !self.drop_kept() {
+            if helps && self.drop_kept() {
+                continue;
+            }
+            if !copied {
                 return None;
             }
+            // There is no room beside what is found: the last block is computed anew.
+            found.pop();
+            copied = false;
         }
         found.iter().for_each(|block| self.blocks.share(*block));
         let hits = found.len();

@@ -56,7 +56,7 @@ impl<R: Runner> Work<R> {
         self.reports.send_modify(|health| health.alive = false);
     }
 
-    /// Until the last handle is dropped and the last request has ended.
+    /// Until the last handle is dropped and the last request has ended, or the runner is lost.
     pub(super) fn run(&mut self, mut commands: mpsc::UnboundedReceiver<Command<R>>) {
         loop {
             if self.engine.is_idle() && self.loads.is_empty() {
@@ -73,8 +73,11 @@ impl<R: Runner> Work<R> {
             self.cancel_abandoned();
             self.load_ready();
             if !self.engine.is_idle() {
-                self.step();
                 self.report(true);
+                if let Err(why) = self.step() {
+                    tracing::error!("nothing can be computed any more: {why}");
+                    return;
+                }
             }
         }
     }
@@ -167,7 +170,8 @@ impl<R: Runner> Work<R> {
         });
     }
 
-    fn step(&mut self) {
+    /// Why nothing can be computed any more, if that is so.
+    fn step(&mut self) -> Result<(), String> {
         match self.engine.step() {
             Ok(step) => {
                 step.events.into_iter().for_each(|event| self.deliver(event));
@@ -181,8 +185,10 @@ impl<R: Runner> Work<R> {
                 let message = describe(&error);
                 tracing::error!(requests = self.clients.len(), "a step failed: {message}");
                 self.fail_all(|| EngineError::Step(message.clone()));
+                return self.engine.runner_mut().lost().map_or(Ok(()), Err);
             }
         }
+        Ok(())
     }
 
     fn deliver(&mut self, event: Event) {

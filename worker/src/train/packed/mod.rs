@@ -348,6 +348,8 @@ impl<'a, T: Float> Packed<'a, T> {
     }
 
     fn generate(&mut self, asked: &Asked<'_>, turn: Turn<'_>) -> Result<Vec<Group>, TrainError> {
+        // A run that is resumed here has nothing from before, as after an evaluation; bits depend on what is computed together.
+        self.engine.forget()?;
         let gallery = self.gallery;
         let pictures = &mut self.pictures;
         let stop_ids = gallery.processor.tokenizer().stop_ids();

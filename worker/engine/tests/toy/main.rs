@@ -2,17 +2,18 @@
 
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
+mod ahead;
 mod pool;
+mod thread;
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use flotilla_engine::{
-    Engine, EngineError, EngineThread, FinishReason, Group, Limits, LoadPolicy, Recipe, Request, Runner, Sampling,
-    Tokens, generate, sequence::Sequence, thread::Output,
+    Engine, EngineError, FinishReason, Group, Limits, Recipe, Request, Runner, Sampling, generate, sequence::Sequence,
 };
 use pool::{Toy, logits};
 use proptest::prelude::*;
@@ -83,6 +84,15 @@ fn limits() -> impl Strategy<Value = Limits> {
     })
 }
 
+/// Draws its tokens and begins every step that it can.
+fn eager() -> Toy {
+    Toy {
+        draws: true,
+        begins: 1,
+        ..Toy::default()
+    }
+}
+
 /// Draws of an engine by request and sample.
 type Drawn = BTreeMap<(u64, usize), Vec<u32>>;
 
@@ -115,6 +125,29 @@ proptest! {
         }
         prop_assert!(toy.record().widest_step <= limits.max_step_tokens);
         prop_assert!(toy.record().most_rows <= limits.max_rows);
+    }
+
+    /// On a device bits depend on who stands beside whom: a run that goes on in a new process must compute as one that went on
+    /// in the old one.
+    #[test]
+    fn an_engine_that_has_forgotten_asks_its_runner_for_what_a_new_one_does(
+        before in requests(), requests in requests(), limits in limits(), begins in 0usize..2
+    ) {
+        let new = || Engine::new(Toy { draws: true, begins, ..Toy::default() }, "v0", limits).expect("an engine");
+        let asked = |engine: &mut Engine<Toy>, requests: &[Request<Vec<u32>>]| {
+            for request in requests {
+                engine.submit(request).expect("submits");
+            }
+            let mut drawn = Drawn::new();
+            while !engine.is_idle() {
+                step(engine, limits, &mut drawn);
+            }
+            std::mem::take(&mut engine.runner_mut().asked)
+        };
+        let mut old = new();
+        asked(&mut old, &before);
+        old.forget().expect("forgets");
+        prop_assert_eq!(asked(&mut old, &requests), asked(&mut new(), &requests));
     }
 
     #[test]
@@ -225,90 +258,6 @@ proptest! {
     }
 }
 
-/// Draws its tokens and begins every step that it can.
-fn eager() -> Toy {
-    Toy {
-        draws: true,
-        begins: 1,
-        ..Toy::default()
-    }
-}
-
-#[test]
-fn all_decode_steps_but_the_first_are_begun_before_the_tokens_they_take_are_read() {
-    let mut engine = Engine::new(eager(), "v0", Limits::default()).expect("an engine");
-    engine.submit(&endless(&[1, 2, 3], 8, 20)).expect("submits");
-    let mut drawn = Drawn::new();
-    while !engine.is_idle() {
-        step(&mut engine, Limits::default(), &mut drawn);
-    }
-    // A prompt, and a token for each step after it.
-    let record = engine.runner().record();
-    assert_eq!((record.steps, record.ahead), (20, 18));
-    assert_eq!(
-        record.computed,
-        3 + 8 * 19,
-        "nothing is computed in vain where lengths end samples"
-    );
-}
-
-#[test]
-fn a_sample_that_stops_is_computed_once_more_and_leaves_the_others() {
-    let mut seeds = (0..).map(|seed| request(&[1], 1, 40, seed));
-    let stops = seeds.find(|request| (5..30).contains(&expected(request, 0).len()));
-    let stops = stops.expect("a seed with which it draws its stop token");
-    let goes_on = endless(&[2, 1], 1, 40);
-    let tokens = expected(&stops, 0).len();
-    let mut engine = Engine::new(eager(), "v0", Limits::default()).expect("an engine");
-    for request in [&stops, &goes_on] {
-        engine.submit(request).expect("submits");
-    }
-    let mut drawn = Drawn::new();
-    while !engine.is_idle() {
-        step(&mut engine, Limits::default(), &mut drawn);
-    }
-    assert_eq!(drawn[&(0, 0)], expected(&stops, 0));
-    assert_eq!(drawn[&(1, 0)], expected(&goes_on, 0));
-    let record = engine.runner().record();
-    assert_eq!(record.computed, (1 + tokens - 1) + (2 + 39) + 1);
-    assert_eq!((record.steps, record.ahead), (40, 38), "the other one goes on at once");
-}
-
-#[test]
-fn a_step_that_was_begun_for_samples_that_have_ended_is_forgotten() {
-    let mut engine = Engine::new(eager(), "v0", Limits::default()).expect("an engine");
-    let mut drawn = Drawn::new();
-    for _ in 0..2 {
-        let id = engine.submit(&endless(&[1, 2], 2, 30)).expect("submits");
-        (0..4).for_each(|_| step(&mut engine, Limits::default(), &mut drawn));
-        engine.cancel(id);
-        assert_eq!((engine.is_idle(), engine.used_blocks()), (true, 0));
-    }
-    assert_eq!(drawn[&(1, 0)], expected(&endless(&[1, 2], 2, 30), 0)[..4]);
-}
-
-#[test]
-fn an_engine_whose_step_was_begun_and_failed_can_be_cleared() {
-    let request = endless(&[1, 2], 1, 30);
-    let late = expected(&request, 0)[8];
-    let toy = Toy {
-        fail_at: Some(late),
-        ..eager()
-    };
-    let mut engine = Engine::new(toy, "v0", Limits::default()).expect("an engine");
-    engine.submit(&request).expect("submits");
-    let failed = (0..30).find_map(|_| engine.step().err()).expect("it fails");
-    assert!(matches!(failed, EngineError::Model { step: "compute", .. }));
-    engine.clear();
-    engine.runner_mut().fail_at = None;
-    engine.submit(&request).expect("submits");
-    let mut drawn = Drawn::new();
-    while !engine.is_idle() {
-        step(&mut engine, Limits::default(), &mut drawn);
-    }
-    assert_eq!(drawn[&(1, 0)], expected(&request, 0));
-}
-
 #[test]
 fn samples_that_lose_their_blocks_draw_the_same_tokens() {
     let limits = Limits {
@@ -385,8 +334,50 @@ fn other_weights_find_no_prefix_of_the_ones_before() {
         }
         engine.load_weights(version, |_| Ok(())).expect("loads");
     }
-    assert_eq!(engine.runner().record().computed, 64);
+    let record = engine.runner().record();
+    assert_eq!((record.computed, record.flushes), (64, 2));
     assert_eq!(engine.stats().prefix_hits.get(), 0);
+}
+
+#[test]
+fn a_prompt_that_fills_all_blocks_is_computed_again_where_there_is_no_room_for_a_copy() {
+    let limits = Limits {
+        kv_blocks: 1,
+        ..Limits::default()
+    };
+    let request = endless(&[1; 16], 1, 1);
+    let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+    let mut drawn = Drawn::new();
+    for again in 0..2 {
+        engine.submit(&request).expect("submits");
+        let steps = (0..10).find(|_| {
+            step(&mut engine, limits, &mut drawn);
+            engine.is_idle()
+        });
+        assert!(steps.is_some(), "it waits for ever");
+        assert_eq!(drawn[&(again, 0)], expected(&request, 0));
+    }
+}
+
+#[test]
+fn a_request_that_has_started_ends_however_many_wait_before_it_for_other_weights() {
+    let limits = Limits {
+        max_rows: 1,
+        ..Limits::default()
+    };
+    let mut engine = Engine::new(Toy::default(), "v0", limits).expect("an engine");
+    engine.submit(&endless(&[1], 600, 1)).expect("submits");
+    let mut drawn = Drawn::new();
+    step(&mut engine, limits, &mut drawn);
+    for _ in 0..2_000 {
+        engine.submit(&endless(&[2], 1, 1)).expect("submits");
+    }
+    engine.drain(true);
+    let ended = (0..1_000).find(|_| {
+        step(&mut engine, limits, &mut drawn);
+        engine.started() == 0
+    });
+    assert!(ended.is_some(), "{} samples of 600 were drawn", drawn.len());
 }
 
 #[test]
@@ -551,146 +542,6 @@ fn what_cannot_be_run_is_refused() {
         .expect("eight tokens are stored");
     let none = Limits { max_rows: 0, ..limits };
     assert!(Engine::new(Toy::default(), "v0", none).is_err());
-}
-
-fn tokens(mut output: Tokens) -> Result<Vec<(u32, String)>, EngineError> {
-    let mut ids = Vec::new();
-    while let Some(output) = output.blocking_recv() {
-        match output {
-            Output::Token { token, version, .. } => ids.push((token.id, version.to_string())),
-            Output::Failed(error) => return Err(error),
-        }
-    }
-    Ok(ids)
-}
-
-fn ids(output: Tokens) -> Vec<u32> {
-    tokens(output).expect("ends").into_iter().map(|(id, _)| id).collect()
-}
-
-fn spawn(toy: Toy, limits: Limits, max_queue: usize) -> (EngineThread, flotilla_engine::EngineHandle<Toy>) {
-    EngineThread::spawn(toy, "v0", limits, max_queue).expect("spawns")
-}
-
-#[test]
-fn the_thread_serves_many_callers_and_ends_with_its_last_handle() {
-    let (thread, handle) = spawn(Toy::default(), Limits::default(), 64);
-    let callers: Vec<_> = (0..16)
-        .map(|seed| {
-            let handle = handle.clone();
-            std::thread::spawn(move || {
-                let request = request(&[1, 2, 3], 1, 20, seed);
-                let output = handle.submit(request.clone()).expect("has room");
-                assert_eq!(ids(output), expected(&request, 0));
-            })
-        })
-        .collect();
-    for caller in callers {
-        caller.join().expect("holds");
-    }
-    assert_eq!(handle.queued(), 0);
-    let health = handle.health();
-    assert!(health.borrow().alive);
-    drop(handle);
-    thread.join();
-    assert!(!health.borrow().alive);
-}
-
-#[test]
-fn a_full_queue_refuses() {
-    let (_thread, handle) = spawn(Toy::default(), Limits::default(), 0);
-    let refused = handle.submit(request(&[1], 1, 4, 0)).expect_err("nobody may wait");
-    assert_eq!((refused.waiting, refused.limit), (0, 0));
-}
-
-#[test]
-fn a_failed_step_ends_its_requests_and_not_the_thread() {
-    let toy = Toy {
-        fail_at: Some(10),
-        ..Toy::default()
-    };
-    let (_thread, handle) = spawn(toy, Limits::default(), 8);
-    let failed = tokens(handle.submit(request(&[10], 1, 4, 0)).expect("has room"));
-    assert!(failed.expect_err("fails").to_string().contains("failed to compute"));
-    let fine = endless(&[1], 1, 1);
-    assert_eq!(ids(handle.submit(fine).expect("has room")).len(), 1);
-}
-
-/// Loads weights with salt 1 as `v1` while a request runs that takes a while and another one waits behind it.
-fn load_while_running(policy: LoadPolicy) -> [Result<Vec<(u32, String)>, EngineError>; 2] {
-    let limits = Limits {
-        max_rows: 1,
-        ..Limits::default()
-    };
-    let toy = Toy {
-        pause: Duration::from_millis(2),
-        ..Toy::default()
-    };
-    let (_thread, handle) = spawn(toy, limits, 8);
-    let mut first = handle.submit(endless(&[1, 2, 3], 1, 40)).expect("has room");
-    let second = handle.submit(endless(&[1, 2, 4], 1, 4)).expect("has room");
-    let begun = first.blocking_recv();
-    assert!(matches!(begun, Some(Output::Token { .. })));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .expect("a runtime");
-    let apply = Box::new(|toy: &mut Toy| {
-        toy.salt = 1;
-        Ok(())
-    });
-    runtime
-        .block_on(handle.load_weights("v1", policy, apply))
-        .expect("loads");
-    [tokens(first), tokens(second)]
-}
-
-#[test]
-fn loading_by_abort_ends_what_runs_and_what_waits() {
-    for outcome in load_while_running(LoadPolicy::Abort) {
-        let error = outcome.expect_err("aborted");
-        assert!(
-            matches!(&error, EngineError::Aborted(version) if version == "v1"),
-            "{error}"
-        );
-    }
-}
-
-#[test]
-fn loading_by_finish_lets_what_runs_end_with_the_old_weights() {
-    let [first, second] = load_while_running(LoadPolicy::Finish).map(|outcome| outcome.expect("ends"));
-    assert_eq!(first.len(), 39);
-    assert!(first.iter().all(|(_, version)| version == "v0"));
-    assert!(second.iter().all(|(_, version)| version == "v1"));
-    let drawn: Vec<_> = second.into_iter().map(|(id, _)| id).collect();
-    assert_eq!(drawn, expected_with(&endless(&[1, 2, 4], 1, 4), 0, |_| 1));
-}
-
-#[test]
-fn loading_by_keep_goes_on_with_the_tokens_that_were_drawn() {
-    let [first, second] = load_while_running(LoadPolicy::Keep).map(|outcome| outcome.expect("ends"));
-    let old = 1 + first.iter().filter(|(_, version)| version == "v0").count();
-    assert!(old < 40, "the weights came while it ran");
-    let whole = expected_with(&endless(&[1, 2, 3], 1, 40), 0, |token| u64::from(token >= old));
-    let drawn: Vec<_> = first.into_iter().map(|(id, _)| id).collect();
-    assert_eq!(drawn, whole[1..]);
-    assert!(second.iter().all(|(_, version)| version == "v1"));
-}
-
-#[test]
-fn a_request_that_does_not_fit_is_refused_and_the_thread_goes_on() {
-    let limits = Limits {
-        kv_blocks: 1,
-        ..Limits::default()
-    };
-    let (_thread, handle) = spawn(Toy::default(), limits, 8);
-    let refused = tokens(handle.submit(endless(&[1; 17], 1, 1)).expect("has room"));
-    assert!(
-        refused
-            .expect_err("is refused")
-            .to_string()
-            .contains("the key-value cache has 1")
-    );
-    assert_eq!(ids(handle.submit(endless(&[1; 16], 1, 1)).expect("has room")).len(), 1);
 }
 
 #[test]

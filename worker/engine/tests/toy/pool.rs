@@ -39,6 +39,8 @@ pub struct Record {
     pub drawn: usize,
     /// Steps that were begun before the tokens of the one before were read.
     pub ahead: usize,
+    /// Times that the runner was told of other weights.
+    pub flushes: usize,
 }
 
 /// Counts what it computes; fails where it is told to.
@@ -48,6 +50,8 @@ pub struct Toy {
     pub salt: u64,
     /// A token at which a step fails.
     pub fail_at: Option<u32>,
+    /// After a failure: whether there is nothing left to compute with.
+    pub lost: bool,
     /// A token after which logits are no numbers.
     pub broken_after: Option<u32>,
     /// Whether it draws tokens itself where it may.
@@ -60,6 +64,8 @@ pub struct Toy {
     pub recorded: RefCell<Record>,
     /// Steps that were begun.
     pub begun: Begun,
+    /// What it was asked to do, in words.
+    pub asked: Vec<String>,
 }
 
 /// Steps that were begun, and what is known of them.
@@ -173,6 +179,7 @@ impl Runner for Toy {
     }
 
     fn copy(&mut self, pool: &mut Self::Pool, pairs: &[(Block, Block)]) -> Result<(), Cause> {
+        self.asked.push(format!("copy {pairs:?}"));
         for (from, to) in pairs {
             pool[*to as usize] = pool[*from as usize].clone();
         }
@@ -182,6 +189,7 @@ impl Runner for Toy {
     fn step(&mut self, pool: &mut Self::Pool, chunks: &[Chunk<'_, Vec<u32>>]) -> Result<Answers, Cause> {
         assert!(self.begun.answers.is_empty(), "steps that were begun come first");
         assert!(chunks.iter().all(|chunk| chunk.after.is_none()));
+        self.asked.push(format!("step {chunks:?}"));
         std::thread::sleep(self.pause);
         Ok(self.compute(pool, chunks)?)
     }
@@ -191,6 +199,7 @@ impl Runner for Toy {
         let is_ahead = !self.begun.answers.is_empty();
         assert!(chunks.iter().all(|chunk| chunk.after.is_some() == is_ahead));
         self.begun.asked += 1;
+        self.asked.push(format!("begin {chunks:?}"));
         let draws = self.draws && chunks.iter().all(|chunk| chunk.wanted && chunk.draw.is_some());
         if !draws || self.begins == 0 || (self.begins > 1 && self.begun.asked.is_multiple_of(self.begins)) {
             return Ok(false);
@@ -214,5 +223,13 @@ impl Runner for Toy {
 
     fn abandon(&mut self) {
         self.begun.answers.clear();
+    }
+
+    fn flush(&mut self) {
+        self.recorded.borrow_mut().flushes += 1;
+    }
+
+    fn lost(&mut self) -> Option<String> {
+        self.lost.then(|| "unplugged".to_owned())
     }
 }
