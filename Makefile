@@ -58,7 +58,6 @@ test-clients: build $(PYTHON_ENV)/ready ## the server held to the real openai cl
 test-browser: build ## the chat page in headless Chromium (needs Node.js and Chromium)
 	cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund && FLOTILLA_WORKER=$(BIN)/flotilla-worker npm test
 
-# The reference's numbers, computed on the GPU: inside the model, by the commands, and each kernel beside its reference.
 check-kernels: $(CUDA)/nvrtc/ready ## every kernel's source compiled for Hopper, without a GPU (needs Python, for NVRTC)
 	LD_LIBRARY_PATH=$(CUDA)/nvrtc/nvidia/cu13/lib $(CARGO) run --locked --quiet -p flotilla-kernels --features cuda --example kernels -- compile
 
@@ -67,6 +66,7 @@ $(CUDA)/nvrtc/ready: scripts/cuda/nvrtc.txt
 	  --target $(CUDA)/nvrtc -r $<
 	touch $@
 
+# The reference's numbers, computed on the GPU: inside the model, by the commands, and each kernel beside its reference.
 test-cuda: ## kernels, both model families, their gradients and training on the GPU of this machine, serving on two if it has them (needs a driver and CUDA 13's libraries)
 	$(CARGO) test --locked -p flotilla-kernels --features cuda
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-model --features cuda --test parity

@@ -171,6 +171,7 @@ class Peer:
         self.cuda = arguments.device.startswith("cuda")
         self.attention = arguments.attention
         self.shape = SHAPES[arguments.shape]
+        self.shape_name = {"7b": "qwen2.5-vl-7b"}.get(arguments.shape, arguments.shape)
         self.divide = self.shape["divide"]
         self._model = None
         # Samples that are decoded by what is compiled.
@@ -574,12 +575,6 @@ class Peer:
             logits = model(input_ids=part, use_cache=False, logits_to_keep=new + 1).logits[:, :-1].float()
             return torch.log_softmax(logits, -1).gather(-1, part[:, -new:, None]).squeeze(-1)
 
-        def score():
-            with torch.no_grad():
-                return torch.cat([logprobs(part) for part in sampled.split(8)])
-
-        score()
-        scoring, old = self.wall(score)
         advantages = torch.randn(len(sampled), 1, device=self.device)
         parameters = self.trainable()
 
@@ -587,9 +582,10 @@ class Peer:
             optimizer = make(parameters)
 
             def step():
-                parts = zip(sampled.split(rows), old.split(rows), advantages.split(rows))
-                for part, before, advantage in parts:
-                    ratio = (logprobs(part) - before).exp()
+                for part, advantage in zip(sampled.split(rows), advantages.split(rows)):
+                    # Of one update the log-probabilities before it are those of its own pass.
+                    after = logprobs(part)
+                    ratio = (after - after.detach()).exp()
                     objective = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
                     (-objective.sum() / sampled.shape[0] / new).backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -600,11 +596,8 @@ class Peer:
             return self.wall(step)[0]
 
         name, rows, update = self.first_that_fits(self.attempts((8, 4)), run)
-        total = sampling + scoring + update
-        note = (
-            f"{total:.2f} s: sampling {sampling:.2f}, log-probabilities {scoring:.2f}, update {update:.2f} "
-            f"({name}, {rows} rows at a time)"
-        )
+        total = sampling + update
+        note = f"{total:.2f} s: sampling {sampling:.2f}, update {update:.2f} ({name}, {rows} rows at a time)"
         return sampled.numel() / total, "tokens/s", note
 
 
@@ -615,6 +608,7 @@ def about(peer):
     card = torch.cuda.get_device_name() if peer.cuda else "CPU"
     return {
         "card": card,
+        "shape": peer.shape_name,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "transformers": transformers.__version__,
@@ -735,7 +729,8 @@ def measure_all(arguments, names, until, file):
                     card = measurer.card
                     record(card)
                     say(", ".join(f"{key} {value}" for key, value in card.items()))
-                row = measurer.row(name, arguments.row_seconds)
+                left = until - (time.monotonic() - BEGAN)
+                row = measurer.row(name, min(arguments.row_seconds, max(left, 1.0)) if arguments.quick else arguments.row_seconds)
             rows.append(row)
             record(row)
             value = f"{row['value']:.2f} {row['unit']}" if "value" in row else "-"

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub enum Module {
     /// The vision tower and its merger.
     Vision,
-    /// The token embeddings (and the output head where they are tied).
+    /// The token embeddings and the output head, tied or not.
     Embeddings,
 }
 

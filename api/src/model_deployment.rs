@@ -33,7 +33,9 @@ use crate::{conversion::Template, pod::PodSettings, reference::ModelReference, r
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = kube::core::Rule::new("self.metadata.name.size() <= 52")
-        .message("the name may have at most 52 characters: pods are named after it")
+        .message("the name may have at most 52 characters: pods are named after it"),
+    validation = kube::core::Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("the name must begin with a letter and have no dots: the Service is named after it")
 )]
 #[x_kube(validation = kube::core::Rule::new("!has(self.model.randomSeed)")
     .message("a ModelDeployment serves trained weights: model.randomSeed is for TrainingJobs"))]

@@ -19,7 +19,7 @@ fail() {
 
 [ "$(uname -sm)" = 'Linux x86_64' ] ||
   fail "the stand-ins for NVIDIA's libraries are written for Linux on x86-64, this is $(uname -sm)." \
-    "Build in a container of that platform: docker/worker.Dockerfile, FEATURES=cuda."
+    "Build in a container of that platform: docker build --platform linux/amd64 -f docker/worker-cuda.Dockerfile ."
 for program in cargo gcc g++ ar python3; do
   command -v "$program" >/dev/null || fail "$program is missing. It needs cargo, gcc, g++, ar (binutils) and python3 on the PATH; on Debian and Ubuntu: apt-get install g++ binutils python3 python3-pip"
 done

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use flotilla_api::names::{HTTP_PORT, label};
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use kube::{Api, ResourceExt as _, api::ListParams};
 
 use super::{build::Objects, gather::Observed};
@@ -24,7 +24,8 @@ pub struct Applied {
     pub created: Vec<String>,
 }
 
-/// Writes `objects`. Pods that go are asked only after new ones are made.
+/// Writes `objects`. Pods that go are asked after new ones are made, or could not be: a quota may have no room before they are
+/// gone.
 pub async fn apply(context: &Context, observed: &Observed, objects: Objects) -> Result<Applied> {
     // No `..`: what is built and not written does not compile.
     let Objects {
@@ -40,12 +41,9 @@ pub async fn apply(context: &Context, observed: &Observed, objects: Objects) -> 
         create_token(context, owner, token).await?;
         create_or_apply(context, owner, &config, |known: &ConfigMap| known.data == config.data).await?;
     }
-    let mut created = Vec::with_capacity(create.len());
-    for pod in create {
-        create_pod(context, owner, &pod).await?;
-        created.push(pod.name_any());
-    }
+    let made = create_pods(context, owner, create).await;
     delete_pods(context, owner, &remove, None).await?;
+    let created = made?;
     if let (false, Some(revision)) = (remove.is_empty(), revision) {
         let stays = |pod: &&PodView| pod.is_live() && remove.iter().all(|(name, _)| *name != pod.name);
         let mut used: BTreeSet<&str> = observed
@@ -61,6 +59,15 @@ pub async fn apply(context: &Context, observed: &Observed, objects: Objects) -> 
         url: url(&service),
         created,
     })
+}
+
+async fn create_pods(context: &Context, owner: &Owner, pods: Vec<Pod>) -> Result<Vec<String>> {
+    let mut created = Vec::with_capacity(pods.len());
+    for pod in pods {
+        create_pod(context, owner, &pod).await?;
+        created.push(pod.name_any());
+    }
+    Ok(created)
 }
 
 /// The API server adds fields of its own, so only what the operator decides is compared.

@@ -117,18 +117,25 @@ fn add_rollout(
     Ok(())
 }
 
-/// The current pod when the run stops, and ended pods of older attempts (the one before the current is kept for its logs).
+/// The current pod when the run stops, with one that was made after it and is not in the status yet, and ended pods of older
+/// attempts (the one before the current is kept for its logs).
 fn stopped(observed: &Observed, decision: &Decision) -> Vec<(String, String)> {
     let stops = matches!(
         decision,
         Decision::Suspend { stop: true } | Decision::Fail { .. } | Decision::Rest { .. }
     );
     let current = observed.pod.as_ref().filter(|pod| stops && pod.is_live());
+    let attempt = observed.status.attempt;
+    let rests = stops || matches!(decision, Decision::Suspend { .. });
     let old = observed
-        .older
+        .others
         .iter()
-        .filter(|pod| !pod.terminating && pod.attempt + 1 < observed.status.attempt);
-    current.into_iter().chain(old).map(identity).collect()
+        .filter(|pod| !pod.terminating && pod.attempt + 1 < attempt);
+    let next = observed
+        .others
+        .iter()
+        .filter(|pod| rests && pod.attempt > attempt && pod.is_live());
+    current.into_iter().chain(old).chain(next).map(identity).collect()
 }
 
 fn identity(pod: &PodView) -> (String, String) {

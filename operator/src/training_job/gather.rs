@@ -43,8 +43,8 @@ pub struct Observed {
     pub datasets: Vec<Arc<Dataset>>,
     /// The learner pod of the current attempt.
     pub pod: Option<PodView>,
-    /// Learner pods of the attempts before it that are still there.
-    pub older: Vec<PodView>,
+    /// Learner pods of other attempts that are still there, the next one among them.
+    pub others: Vec<PodView>,
     /// Names of the rollout pods.
     pub rollout_names: RunNames,
     /// The rollout pods that are there, by place and attempt.
@@ -109,7 +109,7 @@ pub async fn gather(context: &Context, object: &Arc<TrainingJob>) -> Result<Opti
         datasets: datasets(context, &job, &owner.namespace),
         checkpoints: Vec::new(),
         in_use: BTreeSet::new(),
-        older: older(context, &owner, &names, status.attempt, now),
+        others: others(context, &owner, &names, status.attempt, now),
         rollout_names: RunNames::new(&owner, ROLLOUT),
         rollout: pods,
         job,
@@ -135,9 +135,11 @@ pub async fn gather(context: &Context, object: &Arc<TrainingJob>) -> Result<Opti
 /// How far back ended pods are looked for: each start removes those that are too old.
 const OLDER: usize = 4;
 
-fn older(context: &Context, owner: &Owner, names: &RunNames, attempt: u32, now: Timestamp) -> Vec<PodView> {
+/// And the next one: it is there where it was made by a pass that could not write its status any more.
+fn others(context: &Context, owner: &Owner, names: &RunNames, attempt: u32, now: Timestamp) -> Vec<PodView> {
     let find = |attempt| context.stores.owned_pods.get(owner, &names.pod(attempt), now);
-    (1..attempt).rev().take(OLDER).filter_map(find).collect()
+    let older = (1..attempt).rev().take(OLDER);
+    older.chain([attempt + 1]).filter_map(find).collect()
 }
 
 fn datasets(context: &Context, job: &TrainingJob, namespace: &str) -> Vec<Arc<Dataset>> {

@@ -17,7 +17,6 @@ mod validate;
 use std::{sync::Arc, time::Duration};
 
 use flotilla_api::TrainingJob;
-use k8s_openapi::jiff::SignedDuration;
 use kube::runtime::controller::Action;
 
 use self::{
@@ -80,8 +79,8 @@ fn rests(context: &Context, observed: &Observed, decision: &Decision) -> Duratio
     match decision {
         Decision::BackOff { until, .. } => requeue::until(*until, observed.now),
         Decision::Rest { expires: Some(at) } => requeue::until(*at, observed.now),
-        Decision::Complete(_) | Decision::Fail { .. } => match ttl::expires_after(&observed.job) {
-            Some(after) => requeue::until(observed.now + SignedDuration::from_secs(after), observed.now),
+        Decision::Complete(_) | Decision::Fail { .. } => match ttl::due(&observed.job, observed.now) {
+            Some(at) => requeue::until(at, observed.now),
             None => context.config.resync_interval,
         },
         Decision::Rest { expires: None }

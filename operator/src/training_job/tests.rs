@@ -8,7 +8,11 @@ use flotilla_api::{
     role::{ModelSource, Precision, Role, Train},
     training_job::{LastCheckpoint, TrainingPhase},
 };
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::Pod,
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::{SignedDuration, Timestamp},
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -77,7 +81,7 @@ fn observed(spec: Value) -> Observed {
         },
         datasets: vec![dataset("pairs", "preference", "Ready")],
         pod: None,
-        older: Vec::new(),
+        others: Vec::new(),
         rollout: Vec::new(),
         live: None,
         checkpoints: Vec::new(),
@@ -383,6 +387,26 @@ fn a_suspended_run_stops_its_pod_once_and_counts_no_failure() {
     );
     assert_eq!(notes[0].reason, reason::RESUMED);
     assert!(!holds(&status.conditions, condition::SUSPENDED));
+}
+
+#[test]
+fn a_suspended_job_stops_a_pod_that_was_made_after_its_status_was_written() {
+    let mut observed = training(json!({"suspend": true}), at_step(40, &[40]));
+    let mut next = pod(PodStage::Running);
+    (next.attempt, next.name, next.uid) = (2, "critic-train-2".to_owned(), "p2".to_owned());
+    observed.pod = None;
+    observed.others = vec![next];
+    let decision = decided(&observed);
+    assert_eq!(decision, Decision::Suspend { stop: false });
+    let objects = build::build(&observed, &decision, &fleet(&observed), None, "worker").expect("builds");
+    assert_eq!(objects.stop, [("critic-train-2".to_owned(), "p2".to_owned())]);
+}
+
+#[test]
+fn a_lifetime_beyond_the_calendar_never_ends() {
+    let observed = |seconds: i64| training(json!({"ttlSecondsAfterFinished": seconds}), at_step(40, &[40]));
+    assert_eq!(ttl::due(&observed(5).job, at(1000)), Some(at(1005)));
+    assert_eq!(ttl::due(&observed(i64::MAX).job, at(1000)), None);
 }
 
 #[test]

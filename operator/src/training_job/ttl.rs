@@ -2,22 +2,20 @@
 //! deleted child again.
 
 use flotilla_api::TrainingJob;
-use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::{decide::Decision, gather::Observed};
 
-/// Seconds that a finished job is kept; None: for ever.
-pub fn expires_after(job: &TrainingJob) -> Option<i64> {
-    job.spec.ttl_seconds_after_finished
+/// When a job that finished then is deleted; None: never, or beyond the calendar.
+pub fn due(job: &TrainingJob, finished: Timestamp) -> Option<Timestamp> {
+    let kept = job.spec.ttl_seconds_after_finished.map(SignedDuration::from_secs)?;
+    finished.checked_add(kept).ok()
 }
 
 /// What becomes of a finished job.
 pub fn decide(observed: &Observed) -> Decision {
-    let completed = observed.status.completion_time.as_ref().map(|time| time.0);
-    let ttl = expires_after(&observed.job).map(SignedDuration::from_secs);
-    let expires = completed
-        .zip(ttl)
-        .and_then(|(completed, ttl)| completed.checked_add(ttl).ok());
+    let completed = observed.status.completion_time.as_ref();
+    let expires = completed.and_then(|completed| due(&observed.job, completed.0));
     match expires {
         Some(at) if at <= observed.now => Decision::Expire,
         expires => Decision::Rest { expires },

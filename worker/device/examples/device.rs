@@ -202,7 +202,7 @@ fn bench(arguments: &[String]) -> Result<ExitCode, Box<dyn Error>> {
     };
     let peers = match named.get("peer") {
         Some(file) => peer::read(&std::fs::read_to_string(file)?)?,
-        None => Peers::new(),
+        None => Peers::default(),
     };
     let mut table = Table::new(peers);
     let name = name.map_or("qwen2.5-vl-7b", String::as_str);

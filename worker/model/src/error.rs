@@ -47,7 +47,7 @@ pub enum ModelError {
     /// The prompt has more tokens than allowed.
     #[error("the prompt has {tokens} tokens, the limit is {limit}")]
     TooLong {
-        /// Tokens of the prompt.
+        /// Tokens of the prompt; of a text that is far too long as many as it has at least.
         tokens: usize,
         /// Largest number allowed.
         limit: usize,

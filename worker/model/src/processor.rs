@@ -161,23 +161,31 @@ impl Processor {
     /// `sizes` are those of the messages' image and video parts, in their order.
     pub fn plan(&self, messages: &[Message], sizes: &[MediumSize]) -> Result<Plan> {
         check_media(messages, sizes)?;
-        let text = self.template.render(messages, true)?;
-        let ids = self.tokenizer.encode(&text)?;
+        self.plan_text(&self.template.render(messages, true)?, sizes)
+    }
+
+    fn plan_text(&self, text: &str, sizes: &[MediumSize]) -> Result<Plan> {
+        let ids = self.tokenizer.encode(text)?;
         let layouts = self.visuals.plan(sizes)?;
         let (ids, spans) = self.expand(&ids, &layouts)?;
         Ok(Plan { ids, layouts, spans })
     }
 
+    /// The text of a conversation, unless its length alone says that it has too many tokens: encoding takes hundreds of bytes
+    /// for each.
+    fn rendered(&self, messages: &[Message], max_tokens: usize) -> Result<String> {
+        let text = self.template.render(messages, true)?;
+        refuse_longer(self.tokenizer.least_tokens(&text), max_tokens)?;
+        Ok(text)
+    }
+
     /// As [`Self::plan`], then resizes and cuts the pictures. A prompt of more than `max_tokens` is refused before that.
     pub fn prepare(&self, messages: &[Message], media: &[Medium], max_tokens: usize) -> Result<Prompt> {
         let sizes = media.iter().map(Medium::size).collect::<Vec<_>>();
-        let plan = self.plan(messages, &sizes)?;
-        if plan.ids.len() > max_tokens {
-            return Err(ModelError::TooLong {
-                tokens: plan.ids.len(),
-                limit: max_tokens,
-            });
-        }
+        check_media(messages, &sizes)?;
+        let text = self.rendered(messages, max_tokens)?;
+        let plan = self.plan_text(&text, &sizes)?;
+        refuse_longer(plan.ids.len(), max_tokens)?;
         let visuals = self.visuals.process(media)?;
         self.lay_out(plan.ids, plan.spans, visuals)
     }
@@ -185,15 +193,10 @@ impl Processor {
     /// As [`Self::prepare`], with visuals that were made for another conversation about the same media in the same order:
     /// they are not resized and cut again.
     pub fn prepare_again(&self, messages: &[Message], visuals: Vec<Visual>, max_tokens: usize) -> Result<Prompt> {
-        let ids = self.tokenizer.encode(&self.template.render(messages, true)?)?;
+        let ids = self.tokenizer.encode(&self.rendered(messages, max_tokens)?)?;
         let layouts = visuals.iter().map(|visual| visual.layout).collect::<Vec<_>>();
         let (ids, spans) = self.expand(&ids, &layouts)?;
-        if ids.len() > max_tokens {
-            return Err(ModelError::TooLong {
-                tokens: ids.len(),
-                limit: max_tokens,
-            });
-        }
+        refuse_longer(ids.len(), max_tokens)?;
         self.lay_out(ids, spans, visuals)
     }
 
@@ -300,6 +303,14 @@ impl Processor {
         }
         Ok((expanded, spans))
     }
+}
+
+/// Refuses a prompt of more tokens than allowed.
+fn refuse_longer(tokens: usize, limit: usize) -> Result<()> {
+    if tokens > limit {
+        return Err(ModelError::TooLong { tokens, limit });
+    }
+    Ok(())
 }
 
 /// Refuses media of which kind or number is not that of the messages' parts.

@@ -12,6 +12,9 @@ const TURN_END: &str = "<|im_end|>";
 /// Pads, and ends a document.
 const DOCUMENT_END: &str = "<|endoftext|>";
 
+/// The longest token is taken to stand for so many bytes at least.
+const MOST_ADDED: usize = 64;
+
 /// A tokenizer with its stop and padding ids.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
@@ -21,6 +24,8 @@ pub struct Tokenizer {
     /// Tokens beside the model's vocabulary, and whether they are special.
     added: HashMap<u32, bool>,
     byte_level: bool,
+    /// The most bytes of a text that one token stands for.
+    longest: usize,
 }
 
 /// What a token stands for.
@@ -58,13 +63,28 @@ impl Tokenizer {
             .or_else(|| read("pad_token_id")?.first().copied());
         let pad_id = pad_id.or(stop_ids.first().copied()).unwrap_or(0);
         let added = inner.get_added_tokens_decoder().into_iter();
+        let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let written = inner.get_vocab(true).into_keys();
+        let longest = written.map(|token| match byte_level {
+            // A character for each byte, but in tokens beside the vocabulary, which are short.
+            true => token.chars().count(),
+            false => token.len(),
+        });
+        // What is written in several characters may become one, of a third of the bytes.
+        let shortened = if inner.get_normalizer().is_some() { 3 } else { 1 };
         Ok(Self {
-            byte_level: matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))),
+            longest: shortened * longest.max().unwrap_or(1).max(MOST_ADDED),
+            byte_level,
             added: added.map(|(id, token)| (id, token.special)).collect(),
             inner,
             stop_ids,
             pad_id,
         })
+    }
+
+    /// Tokens that `text` has at least, told without encoding it.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        text.len().div_ceil(self.longest)
     }
 
     /// Ids of `text`; special tokens written in it become their ids, none is added.

@@ -76,7 +76,7 @@ pub struct Service {
     processor: Processor,
     critics: Critics,
     media: Media,
-    preparing: Semaphore,
+    preparing: Arc<Semaphore>,
     compiler: Compiler,
     preparations: AtomicUsize,
     max_queue: usize,
@@ -160,7 +160,7 @@ impl Service {
             processor,
             critics,
             media,
-            preparing: Semaphore::new(PREPARED_AT_ONCE),
+            preparing: Arc::new(Semaphore::new(PREPARED_AT_ONCE)),
             compiler: Compiler::default(),
             preparations: AtomicUsize::new(0),
             max_queue: spec.max_queue as usize,
@@ -174,13 +174,32 @@ impl Service {
     }
 
     /// A place among the prompts that are prepared, if not too many requests wait.
-    fn queue(&self) -> Result<Preparing<'_>, ServiceError> {
+    fn queue(self: &Arc<Self>) -> Result<Preparing, ServiceError> {
         let (waiting, limit) = (self.waiting(), self.max_queue);
         if waiting >= limit {
             return Err(Overloaded { waiting, limit }.into());
         }
         self.preparations.fetch_add(1, Ordering::Relaxed);
-        Ok(Preparing(&self.preparations))
+        Ok(Preparing(self.clone()))
+    }
+
+    /// Work that blocks, few at a time, beside the async threads. Its permit and its place are held as long as it works, also
+    /// where the client that wanted it is gone.
+    async fn apart<R: Send + 'static>(
+        self: &Arc<Self>,
+        what: &str,
+        place: Option<Preparing>,
+        work: impl FnOnce(&Self) -> Result<R, ServiceError> + Send + 'static,
+    ) -> Result<R, ServiceError> {
+        let permit = self.preparing.clone().acquire_owned().await;
+        let held = (permit.map_err(|_| ServiceError::Stopped)?, place);
+        let service = self.clone();
+        let working = tokio::task::spawn_blocking(move || {
+            let _held = held;
+            work(&service)
+        });
+        let done = working.await;
+        done.map_err(|error| ServiceError::Engine(format!("failed to {what}: {error}")))?
     }
 
     /// Waits until the engine computes nothing, at most so long.
@@ -207,12 +226,11 @@ impl Service {
 }
 
 /// A place among the prompts that are prepared; dropping it gives it back.
-#[derive(Debug)]
-struct Preparing<'a>(&'a AtomicUsize);
+struct Preparing(Arc<Service>);
 
-impl Drop for Preparing<'_> {
+impl Drop for Preparing {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.preparations.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

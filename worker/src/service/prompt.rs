@@ -37,15 +37,13 @@ impl Service {
         conversation: Conversation,
         max_tokens: Option<usize>,
     ) -> Result<(Arc<Prompt>, usize), ServiceError> {
-        let _place = self.queue()?;
+        let place = self.queue()?;
         conversation.messages.iter().try_for_each(refuse_control_tokens)?;
         // Before the permit: a slow host holds up its own request only.
         let pictures = self.media.collect(conversation.image_urls).await?;
-        let _permit = self.preparing.acquire().await.map_err(|_| ServiceError::Stopped)?;
-        let (service, messages) = (self.clone(), conversation.messages);
-        let prepared =
-            tokio::task::spawn_blocking(move || service.prepare_blocking(&messages, &pictures, max_tokens)).await;
-        prepared.map_err(|error| ServiceError::Engine(format!("failed to prepare the prompt: {error}")))?
+        let messages = conversation.messages;
+        let prepare = move |service: &Self| service.prepare_blocking(&messages, &pictures, max_tokens);
+        self.apart("prepare the prompt", Some(place), prepare).await
     }
 
     fn prepare_blocking(

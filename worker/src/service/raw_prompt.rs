@@ -22,18 +22,26 @@ impl Service {
         prompt: RawPrompt,
         max_tokens: usize,
     ) -> Result<Arc<Prompt>, ServiceError> {
-        let _place = self.queue()?;
-        let _permit = self.preparing.acquire().await.map_err(|_| ServiceError::Stopped)?;
-        let service = self.clone();
-        let prepared = tokio::task::spawn_blocking(move || service.prepare_raw_blocking(prompt, max_tokens)).await;
-        prepared.map_err(|error| ServiceError::Engine(format!("failed to prepare the prompt: {error}")))?
+        let place = self.queue()?;
+        let prepare = move |service: &Self| service.prepare_raw_blocking(prompt, max_tokens);
+        self.apart("prepare the prompt", Some(place), prepare).await
     }
 
     fn prepare_raw_blocking(&self, prompt: RawPrompt, max_tokens: usize) -> Result<Arc<Prompt>, ServiceError> {
         let tokenizer = self.processor().tokenizer();
         let invalid = |message: String| ServiceError::invalid("prompt", message);
         let ids = match prompt {
-            RawPrompt::Text(text) => tokenizer.encode(&text).map_err(|error| invalid(error.to_string()))?,
+            RawPrompt::Text(text) => {
+                let least = tokenizer.least_tokens(&text);
+                if least > self.max_model_len {
+                    return Err(ServiceError::TooLong {
+                        prompt: least,
+                        completion: max_tokens,
+                        limit: self.max_model_len,
+                    });
+                }
+                tokenizer.encode(&text).map_err(|error| invalid(error.to_string()))?
+            }
             RawPrompt::Ids(ids) => ids,
         };
         if ids.is_empty() {

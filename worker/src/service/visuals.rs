@@ -33,9 +33,7 @@ impl Service {
         lead: Vec<u32>,
         wanted: Option<usize>,
     ) -> Result<(Arc<Prompt>, usize), ServiceError> {
-        let _permit = self.preparing.acquire().await.map_err(|_| ServiceError::Stopped)?;
-        let service = self.clone();
-        let prepared = tokio::task::spawn_blocking(move || {
+        let prepare = move |service: &Self| {
             let limit = service.max_model_len;
             let reserve = wanted.unwrap_or(1).saturating_add(lead.len());
             let most = limit.saturating_sub(reserve);
@@ -47,10 +45,8 @@ impl Service {
             identified.map_err(|error| ServiceError::Engine(format!("failed to identify the prompt: {error}")))?;
             let room = limit - prompt.row.ids.len();
             Ok((Arc::new(prompt), wanted.unwrap_or(room)))
-        });
-        prepared
-            .await
-            .map_err(|error| ServiceError::Engine(format!("failed to prepare the prompt: {error}")))?
+        };
+        self.apart("prepare the prompt", None, prepare).await
     }
 }
 

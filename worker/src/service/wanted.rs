@@ -100,10 +100,8 @@ impl Service {
 
     /// Compiling blocks, so it runs off the async threads, as preparing a prompt does.
     async fn constraint(self: &Arc<Self>, form: Form) -> Result<Constraint, ServiceError> {
-        let _permit = self.preparing.acquire().await.map_err(|_| ServiceError::Stopped)?;
-        let service = self.clone();
-        let compiled = tokio::task::spawn_blocking(move || service.constraint_blocking(&form)).await;
-        compiled.map_err(|error| ServiceError::Engine(format!("failed to compile a constraint: {error}")))?
+        let compile = move |service: &Self| service.constraint_blocking(&form);
+        self.apart("compile a constraint", None, compile).await
     }
 
     fn constraint_blocking(&self, form: &Form) -> Result<Constraint, ServiceError> {

@@ -19,6 +19,9 @@ pub struct EvaluationSet {
     pub examples: ExampleSet,
 }
 
+/// Prompts that are sampled together: each brings its picture into memory.
+const PROMPTS_AT_ONCE: usize = 512;
+
 /// Scores a set at the step of `turn`.
 pub fn evaluate(
     actor: &mut dyn Actor,
@@ -34,7 +37,10 @@ pub fn evaluate(
         top_p: 1.0,
         max_tokens,
     };
-    let answers = actor.sample(&prompts, greedy, &vec![0; prompts.len()], turn)?;
+    let mut answers = Vec::with_capacity(prompts.len());
+    for prompts in prompts.chunks(PROMPTS_AT_ONCE) {
+        answers.extend(actor.sample(prompts, greedy, &vec![0; prompts.len()], turn)?);
+    }
     let mut graded = Vec::with_capacity(prompts.len());
     for (example, completions) in prompts.iter().zip(&answers) {
         let ids = completions

@@ -100,6 +100,9 @@ impl GrpoSteps<'_> {
         let updates = self.mini_batches(&batch, turn.step);
         let old = self.old(actor, &batch, &updates)?;
         watch.lap("old");
+        if (turn.cancelled)() {
+            return Err(TrainError::Cancelled);
+        }
         self.learn(actor, &batch, &updates, &old, turn.step, &mut metrics)?;
         watch.lap("update");
         let trained: usize = batch.samples.iter().map(|sample| batch.tokens(sample)).sum();

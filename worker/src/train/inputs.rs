@@ -36,10 +36,16 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Reads what `spec` names; rows that are longer than the model's context are left out.
+    /// Reads what `spec` names; rows that are longer than the model's context, or leave it no room for an answer that is drawn,
+    /// are left out.
     pub fn read(volumes: &Volumes, spec: &Train, base_dir: &Path, config: &Config) -> Result<Self, TrainError> {
         let processor = Processor::load(base_dir)?;
-        let max_tokens = config.text.max_position_embeddings;
+        let drawn = spec
+            .algorithm
+            .grpo
+            .as_ref()
+            .map_or(0, |grpo| grpo.max_completion_tokens as usize);
+        let max_tokens = config.text.max_position_embeddings.saturating_sub(drawn);
         let mut images = Images::default();
         let mut read = |set: &mut ExampleSet, prepared: &PreparedDataset| -> Result<(), TrainError> {
             let dataset = Dataset::open(&volumes.resolve(&prepared.uri)?, Some(&prepared.digest))?;
@@ -144,12 +150,36 @@ fn check(spec: &Train, rows: &ExampleSet, sets: &[EvaluationSet]) -> Result<(), 
 
 /// What a job freezes, and its optimiser.
 pub fn method(spec: &Train) -> Result<(&[Module], &Optimizer), TrainError> {
-    match (&spec.algorithm.grpo, &spec.algorithm.sft) {
-        (Some(grpo), None) => Ok((&grpo.freeze, &grpo.optimizer)),
-        (None, Some(sft)) => Ok((&sft.freeze, &sft.optimizer)),
-        _ => Err(TrainError::Invalid(
-            "algorithm takes exactly one of grpo and sft".into(),
-        )),
+    let (freeze, optimizer) = match (&spec.algorithm.grpo, &spec.algorithm.sft) {
+        (Some(grpo), None) => (&grpo.freeze, &grpo.optimizer),
+        (None, Some(sft)) => (&sft.freeze, &sft.optimizer),
+        _ => {
+            return Err(TrainError::Invalid(
+                "algorithm takes exactly one of grpo and sft".into(),
+            ));
+        }
+    };
+    check_optimizer(optimizer)?;
+    Ok((freeze, optimizer))
+}
+
+/// Refuses numbers with which no step would be one.
+fn check_optimizer(optimizer: &Optimizer) -> Result<(), TrainError> {
+    let decays = [("beta1", optimizer.beta1), ("beta2", optimizer.beta2)];
+    let positive = [("epsilon", optimizer.epsilon), ("maxGradNorm", optimizer.max_grad_norm)];
+    let wrong_decay = decays.iter().find(|(_, value)| !(0.0..1.0).contains(value));
+    let wrong_size = positive
+        .iter()
+        .find(|(_, value)| !(f64::MIN_POSITIVE..).contains(value));
+    let refused = |(name, value): &(&str, f64), rule: &str| {
+        Err(TrainError::Invalid(format!(
+            "algorithm.optimizer.{name} is {value}: it must be {rule}"
+        )))
+    };
+    match (wrong_decay, wrong_size) {
+        (Some(wrong), _) => refused(wrong, "at least 0 and less than 1"),
+        (None, Some(wrong)) => refused(wrong, "more than 0"),
+        (None, None) => Ok(()),
     }
 }
 
@@ -165,5 +195,26 @@ pub fn schedule(optimizer: &Optimizer, total: u32) -> Schedule {
         final_fraction: optimizer.final_fraction,
         warmup: optimizer.warmup_steps,
         total,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_optimiser_with_which_no_step_would_be_one_is_refused_by_the_name_of_its_number() {
+        assert!(check_optimizer(&Optimizer::default()).is_ok());
+        let refusal = |change: fn(&mut Optimizer)| {
+            let mut optimizer = Optimizer::default();
+            change(&mut optimizer);
+            check_optimizer(&optimizer).expect_err("is refused").to_string()
+        };
+        assert!(
+            refusal(|optimizer| optimizer.beta1 = 1.0).contains("beta1 is 1: it must be at least 0 and less than 1")
+        );
+        assert!(refusal(|optimizer| optimizer.beta2 = f64::NAN).contains("beta2"));
+        assert!(refusal(|optimizer| optimizer.epsilon = 0.0).contains("epsilon is 0: it must be more than 0"));
+        assert!(refusal(|optimizer| optimizer.max_grad_norm = 0.0).contains("maxGradNorm"));
     }
 }

@@ -189,6 +189,8 @@ impl<'a> Runner<'a> {
                 .into_iter()
                 .map(|(name, value)| (name.to_owned(), value)),
         );
+        // An update that was skipped has a norm that is no number, which JSON cannot say.
+        metrics.retain(|_, value| value.is_finite());
         self.position.step = step + 1;
         self.line.clone_from(&metrics);
         self.journal.append(Line {

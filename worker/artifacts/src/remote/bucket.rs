@@ -141,7 +141,12 @@ impl Bucket {
         };
         match error {
             Error::Precondition { .. } => {
-                return self.invalid("a file was changed while it was being read: fetch again".to_owned());
+                return RemoteError::Differs {
+                    source_name: self.name.clone(),
+                    file: "a file".to_owned(),
+                    expected: "the version that was listed".to_owned(),
+                    found: "another one, which was written meanwhile".to_owned(),
+                };
             }
             Error::InvalidPath { .. } => return self.invalid(error.to_string()),
             _ => {}

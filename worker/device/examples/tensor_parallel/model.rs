@@ -5,6 +5,7 @@ use std::{error::Error, path::Path};
 use flotilla_device::{
     Capacity, DevicePool, TextModel, TextShape, TextWeights, VisionShape,
     check::text_in_group,
+    measure::prefill_operations,
     parallel::{Collective, Nccl, Shard, Tcp, reference::HostModel},
     plan::{Plan, Serving},
     step::{Mail, Piece, Step},
@@ -310,9 +311,9 @@ pub fn measure(gpu: &Gpu, group: Nccl) -> Result<Nccl, Box<dyn Error>> {
     let prompt = [Sequence::new((0..2048).collect(), 0, 2048)];
     let seconds = timed(&prompt, 3)?;
     if rank == 0 {
-        let operations = 2048.0 * shape.token_operations() / size as f64;
+        let operations = prefill_operations(&shape, 1, 0, 2048) / size as f64;
         println!(
-            "prefill of 2048 tokens: {:.1} ms, {:.0} tokens/s, {:.0} TFLOP/s a GPU in matrix products",
+            "prefill of 2048 tokens: {:.1} ms, {:.0} tokens/s, {:.0} TFLOP/s a GPU, attention included",
             seconds * 1e3,
             2048.0 / seconds,
             operations / seconds / 1e12

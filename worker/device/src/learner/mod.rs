@@ -66,3 +66,4 @@ pub use passes::{Learner, Scored, Updated};
 pub use plan::{Keep, Part, Plan, Settings, Shapes};
 #[cfg(feature = "cuda")]
 pub use step::{Picture, Sample};
+pub use vision::encoding_bytes;

@@ -56,4 +56,6 @@ pub use bench::Bench;
 #[cfg(feature = "cuda")]
 pub use run::run;
 #[cfg(feature = "cuda")]
+pub(crate) use vision::settled;
+#[cfg(feature = "cuda")]
 pub use vision::vision;

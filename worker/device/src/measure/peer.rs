@@ -6,12 +6,38 @@ use serde::Deserialize;
 
 use super::names;
 
-/// Rate of the peer by the name of our line.
-pub type Peers = BTreeMap<String, f64>;
+/// What a peer reached.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Peers {
+    /// Rate by the name of our line.
+    pub rates: BTreeMap<String, f64>,
+    /// Of which shape.
+    pub shape: Option<String>,
+    /// On which card.
+    pub card: Option<String>,
+}
 
-/// One line of the file. The first one says which card and versions they were, and has no name.
+impl Peers {
+    /// Rates that may stand beside what is measured of this shape on this card.
+    ///
+    /// # Errors
+    /// They are of something else, which is said.
+    pub fn beside(self, shape: &str, card: &str) -> Result<BTreeMap<String, f64>, String> {
+        let [of, on] = [&self.shape, &self.card].map(|said| said.as_deref().unwrap_or("unknown"));
+        if self.rates.is_empty() || (of, on) == (shape, card) {
+            return Ok(self.rates);
+        }
+        Err(format!(
+            "the peer's file is of shape {of} on card {on}: nothing of it stands beside {shape} on {card}"
+        ))
+    }
+}
+
+/// One line of the file. The first one says which card, shape and versions they were, and has no name.
 #[derive(Deserialize)]
 struct Row {
+    card: Option<String>,
+    shape: Option<String>,
     name: Option<String>,
     value: Option<f64>,
     unit: Option<String>,
@@ -35,17 +61,19 @@ pub fn ours(name: &str) -> Option<String> {
 
 /// Reads the lines of a file; the best where one question was measured in several ways.
 pub fn read(text: &str) -> Result<Peers, serde_json::Error> {
-    let mut peers = Peers::new();
+    let mut peers = Peers::default();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         let row: Row = serde_json::from_str(line)?;
+        peers.card = peers.card.or(row.card);
+        peers.shape = peers.shape.or(row.shape);
         let rates = row.unit.is_some_and(|unit| unit.ends_with("/s"));
         let named = row.name.as_deref().and_then(ours);
         if let (true, Some(name), Some(value)) = (rates, named, row.value) {
-            let best = peers.entry(name).or_insert(value);
+            let best = peers.rates.entry(name).or_insert(value);
             *best = value.max(*best);
         }
     }
-    peers.retain(|_, rate| *rate > 0.0);
+    peers.rates.retain(|_, rate| *rate > 0.0);
     Ok(peers)
 }
 
@@ -54,7 +82,7 @@ mod tests {
     use super::*;
 
     /// Lines as the script writes them.
-    const FILE: &str = r#"{"card": "NVIDIA H100 80GB HBM3", "torch": "2.11.0", "cuda": "13.0", "transformers": "5.17.0", "attention": "sdpa"}
+    const FILE: &str = r#"{"card": "NVIDIA H100 80GB HBM3", "shape": "qwen2.5-vl-7b", "torch": "2.11.0", "cuda": "13.0", "transformers": "5.17.0", "attention": "sdpa"}
 {"name": "decode eager 32", "value": 236.5, "unit": "tokens/s", "note": "", "peak_gib": 20.1, "took_s": 9.0}
 {"name": "decode static 32", "value": 1653.0, "unit": "tokens/s", "note": "", "peak_gib": 20.1, "took_s": 9.0}
 {"name": "group static 128", "value": 2100.0, "unit": "tokens/s", "note": ""}
@@ -76,13 +104,24 @@ mod tests {
             ("grpo 8x8x512+256", 3100.0),
         ];
         let expected = expected.map(|(name, rate)| (name.to_owned(), rate));
-        assert_eq!(read(FILE).expect("peers"), expected.into());
+        let peers = read(FILE).expect("peers");
+        assert_eq!(peers.rates, expected.clone().into());
+        let beside = peers.clone().beside("qwen2.5-vl-7b", "NVIDIA H100 80GB HBM3");
+        assert_eq!(beside, Ok(expected.into()));
+        for (shape, card) in [
+            ("qwen2.5-vl-3b", "NVIDIA H100 80GB HBM3"),
+            ("qwen2.5-vl-7b", "NVIDIA H200"),
+        ] {
+            let other = peers.clone().beside(shape, card).expect_err("of something else");
+            assert!(other.ends_with(&format!("beside {shape} on {card}")), "{other}");
+        }
+        assert!(Peers::default().beside("qwen2.5-vl-3b", "a card").is_ok());
     }
 
     #[test]
     fn seconds_are_no_rate_and_text_is_no_file() {
         let old = r#"{"name": "grpo 8x8x256", "value": 15.9, "unit": "s"}"#;
-        assert_eq!(read(old).expect("peers"), Peers::new());
+        assert_eq!(read(old).expect("peers"), Peers::default());
         assert!(read("card NVIDIA").is_err());
     }
 

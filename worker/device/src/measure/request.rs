@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use flotilla_engine::Request;
+use flotilla_engine::{Prompt, Request};
 
 use super::{
     Bench, Line,
@@ -27,14 +27,14 @@ impl Bench {
         let (mut seconds, mut host) = (0.0, 0.0);
         for round in 0..2 {
             let first = self.prompt(1000 * (round + 1), prompt, shown)?;
-            for index in 0..count {
+            let requests = (0..count).map(|index| {
                 let index = 1000 * (round + 1) + index;
                 let prompt = self.prompt_like(&first, index, shown)?;
-                let request = Request::new(prompt, n, sampling(index, new_tokens));
-                engine.submit(&request).map_err(failed)?;
-            }
+                Ok(Request::new(prompt, n, sampling(index, new_tokens)))
+            });
+            let requests = requests.collect::<Result<Vec<_>, DeviceError>>()?;
             let on_card = engine.runner().on_card();
-            let drawn = self.finish(&mut engine, &mut seconds)?;
+            let drawn = self.finish(&mut engine, &requests, &mut seconds)?;
             let wanted = count * n * new_tokens;
             if drawn != wanted {
                 return Err(DeviceError::Input(format!("{drawn} of {wanted} tokens were drawn")));
@@ -70,12 +70,12 @@ impl Bench {
         let mut engine = self.engine(rows, tokens + 2, Sharing::WhereItPays, None)?;
         let mut seconds = 0.0;
         for round in 0..3 {
-            for index in 0..rows {
+            let requests = (0..rows).map(|index| {
                 let index = 1000 * (round + 1) + index;
-                let request = Request::new(self.prompt(index, tokens, None)?, 1, sampling(index, 1));
-                engine.submit(&request).map_err(failed)?;
-            }
-            self.finish(&mut engine, &mut seconds)?;
+                Ok(Request::new(self.prompt(index, tokens, None)?, 1, sampling(index, 1)))
+            });
+            let requests = requests.collect::<Result<Vec<_>, DeviceError>>()?;
+            self.finish(&mut engine, &requests, &mut seconds)?;
         }
         let operations = prefill_operations(self.shape(), rows, 0, tokens);
         let floor = self.ceiling.arithmetic(operations);
@@ -83,10 +83,18 @@ impl Bench {
         Ok(Line::new(what, (rows * tokens, "tokens"), seconds, floor))
     }
 
-    /// Steps until there is nothing to do; how many tokens were drawn.
-    fn finish(&self, engine: &mut DeviceEngine, seconds: &mut f64) -> Result<usize, DeviceError> {
+    /// Submits requests and steps until there is nothing to do; how many tokens were drawn.
+    fn finish(
+        &self,
+        engine: &mut DeviceEngine,
+        requests: &[Request<Prompt>],
+        seconds: &mut f64,
+    ) -> Result<usize, DeviceError> {
         self.gpu.synchronize()?;
         let begin = Instant::now();
+        for request in requests {
+            engine.submit(request).map_err(failed)?;
+        }
         let mut drawn = 0;
         while !engine.is_idle() {
             let step = engine.step().map_err(failed)?;

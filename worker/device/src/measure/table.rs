@@ -1,11 +1,14 @@
 //! Reports as lines of text, each beside what a peer reached, and as one document.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::{GrpoStep, Line, Peers, Report};
 
-/// Published throughput of GRPO on a 7B vision-language model, in tokens per second and GPU.
+/// EasyR1's published throughput of GRPO on Qwen2.5-VL-7B, in tokens per second and GPU, and the lengths of its step.
 pub const PUBLISHED: (f64, f64) = (1200.0, 1400.0);
+const PUBLISHED_OF: (&str, &str) = ("qwen2.5-vl-7b", "64x5x431+300/4");
 
 /// Characters of the names of lines.
 const WHAT: usize = 64;
@@ -14,6 +17,9 @@ const WHAT: usize = 64;
 #[derive(Debug)]
 pub struct Table {
     peers: Peers,
+    /// Of them, what may stand beside this shape on this card.
+    beside: BTreeMap<String, f64>,
+    shape: String,
     document: Vec<Value>,
 }
 
@@ -22,6 +28,8 @@ impl Table {
     pub fn new(peers: Peers) -> Self {
         Self {
             peers,
+            beside: BTreeMap::new(),
+            shape: String::new(),
             document: Vec::new(),
         }
     }
@@ -33,10 +41,15 @@ impl Table {
                 self.document.push(json!({
                     "shape": shape, "card": card, "copy_bytes_per_second": ceiling.bandwidth, "bf16_flops": ceiling.arithmetic,
                 }));
+                shape.clone_into(&mut self.shape);
+                let beside = std::mem::take(&mut self.peers).beside(shape, card);
+                let strange = beside.as_ref().err().map(|strange| format!("{strange}\n"));
+                self.beside = beside.unwrap_or_default();
                 format!(
-                    "{shape}, random weights, {card}: copies {:.2} TB/s, bf16 products {:.0} TFLOP/s\n{}",
+                    "{shape}, random weights, {card}: copies {:.2} TB/s, bf16 products {:.0} TFLOP/s\n{}{}",
                     ceiling.bandwidth / 1e12,
                     ceiling.arithmetic / 1e12,
+                    strange.unwrap_or_default(),
                     head()
                 )
             }
@@ -60,30 +73,44 @@ impl Table {
         }
     }
 
+    /// How much could not be measured.
+    pub fn failed(&self) -> usize {
+        self.document.iter().filter(|part| part.get("failed").is_some()).count()
+    }
+
     /// Everything so far.
     pub fn document(&self) -> Value {
         Value::from(self.document.clone())
     }
 
     fn peer(&self, what: &str) -> Option<f64> {
-        self.peers.get(what).copied()
+        self.beside.get(what).copied()
     }
 
     fn grpo(&mut self, step: &GrpoStep) -> String {
         let (what, rate) = (step.what(), step.tokens_per_second());
         let peer = self.peer(&what);
+        let (shape, lengths) = PUBLISHED_OF;
+        let is_published = self.shape == shape
+            && lengths.parse() == Ok(step.step.lengths)
+            && step.picture.is_some()
+            && step.memory.summary().reference;
+        let published = is_published.then_some(PUBLISHED);
         self.document.push(json!({
-            "grpo": step, "what": what, "tokens_per_second": rate, "peer_rate": peer, "published": PUBLISHED,
+            "grpo": step, "what": what, "tokens_per_second": rate, "peer_rate": peer, "published": published,
         }));
+        let times = published.map(|(least, most)| {
+            let (least, most) = (rate / most, rate / least);
+            format!("\n  {least:.1} to {most:.1} times the published rate per GPU")
+        });
         format!(
-            "{what:<WHAT$} {rate:>10.1} {:>9.2} {:>8} {:>9} {:>9} {}\n{step}\n  {:.1} to {:.1} times the published rate per GPU",
+            "{what:<WHAT$} {rate:>10.1} {:>9.2} {:>8} {:>9} {:>9} {}\n{step}{}",
             1e3 * step.seconds(),
             "-",
             "-",
             "-",
             beside(rate, peer),
-            rate / PUBLISHED.1,
-            rate / PUBLISHED.0
+            times.unwrap_or_default()
         )
     }
 }
@@ -98,7 +125,7 @@ fn head() -> String {
 
 fn row(line: &Line, peer: Option<f64>) -> String {
     format!(
-        "{:<48} {:>10.1} {:>9.2} {:>8} {:>9.2} {:>8.0}% {}",
+        "{:<WHAT$} {:>10.1} {:>9.2} {:>8} {:>9.2} {:>8.0}% {}",
         line.what,
         line.rate,
         line.milliseconds,
@@ -121,7 +148,7 @@ mod tests {
     use super::*;
     use crate::{
         TextShape,
-        measure::{Floor, Grpo, Memory, Stage, Tower, picture::Size},
+        measure::{Ceiling, Floor, Grpo, Memory, Stage, Tower, picture::Size},
     };
 
     fn step(step: Grpo) -> GrpoStep {
@@ -147,9 +174,37 @@ mod tests {
         }
     }
 
+    /// Of a card on which a peer reached this rate.
+    fn begun(what: &str, rate: f64) -> Table {
+        let mut table = Table::new(Peers {
+            rates: [(what.to_owned(), rate)].into(),
+            shape: Some("qwen2.5-vl-7b".to_owned()),
+            card: Some("a card".to_owned()),
+        });
+        let ceiling = Ceiling {
+            bandwidth: 3e12,
+            arithmetic: 8e14,
+        };
+        let (shape, card) = ("qwen2.5-vl-7b".to_owned(), "a card".to_owned());
+        let text = table.take(&Report::Begin { shape, card, ceiling });
+        assert!(text.starts_with("qwen2.5-vl-7b, random weights, a card"), "{text}");
+        table
+    }
+
+    #[test]
+    fn the_published_rate_stands_beside_its_own_lengths_alone() {
+        let mut table = begun("nothing", 1.0);
+        let mut published = step(Grpo::new("64x5x431+300/4".parse().unwrap()));
+        published.picture = Some(Size { side: 40 });
+        let text = table.take(&Report::Grpo(Box::new(published.clone())));
+        assert!(text.ends_with("times the published rate per GPU"), "{text}");
+        published.step.lengths = "32x8x1536+512".parse().unwrap();
+        assert!(!table.take(&Report::Grpo(Box::new(published))).contains("published"));
+    }
+
     #[test]
     fn a_step_of_the_peers_lengths_stands_beside_the_peer_and_no_other_does() {
-        let mut table = Table::new([("grpo 8x8x512+256".to_owned(), 2457.6)].into());
+        let mut table = begun("grpo 8x8x512+256", 2457.6);
         let equal = table.take(&Report::Grpo(Box::new(step(Grpo::of_peer()))));
         assert!(
             equal.starts_with("grpo 8x8x512+256 ") && equal.contains("2.00"),
@@ -165,10 +220,12 @@ mod tests {
         assert!(shown.to_string().contains("74 x 74 patches"));
         table.take(&Report::Grpo(Box::new(other)));
         let document = table.document();
-        assert_eq!(document[0]["peer_rate"], 2457.6);
-        assert_eq!(document[0]["grpo"]["memory"]["reference"], false);
-        assert!(document[1]["peer_rate"].is_null());
-        assert_eq!(document[1]["grpo"]["memory"]["reference"], true);
+        assert_eq!(document[1]["peer_rate"], 2457.6);
+        assert_eq!(document[1]["grpo"]["memory"]["reference"], false);
+        // The first is what was measured of the card.
+        assert_eq!(document.as_array().map(Vec::len), Some(3));
+        assert!(document[2]["peer_rate"].is_null() && document[2]["published"].is_null());
+        assert_eq!(document[2]["grpo"]["memory"]["reference"], true);
     }
 
     #[test]
@@ -178,7 +235,7 @@ mod tests {
             bound: "memory",
         };
         let line = Line::new("decode 32 x 1024".to_owned(), (32, "tokens"), 0.01, floor).with_host(0.0001);
-        let mut table = Table::new([(line.what.clone(), 1600.0)].into());
+        let mut table = begun(&line.what, 1600.0);
         let text = table.take(&Report::Line(line));
         for part in ["3200.0", "10.00", "0.10", "5.00", "50%", "1600.0", "2.00"] {
             assert!(text.contains(part), "{part} is not in {text}");
@@ -187,7 +244,9 @@ mod tests {
             what: "vision".to_owned(),
             error: "no memory".to_owned(),
         };
+        assert_eq!(table.failed(), 0);
         assert!(table.take(&failed).contains("FAILED: no memory"));
-        assert_eq!(table.document().as_array().map(Vec::len), Some(2));
+        assert_eq!(table.failed(), 1);
+        assert_eq!(table.document().as_array().map(Vec::len), Some(3));
     }
 }

@@ -8,6 +8,21 @@ use half::bf16;
 use super::{Ceiling, Line, floor::vision_operations};
 use crate::{error::DeviceError, shape::QwenVision, vision::QwenTower};
 
+/// Seconds of what runs on the card: the median of five times after a first one.
+pub(crate) fn settled(gpu: &Gpu, mut run: impl FnMut() -> Result<(), DeviceError>) -> Result<f64, DeviceError> {
+    run()?;
+    let times = (0..5).map(|_| {
+        gpu.synchronize()?;
+        let begin = Instant::now();
+        run()?;
+        gpu.synchronize()?;
+        Ok(begin.elapsed().as_secs_f64())
+    });
+    let mut times = times.collect::<Result<Vec<_>, DeviceError>>()?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
 /// Pictures of `side` patches each way through a random tower, `count` together, from their values on the host.
 pub fn vision(
     gpu: &Gpu,
@@ -20,14 +35,7 @@ pub fn vision(
     let patches = side * side;
     let values = vec![0.25f32; count * patches * shape.patch_values()];
     let grids = vec![[1, side, side]; count];
-    let mut seconds = f64::INFINITY;
-    for _ in 0..4 {
-        gpu.synchronize()?;
-        let begin = Instant::now();
-        tower.forward(&values, &grids)?;
-        gpu.synchronize()?;
-        seconds = seconds.min(begin.elapsed().as_secs_f64());
-    }
+    let seconds = settled(gpu, || tower.forward(&values, &grids).map(drop))?;
     let floor = ceiling.arithmetic(vision_operations(shape, patches) * count as f64);
     let what = format!("vision {count} of {patches} patches");
     Ok(Line::new(what, (count, "pictures"), seconds, floor))

@@ -1,7 +1,5 @@
 //! How fast pictures and videos become features.
 
-use std::time::Instant;
-
 use flotilla_kernels::{Buffer, Gpu, bench::median};
 use flotilla_model::{
     Layout, ModelError, Visual,
@@ -15,7 +13,7 @@ use half::bf16;
 use super::{Mixture, SiglipTower, tower::Pass};
 use crate::{
     error::DeviceError,
-    measure::{Ceiling, Line},
+    measure::{Ceiling, Line, settled},
     shape::SiglipVision,
 };
 
@@ -92,26 +90,12 @@ pub fn lines(gpu: &Gpu, ceiling: &Ceiling, shape: &SiglipVision) -> Result<Vec<L
     let tower = SiglipTower::<bf16>::random(gpu, &config, 1)?;
     let line = |(what, visuals): &(&str, Visuals)| {
         let visual = visual(&config, *visuals)?;
-        let seconds = fastest(&tower, &visual)?;
+        let seconds = settled(gpu, || tower.encode(&[&visual]).map(drop))?;
         let squares = Arrangement::new(&visual.layout, &config)?.squares;
         let floor = ceiling.arithmetic(operations(shape, squares));
         Ok(Line::new((*what).to_owned(), (1, "visuals"), seconds, floor))
     };
     VISUALS.iter().map(line).collect()
-}
-
-/// Seconds of a visual from its values on the host to features on the card: of five times the fastest.
-fn fastest(tower: &SiglipTower<bf16>, visual: &Visual) -> Result<f64, DeviceError> {
-    let mut seconds = f64::INFINITY;
-    for _ in 0..5 {
-        tower.gpu.synchronize()?;
-        let begin = Instant::now();
-        let features = tower.encode(&[visual])?;
-        tower.gpu.synchronize()?;
-        seconds = seconds.min(begin.elapsed().as_secs_f64());
-        drop(features);
-    }
-    Ok(seconds)
 }
 
 /// One part of the way from pixels to features.

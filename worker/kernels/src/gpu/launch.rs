@@ -94,7 +94,9 @@ pub(crate) struct Grid {
     /// Dynamic shared memory in bytes; above 48 KiB the kernel is told so.
     pub shared_bytes: u32,
     /// Blocks may begin when all of the kernel before have said that they allow it, or have ended. The kernel must wait
-    /// (`wait_for_previous`) before it touches what any kernel before it wrote, or writes what one reads.
+    /// (`wait_for_previous`) before it touches what any kernel before it wrote, or writes what one reads, and what it reads of
+    /// that must be neither `const __restrict__` nor `ld.global.nc`: of such memory the compiler may fetch before the wait.
+    /// Kernels that write weights must be followed by one that is not early, since `streamed` fetches weights before it waits.
     pub early: bool,
 }
 

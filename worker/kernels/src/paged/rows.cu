@@ -6,9 +6,10 @@ __device__ __forceinline__ float power(float x) {
 // What a sum of powers relative to `from` is worth relative to the larger `to`. Nothing has been summed at minus infinity.
 __device__ __forceinline__ float rescale(float from, float to) { return from == MINUS_INFINITY ? 0.f : power(from - to); }
 
+// Not `.nc`: the kernel before may have written it, and this one may have begun while that one ran.
 __device__ __forceinline__ uint4 read16(const bf16* from) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(from));
   return v;

@@ -10,7 +10,7 @@
 
 // cos and sin of TOKENS tokens times `pairs` pairs. The angle is the rounded f32 product, as in Hugging Face; `sincosf`
 // reduces it exactly whatever its size.
-__device__ __forceinline__ void prepare_angles(float* cosines, float* sines, const int* __restrict__ positions,
+__device__ __forceinline__ void prepare_angles(float* cosines, float* sines, const int* positions,
                                                const float* __restrict__ frequencies, const u8* __restrict__ axis_of,
                                                int axes, int first, int tokens, int pairs) {
   for (int at = threadIdx.x; at < TOKENS * pairs; at += blockDim.x) {
@@ -40,11 +40,11 @@ __device__ __forceinline__ void add_to(float (&x)[PACK], raw more) {
   for (int i = 0; i < PACK; i++) x[i] += b[i];
 }
 
-extern "C" __global__ void rotary_split(const elem* __restrict__ qkv, const float* __restrict__ sums, int count,
-                                        const elem* __restrict__ bias,
-                                        const int* __restrict__ positions, const float* __restrict__ frequencies,
+// What kernels before this one write is not `__restrict__`: of that the compiler may fetch it before the wait.
+extern "C" __global__ void rotary_split(const elem* qkv, const float* sums, int count, const elem* __restrict__ bias,
+                                        const int* positions, const float* __restrict__ frequencies,
                                         const u8* __restrict__ axis_of, int axes, elem* q, elem* k, elem* v, elem* keys,
-                                        elem* values, const int* __restrict__ slots, int tokens, int heads,
+                                        elem* values, const int* slots, int tokens, int heads,
                                         int kv_heads, int pairs, int block_bits, int capacity) {
   extern __shared__ __align__(16) float angles[];
   allow_next();

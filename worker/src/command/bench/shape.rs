@@ -27,7 +27,14 @@ pub struct ShapeArguments {
     #[arg(long, requires = "shape")]
     pub random: bool,
     /// Parts of the table.
-    #[arg(long, value_name = "PART,…", value_parser = part_by_name(), value_delimiter = ',', default_values_t = Part::ALL)]
+    #[arg(
+        long,
+        value_name = "PART,…",
+        value_parser = part_by_name(),
+        value_delimiter = ',',
+        default_values_t = Part::ALL,
+        requires = "shape"
+    )]
     pub parts: Vec<Part>,
     /// Steps of the part `grpo`: PROMPTSxSAMPLESxTOKENS+NEW, with /UPDATES where it is not two.
     #[arg(
@@ -52,7 +59,7 @@ pub struct ShapeArguments {
     #[arg(long, value_name = "LENGTHS", default_value_t, requires = "shape")]
     pub best_of: BestOf,
     /// JSON lines that `scripts/peer_bench.py --json FILE` wrote on the same card: what transformers reached, shown beside.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "shape")]
     pub peer: Option<std::path::PathBuf>,
 }
 
@@ -130,7 +137,13 @@ fn measure(name: &str, options: &Options, peers: Peers, device: Wanted, json: bo
     if json {
         println!("{:#}", table.document());
     }
-    Ok(())
+    match table.failed() {
+        0 => Ok(()),
+        failed => Err(WorkerError::Retryable {
+            what: format!("{failed} parts could not be measured"),
+            source: None,
+        }),
+    }
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use flotilla_api::role::Purpose;
-use futures::{FutureExt, Stream, future::BoxFuture};
+use futures::Stream;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio_util::task::AbortOnDropHandle;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
@@ -28,7 +29,7 @@ use crate::{
         error::ApiError,
         sse::{self, ServerSentEvent},
     },
-    service::{Service, ServiceError},
+    service::{Service, ServiceError, account::Account},
 };
 
 /// The endpoint.
@@ -68,7 +69,13 @@ async fn answer(service: Arc<Service>, request: BestOfNRequest) -> Result<Respon
     let job = Job::begin(service.clone(), plan).await?;
     let (events, heard) = mpsc::unbounded_channel();
     if stream {
-        let events = streamed(job.run(events).boxed(), heard, service, told);
+        // A task of its own: it shares what all requests need, and must not rest where its client does not read.
+        let run = job.run(events);
+        let run = match Account::current() {
+            Some(account) => AbortOnDropHandle::new(tokio::spawn(account.during(run))),
+            None => AbortOnDropHandle::new(tokio::spawn(run)),
+        };
+        let events = streamed(run, heard, service, told);
         return Ok(sse::response(events));
     }
     let outcome = Box::pin(job.run(events)).await?;
@@ -82,7 +89,7 @@ enum Next {
 }
 
 fn streamed(
-    mut run: BoxFuture<'static, Result<Outcome, ServiceError>>,
+    mut run: AbortOnDropHandle<Result<Outcome, ServiceError>>,
     mut heard: UnboundedReceiver<Progress>,
     service: Arc<Service>,
     told: Told,
@@ -92,7 +99,10 @@ fn streamed(
             let next = tokio::select! {
                 biased;
                 Some(progress) = heard.recv() => Next::Progress(progress),
-                outcome = &mut run => Next::End(Box::new(outcome)),
+                outcome = &mut run => {
+                    let failed = |error| Err(ServiceError::Engine(format!("failed to choose: {error}")));
+                    Next::End(Box::new(outcome.unwrap_or_else(failed)))
+                }
             };
             match next {
                 Next::Progress(progress) => yield progress_event(&progress),

@@ -57,7 +57,8 @@ impl Learner {
         })
     }
 
-    /// One update: every shard's loss is differentiated on some thread, gradients are added in the order of the shards.
+    /// One update: every shard's loss is differentiated on some thread, gradients are added in the order of the shards. As many
+    /// shards as threads have gradients at a time.
     /// `loss` gives the shard's part of the loss and what else is wanted of it.
     pub fn update<P: Sync, S: Send>(
         &mut self,
@@ -71,16 +72,23 @@ impl Learner {
             head: &self.head,
             pass: Pass::Train,
         };
-        let parts = map_parts(self.threads, shards, |shard| {
-            let (loss, told) = loss(scorer, shard)?;
-            let gradients = Gradients::collect(&loss.backward()?, variables);
-            Ok::<_, TrainError>((gradients, told))
-        })?;
-        let (gradients, told): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        let Some(sum) = Gradients::sum(&gradients)? else {
+        let (mut gradients, mut all) = (Vec::new(), Vec::with_capacity(shards.len()));
+        for wave in shards.chunks(self.threads.max(1)) {
+            let parts = map_parts(self.threads, wave, |shard| {
+                let (loss, told) = loss(scorer, shard)?;
+                let gradients = Gradients::collect(&loss.backward()?, variables);
+                Ok::<_, TrainError>((gradients, told))
+            })?;
+            for (part, told) in parts {
+                gradients.push(part);
+                all.push(told);
+            }
+            gradients = Gradients::sum(&gradients)?.into_iter().collect();
+        }
+        let Some(sum) = gradients.first() else {
             return Err(TrainError::Invalid("a mini-batch is empty".into()));
         };
-        Ok((self.optimizer.update(&sum, rate)?, told))
+        Ok((self.optimizer.update(sum, rate)?, all))
     }
 
     /// Moments by variable name, and the number of updates.

@@ -1,6 +1,9 @@
 //! What learner and engine of one process get of a card's memory, before anything is allocated.
 
-use flotilla_device::learner::{Plan, Settings, Shapes};
+use flotilla_device::{
+    learner::{Plan, Settings, Shapes},
+    vision::MOST_PATCHES,
+};
 use flotilla_engine::Limits;
 use flotilla_kernels::{Dtype, optimizer::StateKind};
 
@@ -26,6 +29,8 @@ pub struct Wanted {
     pub samples: usize,
     /// Whether the embedding table and the head are trained.
     pub tables: bool,
+    /// Patches of the largest picture.
+    pub patches: usize,
     /// The form of moments that a checkpoint has; None at the beginning of a run.
     pub states: Option<StateKind>,
 }
@@ -73,6 +78,8 @@ impl Wanted {
                 gradients: self.format,
                 states,
                 tables: self.tables,
+                patches: self.patches.max(MOST_PATCHES),
+                encoded: self.patches.max(MOST_PATCHES),
                 ..Settings::new(*tokens)
             });
             settings.collect::<Vec<_>>()
@@ -146,6 +153,7 @@ mod tests {
             completion: 512,
             samples: 2048,
             tables: true,
+            patches: 0,
             states: None,
         }
     }
@@ -193,6 +201,19 @@ mod tests {
         assert_eq!(share.settings.states, StateKind::F32);
         assert_eq!(share.settings.keep.attention, 24);
         assert_eq!(share.kv_blocks, MOST_ROWS * 129);
+    }
+
+    #[test]
+    fn a_picture_of_more_patches_than_usual_can_be_learned_from() {
+        let wanted = Wanted {
+            patches: 3 * MOST_PATCHES,
+            ..wanted(Dtype::Bf16)
+        };
+        let share = divide(&shape("qwen2.5-vl-3b"), &wanted, &Limits::default(), H100).expect("fits");
+        assert_eq!(
+            (share.settings.patches, share.settings.encoded),
+            (wanted.patches, wanted.patches)
+        );
     }
 
     #[test]

@@ -10,7 +10,10 @@ mod memory;
 mod moments;
 mod pictures;
 
-use std::{collections::BTreeMap, path::Path, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use candle_core::DType;
 use flotilla_api::{
@@ -19,7 +22,7 @@ use flotilla_api::{
 };
 use flotilla_device::{
     DeviceError, DeviceRunner, TextShape, TextWeights, Vision,
-    learner::{Learner, Part, Picture, Sample, Shapes, Updated},
+    learner::{Learner, Part, Picture, Sample, Shapes, Updated, encoding_bytes},
     vision::QwenTower,
 };
 use flotilla_engine::{Completion, Engine, Group, Limits, Prompt, run_each};
@@ -92,6 +95,8 @@ struct Packed<'a, T: Float> {
     reference: Option<Reference<T>>,
     adamw: AdamW,
     max_grad_norm: f32,
+    /// Pictures of which features are held at once beside the engine's.
+    at_once: usize,
     /// Changes of the weights since the process began: names them for the engine.
     changes: u64,
     planned: usize,
@@ -155,11 +160,16 @@ impl<'a, T: Float> Packed<'a, T> {
             }),
             None => None,
         };
-        let wanted = wanted::<T>(spec, inputs, freeze, states);
         let shown = inputs.shown();
+        let of_token = vision.trainable().map_or(0, |tower| tower.shape().merge.pow(2));
+        let wanted = wanted::<T>(spec, inputs, shown.largest * of_token, freeze, states);
         let features = shown.names.len() * shown.largest * model.config().text.hidden_size * T::DTYPE.bytes();
         let limits = limits(&wanted, features);
         let longest = wanted.longest() + BLOCK_SIZE;
+        let frozen = vision
+            .trainable()
+            .filter(|_| tower.is_none())
+            .map(|tower| tower.shape().clone());
         let runner = DeviceRunner::shared(gpu, weights.clone(), vision, &limits, longest, tower.is_none())?;
         let shape = TextShape::from(text);
         let shapes = Shapes {
@@ -175,7 +185,14 @@ impl<'a, T: Float> Packed<'a, T> {
             0
         };
         let gradients = summed.min(shown.names.len()) * shown.largest * shape.hidden * size_of::<f32>();
-        let to_come = limits.feature_bytes + gradients;
+        // What an update, or a part of what is scored, holds beside the engine's cache: all its pictures, or the reference's.
+        let at_once = inputs.pictures_of_update(spec).min(shown.names.len()).max(1);
+        let held = at_once * shown.largest * shape.hidden * T::DTYPE.bytes();
+        // The plan has it where the tower is trained.
+        let encoding = frozen.map_or(0, |tower| {
+            encoding_bytes(&tower, T::DTYPE.bytes(), shown.largest * of_token)
+        });
+        let to_come = limits.feature_bytes + gradients + held + encoding;
         let card = (free + shape.parameters() * T::DTYPE.bytes() + tower_bytes).saturating_sub(to_come);
         let share = divide(shapes, &wanted, &limits, card)?;
         let counted = share.plan.part(Part::Weights) + tower_bytes;
@@ -213,6 +230,7 @@ impl<'a, T: Float> Packed<'a, T> {
             reference,
             adamw: adamw::<T>(optimizer, spec.seed),
             max_grad_norm: optimizer.max_grad_norm as f32,
+            at_once,
             changes,
             planned: share.plan.bytes() + besides,
             host: model,
@@ -399,6 +417,24 @@ impl<'a, T: Float> Packed<'a, T> {
     }
 }
 
+/// Rows one after another in parts that show at most so many pictures each, or one row.
+fn parts_by_pictures<'a, 'b>(rows: &'a [Scored<'b>], most: usize) -> Vec<&'a [Scored<'b>]> {
+    let (mut parts, mut first, mut shown) = (Vec::new(), 0, BTreeSet::new());
+    for (index, row) in rows.iter().enumerate() {
+        let new = |shown: &BTreeSet<&String>| row.example.images.iter().filter(|key| !shown.contains(key)).count();
+        if index > first && shown.len() + new(&shown) > most {
+            parts.push(&rows[first..index]);
+            first = index;
+            shown.clear();
+        }
+        shown.extend(&row.example.images);
+    }
+    if first < rows.len() {
+        parts.push(&rows[first..]);
+    }
+    parts
+}
+
 /// Rows as the learner reads them.
 fn lay<T: Float>(rows: &[Scored<'_>], features: &Features<T>) -> Result<Vec<Laid<T>>, TrainError> {
     let laid = rows.iter().map(|row| {
@@ -448,7 +484,13 @@ fn moments_of(states: StateKind) -> Moments {
     }
 }
 
-fn wanted<T: Float>(spec: &Train, inputs: &Inputs, freeze: &[Module], states: Option<StateKind>) -> Wanted {
+fn wanted<T: Float>(
+    spec: &Train,
+    inputs: &Inputs,
+    patches: usize,
+    freeze: &[Module],
+    states: Option<StateKind>,
+) -> Wanted {
     let (prompt, completion) = inputs.longest(spec);
     let drawn = spec.algorithm.grpo.as_ref().map_or(0, |grpo| {
         let rows = (grpo.rows_per_step as usize).min(inputs.rows.units.len());
@@ -462,6 +504,7 @@ fn wanted<T: Float>(spec: &Train, inputs: &Inputs, freeze: &[Module], states: Op
         completion,
         samples: drawn.max(evaluated.unwrap_or_default()),
         tables: !freeze.contains(&Module::Embeddings),
+        patches,
         states,
     }
 }
@@ -507,11 +550,22 @@ impl<T: Float> Actor for Packed<'_, T> {
     }
 
     fn score_by_reference(&mut self, rows: &[Scored<'_>], temperature: f64) -> Result<Vec<Vec<f32>>, TrainError> {
-        let features = self.features_of_reference(rows)?;
-        let Some(reference) = &self.reference else {
-            return Err(TrainError::Invalid("this run has no reference model".into()));
-        };
-        Self::log_probs(&mut self.learner, Some(&reference.text), rows, &features, temperature)
+        let mut scored = Vec::with_capacity(rows.len());
+        for rows in parts_by_pictures(rows, self.at_once) {
+            let features = self.features_of_reference(rows)?;
+            let Some(reference) = &self.reference else {
+                return Err(TrainError::Invalid("this run has no reference model".into()));
+            };
+            let weights = Some(&reference.text);
+            scored.extend(Self::log_probs(
+                &mut self.learner,
+                weights,
+                rows,
+                &features,
+                temperature,
+            )?);
+        }
+        Ok(scored)
     }
 
     fn rescores(&self) -> bool {
@@ -519,8 +573,12 @@ impl<T: Float> Actor for Packed<'_, T> {
     }
 
     fn score(&mut self, rows: &[Scored<'_>], temperature: f64) -> Result<Vec<Vec<f32>>, TrainError> {
-        let features = self.features_of(rows, false)?;
-        Self::log_probs(&mut self.learner, None, rows, &features, temperature)
+        let mut scored = Vec::with_capacity(rows.len());
+        for rows in parts_by_pictures(rows, self.at_once) {
+            let features = self.features_of(rows, false)?;
+            scored.extend(Self::log_probs(&mut self.learner, None, rows, &features, temperature)?);
+        }
+        Ok(scored)
     }
 
     fn learn(&mut self, rows: &[PolicyRow<'_>], objective: PolicyObjective, rate: f64) -> Result<Learned, TrainError> {

@@ -14,6 +14,8 @@
 
 pub(super) mod plan;
 
+pub use plan::encoding_bytes;
+
 #[cfg(feature = "cuda")]
 mod block;
 #[cfg(feature = "cuda")]

@@ -55,7 +55,7 @@ impl Bytes {
             gradients: matrices * settings.gradients.bytes() + 4 * vectors,
             moments: settings.states.bytes(matrices + vectors),
             chunk: chunk(shape, format.bytes(), rows(shape, settings)),
-            encoding: encoding(shape, format.bytes(), settings.encoded),
+            encoding: encoding_bytes(shape, format.bytes(), settings.encoded),
             largest: largest * settings.gradients.bytes(),
         }
     }
@@ -77,8 +77,8 @@ fn chunk(shape: &QwenVision, bytes: usize, rows: usize) -> usize {
     rows * row + rows / unit * token + 512 * hidden * 4
 }
 
-/// What encoding so many patches takes while it lasts, see `vision/tower.rs`.
-fn encoding(shape: &QwenVision, bytes: usize, rows: usize) -> usize {
+/// What encoding so many patches takes while it lasts, with numbers of `bytes` bytes; see `vision/tower.rs`.
+pub fn encoding_bytes(shape: &QwenVision, bytes: usize, rows: usize) -> usize {
     // Stream, its norm, what a block adds, packed and turned queries, keys and values, attention's output; the merger's first layer.
     let streams = (3 + 6 + 1 + 1) * shape.hidden;
     let row = streams + 3 * shape.padded() + shape.patch_values();
