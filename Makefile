@@ -72,6 +72,7 @@ test-cuda: ## kernels, both model families, their gradients and training on the 
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-model --features cuda --test parity
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --test parity
 	FLOTILLA_TEST_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --lib --test training -- --test-threads 1
+	FLOTILLA_KERNEL_CACHE=$$(mktemp -d) FLOTILLA_TEST_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --test training -- --test-threads 1
 	$(CUDA_CARGO) build --locked --workspace --bin flotilla-worker --features flotilla-worker/cuda,flotilla-worker/nccl
 	for model in tests/parity/fixtures/tiny-*; do python3 tests/gpu/tensor_parallel.py $(CARGO_TARGET_DIR)/debug/flotilla-worker $$model || exit 1; done
 
