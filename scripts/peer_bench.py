@@ -38,8 +38,8 @@ rows (choose with --what; * and ? match, a comma separates):
   vision N                       pictures a second of 1,036 x 1,036 (5,476 patches) through the vision tower, N at a time
   train 8x2048                   forward, backward with gradient checkpointing, clipping and optimizer over 8 x 2,048 tokens,
                                  vision frozen; model FLOPs: 6 a parameter and token and 6 T^2 hidden a layer, no recomputation
-  grpo 8x8x256                   8 prompts of 512 tokens, 8 samples of 256 tokens each, their log-probabilities, one update: tokens
-                                 of prompts and samples over the whole time
+  grpo 8x8x256                   8 prompts of 512 tokens, 8 samples of 256 tokens each, one update: tokens of prompts and
+                                 samples over the whole time
 
 Rows are measured in a process of their own, which is ended with a row that fails or takes too long.
 

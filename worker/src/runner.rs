@@ -382,8 +382,10 @@ impl Runner for ModelRunner {
             Self::Exact(runner) => runner.lost(),
             #[cfg(feature = "cuda")]
             Self::Rounded(runner) => runner.lost(),
-            // The group's fate says so.
-            Self::Led(_) => None,
+            Self::Led(led) => {
+                led.look();
+                None
+            }
         }
     }
 

@@ -532,8 +532,7 @@ impl<T: Float> Runner for DeviceRunner<T> {
     }
 
     fn lost(&mut self) -> Option<String> {
-        let device = self.text.gpu().synchronize();
-        device.err().map(|error| error.to_string())
+        self.text.gpu().fault().map(|error| error.to_string())
     }
 
     fn visual_counts(&self) -> VisualCounts {

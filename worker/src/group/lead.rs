@@ -60,6 +60,13 @@ impl Led {
         self.noted(answers)
     }
 
+    /// After a failure: tells the fate where the GPU of rank 0 is lost, which ends the process.
+    pub fn look(&mut self) {
+        if let Some(why) = self.runner.lost() {
+            self.fate.fall(format!("the GPU of rank 0 is lost: {why}"));
+        }
+    }
+
     /// After a failure that broke the group nothing can be computed any more, and the process must end.
     fn noted<R>(&mut self, done: Result<R, Cause>) -> Result<R, Cause> {
         if done.is_err()

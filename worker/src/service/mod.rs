@@ -323,6 +323,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn blocks_for_which_the_fullest_gpu_has_no_room_are_refused_with_the_number_that_fits() {
+        let limits = Limits {
+            kv_blocks: 100,
+            block_size: 16,
+            ..Limits::default()
+        };
+        assert!(has_room(&limits, Some(100)).is_ok() && has_room(&limits, None).is_ok());
+        let text = has_room(&limits, Some(60)).expect_err("no room").to_string();
+        assert!(
+            text.contains("1600 tokens (100 blocks)") && text.contains("960 (60 blocks)"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn a_cache_is_sized_by_its_blocks_else_by_its_bytes() {
         let by_bytes = EngineSettings {
             kv_cache_bytes: Some(1 << 20),

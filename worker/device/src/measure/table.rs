@@ -38,18 +38,18 @@ impl Table {
     pub fn take(&mut self, report: &Report) -> String {
         match report {
             Report::Begin { shape, card, ceiling } => {
-                self.document.push(json!({
-                    "shape": shape, "card": card, "copy_bytes_per_second": ceiling.bandwidth, "bf16_flops": ceiling.arithmetic,
-                }));
                 shape.clone_into(&mut self.shape);
                 let beside = std::mem::take(&mut self.peers).beside(shape, card);
-                let strange = beside.as_ref().err().map(|strange| format!("{strange}\n"));
+                let strange = beside.as_ref().err().cloned();
                 self.beside = beside.unwrap_or_default();
+                self.document.push(json!({
+                    "peer_left_out": strange, "shape": shape, "card": card, "copy_bytes_per_second": ceiling.bandwidth, "bf16_flops": ceiling.arithmetic,
+                }));
                 format!(
                     "{shape}, random weights, {card}: copies {:.2} TB/s, bf16 products {:.0} TFLOP/s\n{}{}",
                     ceiling.bandwidth / 1e12,
                     ceiling.arithmetic / 1e12,
-                    strange.unwrap_or_default(),
+                    strange.map(|strange| format!("{strange}\n")).unwrap_or_default(),
                     head()
                 )
             }
@@ -189,6 +189,24 @@ mod tests {
         let text = table.take(&Report::Begin { shape, card, ceiling });
         assert!(text.starts_with("qwen2.5-vl-7b, random weights, a card"), "{text}");
         table
+    }
+
+    #[test]
+    fn a_peers_file_of_another_shape_is_left_out_and_the_document_says_so() {
+        let mut table = Table::new(Peers {
+            rates: [("decode 1 x 1024".to_owned(), 100.0)].into(),
+            shape: Some("qwen2.5-vl-7b".to_owned()),
+            card: Some("a card".to_owned()),
+        });
+        let ceiling = Ceiling {
+            bandwidth: 3e12,
+            arithmetic: 8e14,
+        };
+        let (shape, card) = ("qwen2.5-vl-3b".to_owned(), "a card".to_owned());
+        let text = table.take(&Report::Begin { shape, card, ceiling });
+        assert!(text.contains("the peer's file is of shape qwen2.5-vl-7b"), "{text}");
+        assert!(table.document()[0]["peer_left_out"].is_string());
+        assert_eq!(table.peer("decode 1 x 1024"), None);
     }
 
     #[test]

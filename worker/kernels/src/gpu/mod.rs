@@ -193,6 +193,20 @@ impl Gpu {
         self.stream.synchronize().map_err(GpuError::driver("wait for the GPU"))
     }
 
+    /// What keeps the GPU from computing anything any more, said without waiting for what it computes: an error of a kernel or
+    /// of the card stays until the process ends.
+    pub fn fault(&self) -> Option<GpuError> {
+        if let Err(error) = self.bind() {
+            return Some(error);
+        }
+        // SAFETY: the stream is alive as long as this.
+        let state = unsafe { sys::cuStreamQuery(self.stream.cu_stream()) };
+        match state {
+            sys::CUresult::CUDA_SUCCESS | sys::CUresult::CUDA_ERROR_NOT_READY => None,
+            failed => failed.result().map_err(GpuError::driver("go on")).err(),
+        }
+    }
+
     /// What the card is.
     pub fn card(&self) -> Result<Card, GpuError> {
         let driver = GpuError::driver;

@@ -185,9 +185,11 @@ impl<'a, T: Float> Packed<'a, T> {
             0
         };
         let gradients = summed.min(shown.names.len()) * shown.largest * shape.hidden * size_of::<f32>();
-        // What an update, or a part of what is scored, holds beside the engine's cache: all its pictures, or the reference's.
         let at_once = inputs.pictures_of_update(spec).min(shown.names.len()).max(1);
-        let held = at_once * shown.largest * shape.hidden * T::DTYPE.bytes();
+        // What an update, or a part of what is scored, holds beside the engine's cache: the reference's, or what it has no room for.
+        let beside =
+            reference.as_ref().is_some_and(|reference| reference.vision.is_some()) || features > limits.feature_bytes;
+        let held = usize::from(beside) * at_once * shown.largest * shape.hidden * T::DTYPE.bytes();
         // The plan has it where the tower is trained.
         let encoding = frozen.map_or(0, |tower| {
             encoding_bytes(&tower, T::DTYPE.bytes(), shown.largest * of_token)
