@@ -485,6 +485,7 @@ fn check_lines(checks: &[CheckReport]) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(not(feature = "cuda"))]
     use flotilla_api::names::exit;
 
     use super::*;

@@ -88,6 +88,44 @@ impl Wanted {
     }
 }
 
+/// Pictures of a run, as far as their features take memory beside the plan.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shows {
+    /// Different pictures.
+    pub pictures: usize,
+    /// Those of one update, at most.
+    pub of_update: usize,
+    /// Numbers of the features of the largest one.
+    pub numbers: usize,
+    /// Bytes of a number.
+    pub bytes: usize,
+    /// Whether their tower is trained.
+    pub trained: bool,
+    /// Whether a reference has a tower of its own.
+    pub reference: bool,
+}
+
+impl Shows {
+    /// Bytes of the features of all.
+    pub fn features(self) -> usize {
+        self.pictures * self.numbers * self.bytes
+    }
+
+    /// Pictures of which features are held at once, beside those that the engine keeps: those of an update.
+    pub fn at_once(self) -> usize {
+        self.of_update.min(self.pictures).max(1)
+    }
+
+    /// Bytes that are still to come where the engine keeps so many bytes of features: those, the features that an update or a
+    /// part of what is scored holds beside them (the reference's, or what the engine has no room for), and the gradients by them.
+    pub fn to_come(self, kept: usize) -> usize {
+        let beside = self.reference || self.features() > kept;
+        let held = usize::from(beside) * self.at_once() * self.numbers * self.bytes;
+        let summed = usize::from(self.trained) * self.of_update.min(self.pictures);
+        kept + held + summed * self.numbers * size_of::<f32>()
+    }
+}
+
 /// Divides `card` bytes, those of the weights included: the most exact moments that leave the engine room for some samples, the
 /// largest micro-batch of those; then keys and values for all samples of a step, but no more than half of what is left; then
 /// as many activations as there is room for.
@@ -201,6 +239,29 @@ mod tests {
         assert_eq!(share.settings.states, StateKind::F32);
         assert_eq!(share.settings.keep.attention, 24);
         assert_eq!(share.kv_blocks, MOST_ROWS * 129);
+    }
+
+    #[test]
+    fn features_are_counted_where_they_are_held_and_once() {
+        let frozen = Shows {
+            pictures: 10,
+            of_update: 4,
+            numbers: 100,
+            bytes: 2,
+            trained: false,
+            reference: false,
+        };
+        assert_eq!((frozen.features(), frozen.at_once()), (2000, 4));
+        assert_eq!(frozen.to_come(2000), 2000, "the engine keeps all of them");
+        assert_eq!(frozen.to_come(500), 500 + 4 * 200);
+        let trained = Shows {
+            trained: true,
+            reference: true,
+            ..frozen
+        };
+        assert_eq!(trained.to_come(2000), 2000 + 4 * 200 + 4 * 400);
+        let none = Shows { pictures: 0, ..trained };
+        assert_eq!((none.at_once(), none.features()), (1, 0));
     }
 
     #[test]

@@ -38,7 +38,7 @@ use flotilla_model::{Row, Vlm, rope::Position as TokenPosition};
 use half::bf16;
 
 use self::{
-    memory::{Wanted, divide},
+    memory::{Shows, Wanted, divide},
     moments::{Reader, Writer},
     pictures::Pictures,
 };
@@ -163,15 +163,21 @@ impl<'a, T: Float> Packed<'a, T> {
         let shown = inputs.shown();
         let of_token = vision.trainable().map_or(0, |tower| tower.shape().merge.pow(2));
         let wanted = wanted::<T>(spec, inputs, shown.largest * of_token, freeze, states);
-        let features = shown.names.len() * shown.largest * model.config().text.hidden_size * T::DTYPE.bytes();
-        let limits = limits(&wanted, features);
-        let longest = wanted.longest() + BLOCK_SIZE;
-        let frozen = vision
-            .trainable()
-            .filter(|_| tower.is_none())
-            .map(|tower| tower.shape().clone());
-        let runner = DeviceRunner::shared(gpu, weights.clone(), vision, &limits, longest, tower.is_none())?;
         let shape = TextShape::from(text);
+        let shows = Shows {
+            pictures: shown.names.len(),
+            of_update: inputs.pictures_of_update(spec),
+            numbers: shown.largest * shape.hidden,
+            bytes: T::DTYPE.bytes(),
+            trained: tower.is_some(),
+            reference: reference.as_ref().is_some_and(|reference| reference.vision.is_some()),
+        };
+        let limits = limits(&wanted, shows.features());
+        let longest = wanted.longest() + BLOCK_SIZE;
+        // The plan has it where the tower is trained.
+        let frozen = vision.trainable().filter(|_| tower.is_none());
+        let encoding = frozen.map_or(0, |tower| encoding_bytes(tower.shape(), shows.bytes, wanted.patches));
+        let runner = DeviceRunner::shared(gpu, weights.clone(), vision, &limits, longest, tower.is_none())?;
         let shapes = Shapes {
             text: &shape,
             vision: tower.as_ref().map(QwenTower::shape),
@@ -179,22 +185,7 @@ impl<'a, T: Float> Packed<'a, T> {
         let tower_bytes = shapes.vision.map_or(0, |vision| vision.parameters() * T::DTYPE.bytes());
         let (free, _) = gpu.memory().map_err(DeviceError::from)?;
         // The plan counts the weights, which are there already; features are still to come.
-        let summed = if tower.is_some() {
-            inputs.pictures_of_update(spec)
-        } else {
-            0
-        };
-        let gradients = summed.min(shown.names.len()) * shown.largest * shape.hidden * size_of::<f32>();
-        let at_once = inputs.pictures_of_update(spec).min(shown.names.len()).max(1);
-        // What an update, or a part of what is scored, holds beside the engine's cache: the reference's, or what it has no room for.
-        let beside =
-            reference.as_ref().is_some_and(|reference| reference.vision.is_some()) || features > limits.feature_bytes;
-        let held = usize::from(beside) * at_once * shown.largest * shape.hidden * T::DTYPE.bytes();
-        // The plan has it where the tower is trained.
-        let encoding = frozen.map_or(0, |tower| {
-            encoding_bytes(&tower, T::DTYPE.bytes(), shown.largest * of_token)
-        });
-        let to_come = limits.feature_bytes + gradients + held + encoding;
+        let to_come = shows.to_come(limits.feature_bytes) + encoding;
         let card = (free + shape.parameters() * T::DTYPE.bytes() + tower_bytes).saturating_sub(to_come);
         let share = divide(shapes, &wanted, &limits, card)?;
         let counted = share.plan.part(Part::Weights) + tower_bytes;
@@ -208,16 +199,10 @@ impl<'a, T: Float> Packed<'a, T> {
         if let Some(tower) = &tower {
             learner.train_vision(tower.clone())?;
         }
-        let mut changes = 0;
-        if let Some((trainer, position)) = resumed {
-            let updates = u32::try_from(position.updates)
-                .map_err(|_| TrainError::Invalid(format!("{} updates are too many", position.updates)))?;
-            let mut reader = Reader::new(&trainer);
-            learner.restore(updates, |name| {
-                reader.get(name).map_err(|error| DeviceError::Input(error.to_string()))
-            })?;
-            changes = position.updates;
-        }
+        let changes = match resumed {
+            Some((trainer, position)) => restore(&mut learner, &trainer, position)?,
+            None => 0,
+        };
         let limits = Limits {
             kv_blocks: share.kv_blocks,
             ..limits
@@ -230,9 +215,9 @@ impl<'a, T: Float> Packed<'a, T> {
             learner,
             tower,
             reference,
-            adamw: adamw::<T>(optimizer, spec.seed),
+            adamw: adamw(optimizer, spec.seed),
             max_grad_norm: optimizer.max_grad_norm as f32,
-            at_once,
+            at_once: shows.at_once(),
             changes,
             planned: share.plan.bytes() + besides,
             host: model,
@@ -522,7 +507,18 @@ fn limits(wanted: &Wanted, features: usize) -> Limits {
     }
 }
 
-fn adamw<T: Float>(optimizer: &Optimizer, seed: u64) -> AdamW {
+/// Goes on with the moments of a checkpoint; how many updates they have seen.
+fn restore<T: Float>(learner: &mut Learner<T, T>, trainer: &Path, position: &Position) -> Result<u64, TrainError> {
+    let updates = u32::try_from(position.updates)
+        .map_err(|_| TrainError::Invalid(format!("{} updates are too many", position.updates)))?;
+    let mut reader = Reader::new(trainer);
+    learner.restore(updates, |name| {
+        reader.get(name).map_err(|error| DeviceError::Input(error.to_string()))
+    })?;
+    Ok(position.updates)
+}
+
+fn adamw(optimizer: &Optimizer, seed: u64) -> AdamW {
     AdamW {
         learning_rate: optimizer.learning_rate,
         beta1: optimizer.beta1,
