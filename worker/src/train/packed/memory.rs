@@ -201,11 +201,20 @@ mod tests {
     }
 
     #[test]
-    fn a_7b_model_learns_on_80_gigabytes_with_moments_of_8_bits() {
-        let share = divide(&shape("qwen2.5-vl-7b"), &wanted(Dtype::Bf16), &Limits::default(), H100).expect("fits");
-        assert_eq!((share.settings.states, share.settings.tokens), (StateKind::Bit8, 8192));
-        assert!(share.settings.keep.attention > 0, "{:?}", share.settings.keep);
-        assert!(share.kv_blocks >= 32 * 128 && share.plan.fits(), "{}", share.plan);
+    fn a_7b_model_learns_on_80_gigabytes_and_has_the_most_exact_moments_that_fit() {
+        let shape = shape("qwen2.5-vl-7b");
+        let share = |card| divide(&shape, &wanted(Dtype::Bf16), &Limits::default(), card).expect("fits");
+        let reference = 2 * shape.parameters();
+        let [alone, beside, small] = [H100, H100 - reference, H100 - 22_000_000_000].map(share);
+        assert_eq!((alone.settings.states, alone.settings.tokens), (StateKind::Bf16, 8192));
+        assert_eq!(
+            (beside.settings.states, beside.settings.tokens),
+            (StateKind::Bf16, 4096)
+        );
+        assert_eq!(small.settings.states, StateKind::Bit8);
+        for share in [alone, beside, small] {
+            assert!(share.kv_blocks >= 32 * 128 && share.plan.fits(), "{}", share.plan);
+        }
     }
 
     #[test]

@@ -5,13 +5,15 @@
 //! | `memory.rs` | what learner and engine get of the card |
 //! | `moments.rs` | the optimiser's moments on disk |
 //! | `pictures.rs` | pixels and digests of the pictures that are shown |
+//! | `rows.rs` | prompts with their completions as the learner reads them |
 
 mod memory;
 mod moments;
 mod pictures;
+mod rows;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
@@ -22,7 +24,7 @@ use flotilla_api::{
 };
 use flotilla_device::{
     DeviceError, DeviceRunner, TextShape, TextWeights, Vision,
-    learner::{Learner, Part, Picture, Sample, Shapes, Updated, encoding_bytes},
+    learner::{Learner, Part, Shapes, Updated, encoding_bytes},
     vision::QwenTower,
 };
 use flotilla_engine::{Completion, Engine, Group, Limits, Prompt, run_each};
@@ -34,13 +36,14 @@ use flotilla_kernels::{
     Buffer, Float, Gpu,
     optimizer::{AdamW, Rounding, StateKind},
 };
-use flotilla_model::{Row, Vlm, rope::Position as TokenPosition};
+use flotilla_model::{Row, Vlm};
 use half::bf16;
 
 use self::{
     memory::{Shows, Wanted, divide},
     moments::{Reader, Writer},
     pictures::Pictures,
+    rows::{Features, Laid, lay, parts_by_pictures},
 };
 use super::{
     actor::{Actor, Apart, Draw, Learned, Moments, PolicyObjective, PolicyRow, Saved, Scored, Turn},
@@ -108,28 +111,6 @@ struct Reference<T> {
     text: TextWeights<T>,
     /// None where the tower is not trained: it is the reference's own then.
     vision: Option<Vision<T>>,
-}
-
-/// What the learner reads of a prompt and its completion.
-struct Laid<T> {
-    ids: Vec<u32>,
-    positions: Vec<TokenPosition>,
-    prompt: usize,
-    pictures: Vec<Picture<T>>,
-}
-
-/// Features of pictures by their keys, and the gradients by them, where there are any.
-type Features<T> = BTreeMap<String, (Buffer<T>, Option<Buffer<f32>>)>;
-
-impl<T> Laid<T> {
-    fn sample(&self) -> Sample<'_, T> {
-        Sample {
-            ids: &self.ids,
-            positions: &self.positions,
-            prompt: self.prompt,
-            pictures: &self.pictures,
-        }
-    }
 }
 
 impl<'a, T: Float> Packed<'a, T> {
@@ -402,55 +383,6 @@ impl<'a, T: Float> Packed<'a, T> {
         };
         ask(fleet, asked, turn, &weights, &values)
     }
-}
-
-/// Rows one after another in parts that show at most so many pictures each, or one row.
-fn parts_by_pictures<'a, 'b>(rows: &'a [Scored<'b>], most: usize) -> Vec<&'a [Scored<'b>]> {
-    let (mut parts, mut first, mut shown) = (Vec::new(), 0, BTreeSet::new());
-    for (index, row) in rows.iter().enumerate() {
-        let new = |shown: &BTreeSet<&String>| row.example.images.iter().filter(|key| !shown.contains(key)).count();
-        if index > first && shown.len() + new(&shown) > most {
-            parts.push(&rows[first..index]);
-            first = index;
-            shown.clear();
-        }
-        shown.extend(&row.example.images);
-    }
-    if first < rows.len() {
-        parts.push(&rows[first..]);
-    }
-    parts
-}
-
-/// Rows as the learner reads them.
-fn lay<T: Float>(rows: &[Scored<'_>], features: &Features<T>) -> Result<Vec<Laid<T>>, TrainError> {
-    let laid = rows.iter().map(|row| {
-        let prompt = &row.example.prompt;
-        let whole = Row {
-            ids: prompt.ids.clone(),
-            positions: prompt.positions.clone(),
-            features: Vec::new(),
-        }
-        .followed_by(row.completion);
-        let mut pictures = Vec::with_capacity(prompt.spans.len());
-        for ((start, _), key) in prompt.spans.iter().zip(&row.example.images) {
-            let found = features.get(key);
-            let (features, gradient) =
-                found.ok_or_else(|| TrainError::Invalid(format!("no features of image {key}")))?;
-            pictures.push(Picture {
-                start: *start,
-                features: features.clone(),
-                gradient: gradient.clone(),
-            });
-        }
-        Ok(Laid {
-            ids: whole.ids,
-            positions: whole.positions,
-            prompt: prompt.ids.len(),
-            pictures,
-        })
-    });
-    laid.collect()
 }
 
 /// The form that a checkpoint's moments are restored in.
