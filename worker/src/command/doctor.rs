@@ -1,16 +1,20 @@
 //! What this machine has for models: which device and why, how fast it is, and whether the GPU's kernels compute what they
 //! should.
 
+mod lines;
 mod parity;
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::path::PathBuf;
 
 use candle_core::{DType, Device};
 use clap::Args;
 use flotilla_model::ModelError;
 use serde::Serialize;
 
-use super::{bench, bytes};
+#[cfg(any(test, feature = "cuda"))]
+use self::lines::gpu_lines;
+use self::lines::{check_lines, machine_lines};
+use super::bench;
 #[cfg(feature = "cuda")]
 use crate::train::parallel::map_parts;
 use crate::{
@@ -405,82 +409,6 @@ fn kernels(number: usize, seed: u64) -> Result<Vec<CheckReport>, flotilla_kernel
         Gpu::new(number).map(examined)
     })?;
     Ok(done.into_iter().flatten().collect())
-}
-
-/// Lines on everything but GPUs. Writing to a string does not fail.
-fn machine_lines(report: &Report) -> String {
-    let mut out = String::new();
-    let built = if report.features.is_empty() {
-        "CPU only".to_owned()
-    } else {
-        report.features.join(", ")
-    };
-    let _ = writeln!(out, "flotilla-worker {}, built with {built}", report.version);
-    let device = &report.device;
-    let chosen = device.chosen.as_deref().unwrap_or("none");
-    let _ = writeln!(
-        out,
-        "device   {chosen}: {} ({} was asked for)",
-        device.reason, device.wanted
-    );
-    let cpu = &report.cpu;
-    let _ = write!(out, "cpu      {} cores, {}", cpu.cores, cpu.vectors.join(" "));
-    if let (Some(read), Some(flops)) = (cpu.read_bytes_per_second, cpu.f32_flops) {
-        let (read, flops) = (bytes(read as u64), flops / 1e9);
-        let _ = write!(out, "; reads {read}/s, f32 matrix products {flops:.0} GFLOP/s");
-    }
-    out.push('\n');
-    let driver = &report.driver;
-    let _ = match &driver.fault {
-        Some(fault) if *fault == device.reason => writeln!(out, "driver   none"),
-        Some(fault) => writeln!(out, "driver   none: {fault}"),
-        None => writeln!(
-            out,
-            "driver   runs CUDA up to {}",
-            driver.cuda.as_deref().unwrap_or("?")
-        ),
-    };
-    for card in &driver.cards {
-        let _ = writeln!(out, "         {card}");
-    }
-    if !driver.missing_libraries.is_empty() {
-        let _ = writeln!(out, "         not found: {}", driver.missing_libraries.join(", "));
-    }
-    if let Some(nccl) = &report.nccl {
-        let _ = writeln!(out, "nccl     {nccl}");
-    }
-    out
-}
-
-#[cfg(any(test, feature = "cuda"))]
-fn gpu_lines(gpu: &GpuReport) -> String {
-    let mut out = String::new();
-    let [free, memory, cache] = [gpu.free, gpu.memory, gpu.cache].map(|count| bytes(count as u64));
-    let _ = writeln!(
-        out,
-        "gpu      {}, {} multiprocessors, {free} of {memory} free, {cache} of L2",
-        gpu.name, gpu.processors
-    );
-    let _ = writeln!(out, "         NVRTC {}, cuBLASLt {}", gpu.nvrtc, gpu.cublas);
-    if let (Some(copied), Some(flops)) = (gpu.copy_bytes_per_second, gpu.bf16_flops) {
-        let (copied, flops) = (copied / 1e12, flops / 1e12);
-        let _ = writeln!(
-            out,
-            "         copies {copied:.2} TB/s, bf16 matrix products {flops:.0} TFLOP/s"
-        );
-    }
-    out
-}
-
-fn check_lines(checks: &[CheckReport]) -> String {
-    let mut out = String::new();
-    for check in checks {
-        let verdict = if check.ok { "ok" } else { "FAILED" };
-        let _ = writeln!(out, "{verdict:<8} {:<60} {}", check.name, check.detail);
-    }
-    let held = checks.iter().filter(|check| check.ok).count();
-    let _ = writeln!(out, "         {held} of {} hold", checks.len());
-    out
 }
 
 #[cfg(test)]

@@ -174,36 +174,32 @@ mod tests {
         }
     }
 
-    /// Of a card on which a peer reached this rate.
-    fn begun(what: &str, rate: f64) -> Table {
+    /// Of this shape, on a card on which a peer reached this rate at the 7B one; and what is printed first.
+    fn begun_of(shape: &str, what: &str, rate: f64) -> (Table, String) {
+        let card = "a card".to_owned();
         let mut table = Table::new(Peers {
             rates: [(what.to_owned(), rate)].into(),
             shape: Some("qwen2.5-vl-7b".to_owned()),
-            card: Some("a card".to_owned()),
+            card: Some(card.clone()),
         });
         let ceiling = Ceiling {
             bandwidth: 3e12,
             arithmetic: 8e14,
         };
-        let (shape, card) = ("qwen2.5-vl-7b".to_owned(), "a card".to_owned());
+        let shape = shape.to_owned();
         let text = table.take(&Report::Begin { shape, card, ceiling });
+        (table, text)
+    }
+
+    fn begun(what: &str, rate: f64) -> Table {
+        let (table, text) = begun_of("qwen2.5-vl-7b", what, rate);
         assert!(text.starts_with("qwen2.5-vl-7b, random weights, a card"), "{text}");
         table
     }
 
     #[test]
     fn a_peers_file_of_another_shape_is_left_out_and_the_document_says_so() {
-        let mut table = Table::new(Peers {
-            rates: [("decode 1 x 1024".to_owned(), 100.0)].into(),
-            shape: Some("qwen2.5-vl-7b".to_owned()),
-            card: Some("a card".to_owned()),
-        });
-        let ceiling = Ceiling {
-            bandwidth: 3e12,
-            arithmetic: 8e14,
-        };
-        let (shape, card) = ("qwen2.5-vl-3b".to_owned(), "a card".to_owned());
-        let text = table.take(&Report::Begin { shape, card, ceiling });
+        let (table, text) = begun_of("qwen2.5-vl-3b", "decode 1 x 1024", 100.0);
         assert!(text.contains("the peer's file is of shape qwen2.5-vl-7b"), "{text}");
         assert!(table.document()[0]["peer_left_out"].is_string());
         assert_eq!(table.peer("decode 1 x 1024"), None);
