@@ -24,7 +24,6 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-START = 120.0
 
 
 def arguments() -> argparse.Namespace:
@@ -36,6 +35,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--measure", default="", metavar="DTYPE", help="tokens per second of both servers in this format, besides")
     parser.add_argument("--only-answers", action="store_true", help="kill nothing")
     parser.add_argument("--only-measure", action="store_true", help="compare nothing")
+    parser.add_argument("--not-alone", action="store_true", help="measure no server of one GPU: it cannot hold the model")
+    parser.add_argument("--start-seconds", type=float, default=120, help="after which a server that is not ready has failed")
     return parser.parse_args()
 
 
@@ -73,10 +74,11 @@ def requests() -> list[dict]:
 class Server:
     """A process of `flotilla-worker serve` and what it said."""
 
-    def __init__(self, worker: Path, model: Path, size: int, dtype: str, *flags: str):
+    def __init__(self, asked: argparse.Namespace, size: int, dtype: str):
         self.log = tempfile.NamedTemporaryFile("w+", suffix=f".{size}.log")
-        command = [worker, "serve", "--model", model, "--listen", "127.0.0.1:0", "--device", "cuda", "--dtype", dtype]
-        command += ["--tensor-parallel", str(size), *flags]
+        command = [asked.worker, "serve", "--model", asked.model, "--listen", "127.0.0.1:0", "--device", "cuda"]
+        command += ["--dtype", dtype, "--tensor-parallel", str(size)]
+        self.patience = asked.start_seconds
         self.begun = time.monotonic()
         self.process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=self.log, text=True)
         line = self.process.stdout.readline()
@@ -99,7 +101,7 @@ class Server:
     def ready(self) -> float:
         """Seconds from the start."""
         while self.get("/readyz")[0] != 200:
-            if self.process.poll() is not None or time.monotonic() - self.begun > START:
+            if self.process.poll() is not None or time.monotonic() - self.begun > self.patience:
                 raise SystemExit(f"not ready, exit code {self.process.poll()}:\n{self.said()}")
             time.sleep(0.05)
         return time.monotonic() - self.begun
@@ -176,7 +178,7 @@ def compare(checks: Checks, bodies: list[dict], one: list[dict], several: list[d
 def answers(checks: Checks, asked: argparse.Namespace) -> None:
     bodies, found = requests(), []
     for size in (1, asked.size):
-        server = Server(asked.worker, asked.model, size, asked.dtype)
+        server = Server(asked, size, asked.dtype)
         seconds = server.ready()
         found.append([server.ask(body) for body in bodies])
         again = [server.ask(body) for body in bodies]
@@ -221,7 +223,7 @@ def drained(server: Server) -> bool:
 
 def killed(checks: Checks, asked: argparse.Namespace) -> None:
     for busy in (False, True):
-        server = Server(asked.worker, asked.model, asked.size, asked.dtype)
+        server = Server(asked, asked.size, asked.dtype)
         server.ready()
         ranks = server.ranks()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -241,13 +243,15 @@ def killed(checks: Checks, asked: argparse.Namespace) -> None:
                 running.exception()
         named = [line for line in server.said().splitlines() if f"rank {asked.size - 1}" in line and "SIGKILL" in line]
         what = "while it computed" if busy else "without work"
-        checks.hold(code == 1 and bool(named), f"a rank was killed {what}: exit code {code} after {seconds:.2f} s; "
+        if seconds > 4:
+            print(server.said()[-3000:])
+        checks.hold(code == 1 and bool(named) and seconds < 4, f"a rank was killed {what}: exit code {code} after {seconds:.2f} s; "
                     f"{named[-1:] or server.said()[-600:]}")
         checks.hold(gone(ranks, 10) < 10, "no rank was left")
     for what in ("without work", "while it computed", "while it loaded"):
-        server = Server(asked.worker, asked.model, asked.size, asked.dtype)
+        server = Server(asked, asked.size, asked.dtype)
         if what == "while it loaded":
-            ranks = started(server)
+            ranks = started(server, asked.size)
         else:
             server.ready()
             ranks = server.ranks()
@@ -259,8 +263,8 @@ def killed(checks: Checks, asked: argparse.Namespace) -> None:
             if running:
                 running.exception()
         checks.hold(bool(ranks) and seconds < 20, f"the server was killed {what}: the other ranks ended after {seconds:.2f} s")
-    server = Server(asked.worker, asked.model, asked.size, asked.dtype)
-    ranks = started(server)
+    server = Server(asked, asked.size, asked.dtype)
+    ranks = started(server, asked.size)
     os.kill(ranks[-1], signal.SIGKILL)
     try:
         code = server.process.wait(60)
@@ -271,9 +275,9 @@ def killed(checks: Checks, asked: argparse.Namespace) -> None:
     checks.hold(gone(ranks, 10) < 10, "no rank was left")
 
 
-def started(server: Server) -> list[int]:
-    """Process ids of the other ranks, as soon as there are any."""
-    while not server.ranks() and server.process.poll() is None and time.monotonic() - server.begun < START:
+def started(server: Server, size: int) -> list[int]:
+    """Process ids of the other ranks, as soon as all have been started."""
+    while len(server.ranks()) < size - 1 and server.process.poll() is None and time.monotonic() - server.begun < server.patience:
         time.sleep(0.01)
     return server.ranks()
 
@@ -292,8 +296,8 @@ def refused(checks: Checks, asked: argparse.Namespace, cards: int) -> None:
 def measure(asked: argparse.Namespace) -> None:
     print(f"\n{asked.model} in {asked.measure}: tokens per second through HTTP, greedy, 256 tokens each")
     print(f"{'GPUs':>4} {'ready s':>8} {'1 at once':>10} {'8':>10} {'32':>10}")
-    for size in (1, asked.size):
-        server = Server(asked.worker, asked.model, size, asked.measure)
+    for size in (asked.size,) if asked.not_alone else (1, asked.size):
+        server = Server(asked, size, asked.measure)
         seconds, rates = server.ready(), []
         body = chat("Seven ships sail on the sea. " * 8, 256)
         body["logprobs"] = False

@@ -32,6 +32,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn compare(models: &[String]) -> Result<ExitCode, Box<dyn Error>> {
+    if models.is_empty() {
+        return Err("device check DIR…: of which models?".into());
+    }
     let gpu = Gpu::new(0)?;
     let mut failed = 0;
     for dir in models {

@@ -7,7 +7,7 @@
 //! | `step.rs` | what a step computes, laid out for the card |
 //! | `parallel/` | one model over several processes: collective operations, what each rank holds |
 //! | `plan.rs` | how much memory serving takes on each card |
-//! | `weights.rs` | packed weights, one copy for engine and learner |
+//! | `weights.rs`, `readers.rs` | packed weights, one copy for engine and learner; read by several threads |
 //! | `pool.rs`, `copies.rs` | keys and values in blocks; which copies of blocks can be done at once |
 //! | `peers.rs` | what a step exchanges with the GPUs that hold the rest of the model |
 //! | `text.rs`, `arena.rs` | the language model, computed; its activations |
@@ -39,6 +39,8 @@ pub mod plan;
 pub mod pool;
 #[cfg(feature = "cuda")]
 mod post;
+#[cfg(any(feature = "cuda", test))]
+mod readers;
 #[cfg(feature = "cuda")]
 pub mod runner;
 pub mod shape;

@@ -24,6 +24,7 @@ use crate::{
     pieces::Tokens,
     pool::DevicePool,
     post::{Begun, Post},
+    readers,
     step::{Piece, Step},
     text::TextModel,
     tower::Vision,
@@ -96,10 +97,12 @@ impl<T: Float> DeviceRunner<T> {
         limits: &Limits,
         max_tokens: usize,
     ) -> Result<Self, DeviceError> {
-        let weights = TextWeights::load(gpu, &config.text, source)?;
-        let vision = Vision::read(gpu, config, source)?;
-        let text = TextModel::new(gpu, weights, capacity(limits, max_tokens))?;
-        Self::assemble(text, vision, limits)
+        let (vision, weights) = readers::beside(
+            || Vision::read(gpu, config, source),
+            || TextWeights::load(gpu, &config.text, source),
+        );
+        let text = TextModel::new(gpu, weights?, capacity(limits, max_tokens))?;
+        Self::assemble(text, vision?, limits)
     }
 
     /// Over weights and a tower that a learner shares: what is computed does not depend on what was before. `features_stay`

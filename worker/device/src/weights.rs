@@ -11,6 +11,7 @@ use half::bf16;
 use crate::{
     error::DeviceError,
     parallel::{Shard, reference::HostModel},
+    readers,
     shape::TextShape,
 };
 
@@ -92,8 +93,8 @@ impl<T: Float> TextWeights<T> {
         Self::load_part(gpu, config, source, &whole)
     }
 
-    /// One rank's part of them. No more of the source is read than that, and no more than one packed matrix of the part is
-    /// in the host's memory at once.
+    /// One rank's part of them. No more of the source is read than that, and no more than one packed matrix of the part by each
+    /// of eight threads is in the host's memory at once.
     pub fn load_part(
         gpu: &Gpu,
         config: &TextConfig,
@@ -117,7 +118,7 @@ impl<T: Float> TextWeights<T> {
             table(config.head_name())?
         };
         let inner = Portion::Rows(shard.down_columns());
-        let layers = (0..shape.layers).map(|index| {
+        let layers = readers::in_order(shape.layers, |index| {
             let at = format!("{model}layers.{index}");
             let attention = |kind: &str| {
                 [
@@ -130,7 +131,7 @@ impl<T: Float> TextWeights<T> {
             let gate_up = ["gate", "up"].map(|name| (format!("{at}.mlp.{name}_proj.weight"), inner.clone()));
             let output = format!("{at}.self_attn.o_proj.weight");
             let down = format!("{at}.mlp.down_proj.weight");
-            Ok(Layer {
+            Ok::<_, DeviceError>(Layer {
                 input_norm: norm(format!("{at}.input_layernorm.weight"))?,
                 qkv: pack(&attention("weight"))?,
                 qkv_bias: pack(&attention("bias"))?,
@@ -139,9 +140,9 @@ impl<T: Float> TextWeights<T> {
                 gate_up: pack(&gate_up)?,
                 down: pack(&[(down, Portion::Columns(shard.down_columns()))])?,
             })
-        });
+        })?;
         Ok(Self {
-            layers: layers.collect::<Result<_, DeviceError>>()?,
+            layers,
             embedding,
             norm: norm(format!("{model}norm.weight"))?,
             head,

@@ -5,6 +5,7 @@
 //! | [`media`] | image URLs to pictures, hostile ones refused |
 //! | [`prompt`](mod@prompt) | messages to prompts, off the async threads |
 //! | [`raw_prompt`] | a text or its tokens to a prompt |
+//! | [`rehearsal`] | the first steps on a GPU, before anybody asks |
 //! | [`wanted`] | what is drawn after a prompt, and what its text must be |
 //! | [`generation`] | tokens of one request as text, per sample |
 //! | [`text`] | ids to text piece by piece, stop strings |
@@ -21,6 +22,7 @@ pub mod media;
 pub mod metrics;
 pub mod prompt;
 pub mod raw_prompt;
+pub mod rehearsal;
 pub mod text;
 pub mod verdict;
 pub mod visuals;
@@ -43,7 +45,7 @@ use tokio::sync::Semaphore;
 
 use self::{critics::Critics, media::Media, metrics::Metrics, wanted::Compiler};
 use crate::{
-    device::Wanted,
+    device::{Place, Wanted},
     error::WorkerError,
     group::Group,
     prompt::critic::CriticTemplate,
@@ -139,7 +141,7 @@ impl Service {
         let version = spec.model.digest.as_deref().unwrap_or(BASE_VERSION);
         let max_model_len = config.text.max_position_embeddings.min(spec.max_model_len as usize);
         let seed = spec.model.random_seed;
-        let runner = ModelRunner::read(directory, seed, dtype, &opened, &limits, max_model_len, group)?;
+        let mut runner = ModelRunner::read(directory, seed, dtype, &opened, &limits, max_model_len, group)?;
         if spec.engine.kv_blocks.is_none() && spec.engine.kv_cache_bytes.is_none() {
             let room = runner.room(CACHE_SHARE, limits.block_size);
             limits.kv_blocks = room.unwrap_or(limits.kv_blocks);
@@ -148,6 +150,9 @@ impl Service {
             has_room(&limits, runner.room(1.0, limits.block_size))?;
         }
         let limits = adjust(limits);
+        if opened.place != Place::Cpu {
+            rehearsal::rehearse(&mut runner, &processor, limits, max_model_len.min(limits.kv_tokens()))?;
+        }
         let (thread, engine) = EngineThread::spawn(runner, version, limits, spec.max_queue as usize)
             .map_err(|error| WorkerError::retryable("failed to start the engine's thread", error))?;
         let service = Self {

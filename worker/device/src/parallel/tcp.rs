@@ -9,7 +9,7 @@ use std::{
     io::{self, ErrorKind, Read},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     ops::Range,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use flotilla_kernels::Float;
@@ -25,6 +25,8 @@ use super::{
 const SHORT: usize = 16 << 10;
 /// The longest reason that is passed on.
 const MAX_REASON: usize = 400;
+/// Who has given up stays so long for the others to hear why.
+const PARTING: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 struct Peer {
@@ -48,6 +50,14 @@ pub struct Tcp {
 
 /// What happened at which peer.
 type Fault = (usize, Cause);
+
+impl Drop for Tcp {
+    fn drop(&mut self) {
+        if self.broken.is_some() {
+            self.part();
+        }
+    }
+}
 
 impl Tcp {
     /// Rank 0 of a group: waits at `listener` for the others.
@@ -297,6 +307,21 @@ impl Tcp {
             let _ = stream.shutdown(Shutdown::Write);
         }
         self.broken = Some(reason);
+    }
+
+    /// Reads on for a while what peers still send: a connection that is closed over something unread is reset, and what was
+    /// [told](Self::tell) is lost on its way.
+    fn part(&self) {
+        let begin = Instant::now();
+        for (_, peer) in self.peers() {
+            let (mut stream, mut rest) = (&peer.stream, [0; 1 << 14]);
+            while let Some(left) = PARTING.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
+                let limited = stream.set_read_timeout(Some(left));
+                if limited.is_err() || !matches!(stream.read(&mut rest), Ok(1..)) {
+                    break;
+                }
+            }
+        }
     }
 
     /// Sends a message to each peer that has one and receives one of so many bytes from each that is named. Messages of

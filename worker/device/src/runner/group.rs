@@ -9,6 +9,7 @@ use crate::{
     arena::Capacity,
     error::DeviceError,
     parallel::{Collective, Nccl, Shard},
+    readers,
     shape::TextShape,
     text::TextModel,
     tower::Vision,
@@ -26,9 +27,12 @@ impl<T: Float> DeviceRunner<T> {
         max_tokens: usize,
         nccl: Nccl,
     ) -> Result<Self, DeviceError> {
-        let mut text = part(gpu, config, source, capacity(limits, max_tokens), nccl)?;
+        let (vision, text) = readers::beside(
+            || Vision::read(gpu, config, source),
+            || part(gpu, config, source, capacity(limits, max_tokens), nccl),
+        );
+        let (vision, mut text) = (vision?, text?);
         text.lead();
-        let vision = Vision::read(gpu, config, source)?;
         let least_free = meet(&mut text)?;
         let mut runner = Self::assemble(text, vision, limits)?;
         runner.least_free = least_free;

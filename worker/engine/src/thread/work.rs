@@ -53,7 +53,10 @@ impl<R: Runner> Work<R> {
 
     /// Says that the thread ends.
     pub(super) fn report_end(&self) {
-        self.reports.send_modify(|health| health.alive = false);
+        self.reports.send_modify(|health| {
+            health.alive = false;
+            health.busy = false;
+        });
     }
 
     /// Until the last handle is dropped and the last request has ended, or the runner is lost.

@@ -7,9 +7,10 @@ use std::{
     ffi::{CStr, c_char, c_int},
     fmt,
     sync::{
-        OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -30,6 +31,8 @@ const IN_PROGRESS: c_int = 7;
 /// How long a wait spins before it sleeps between looks (decode steps end within it), and how often it asks whether all
 /// members are well.
 const SPIN: Duration = Duration::from_millis(50);
+/// The library may take so long to give a group up: it lets go of it at once, unless graphs are left that hold operations.
+const PARTING: Duration = Duration::from_secs(2);
 
 /// The functions that are used, by the declarations of `nccl.h`. Statuses are plain integers: a newer library may return
 /// some that are not known here.
@@ -167,6 +170,7 @@ pub struct Communicator {
     rank: usize,
     size: usize,
     aborted: AtomicBool,
+    aborting: Mutex<Option<JoinHandle<()>>>,
 }
 
 // SAFETY: the library takes a communicator from any thread, from one at a time.
@@ -179,8 +183,14 @@ impl fmt::Debug for Communicator {
 }
 
 impl Drop for Communicator {
+    /// A process that ends while the library gives the group up crashes.
     fn drop(&mut self) {
         self.abort();
+        let aborting = self.aborting.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let begin = Instant::now();
+        while aborting.as_ref().is_some_and(|thread| !thread.is_finished()) && begin.elapsed() < PARTING {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -204,6 +214,7 @@ impl Communicator {
             rank,
             size,
             aborted: AtomicBool::new(false),
+            aborting: Mutex::default(),
         })
     }
 
@@ -359,7 +370,8 @@ impl Communicator {
             }
         };
         // Without a thread the kernels wait on, and the process has to be ended.
-        let _ = std::thread::Builder::new().name("nccl".to_owned()).spawn(abort);
+        let thread = std::thread::Builder::new().name("nccl".to_owned()).spawn(abort);
+        *self.aborting.lock().unwrap_or_else(PoisonError::into_inner) = thread.ok();
     }
 
     /// Leaves without asking the others: it never waits for a peer that is gone. Members that are well call it once all of

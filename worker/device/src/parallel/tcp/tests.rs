@@ -1,4 +1,4 @@
-use std::{thread, time::Instant};
+use std::{io::Write as _, thread, time::Instant};
 
 use flotilla_kernels::Float;
 use half::bf16;
@@ -175,6 +175,26 @@ fn a_rank_that_leaves_is_named_by_all_others_at_once() {
             "{later}"
         );
     }
+}
+
+#[test]
+fn what_a_rank_sent_before_it_gave_up_and_why_it_did_are_heard_though_it_left_something_unread() {
+    let errors = whole(2, |mut tcp| {
+        let mut values = vec![1f32; 50_000];
+        if tcp.rank() == 1 {
+            thread::sleep(Duration::from_millis(50));
+            // More than a connection takes whose other end does not read.
+            tcp.broadcast(&mut values, 1).unwrap();
+            tcp.give_up("no memory");
+            return String::new();
+        }
+        let mut unread = &tcp.peers[1].as_ref().unwrap().stream;
+        unread.write_all(&[0; 100]).unwrap();
+        thread::sleep(Duration::from_millis(200));
+        tcp.broadcast(&mut values, 1).unwrap();
+        tcp.barrier().unwrap_err().to_string()
+    });
+    assert!(errors[0].ends_with("it gave up: rank 1: no memory"), "{}", errors[0]);
 }
 
 #[test]
