@@ -72,12 +72,12 @@ fn counts(bad: u64) -> Option<ConversionReport> {
 }
 
 #[test]
-fn the_rows_go_to_a_directory_of_this_generation() {
+fn the_rows_go_to_a_directory_of_this_object_and_generation() {
     let config = validate(&observed(json!({}))).expect("valid");
     let flotilla_api::role::Role::Prepare(prepare) = config.role else {
         panic!("another role");
     };
-    assert_eq!(prepare.output_uri, "pvc://digits/datasets/lab/pairs-1");
+    assert_eq!(prepare.output_uri, "pvc://digits/datasets/lab/pairs-01234567-1");
 }
 
 #[test]

@@ -14,8 +14,11 @@ pub fn validate(observed: &Observed) -> Result<RoleConfig, Refusal> {
     let role = Role::Prepare(Prepare {
         source_uri: spec.source.uri.clone(),
         output_uri: format!(
-            "pvc://{}/datasets/{}/{}-{generation}",
-            spec.storage.claim_name, owner.namespace, owner.name
+            "pvc://{}/datasets/{}/{}-{}-{generation}",
+            spec.storage.claim_name,
+            owner.namespace,
+            owner.name,
+            owner.short_uid()
         ),
         conversion: spec.conversion.clone(),
     });

@@ -103,10 +103,15 @@ impl<T: Float> TextWeights<T> {
     ) -> Result<Self, DeviceError> {
         let shape = shard.local();
         let pack = |portions: &[(String, Portion)]| -> Result<Buffer<T>, DeviceError> {
-            let portions = portions
-                .iter()
-                .map(|(name, portion)| portion_values(source, name, portion));
-            Ok(gpu.upload(&joined(portions.collect::<Result<Vec<_>, _>>()?))?)
+            let mut packed = Vec::new();
+            for (name, portion) in portions {
+                let mut values = portion_values(source, name, portion)?;
+                match packed.is_empty() {
+                    true => packed = values,
+                    false => packed.append(&mut values),
+                }
+            }
+            Ok(gpu.upload(&packed)?)
         };
         let model = config.names.model;
         let norm = |name: String| pack(&[(name, Portion::Whole)]);

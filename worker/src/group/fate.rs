@@ -1,4 +1,4 @@
-//! Why a group can serve no longer.
+//! Why a process can compute no longer: a rank or a GPU that is lost.
 
 use tokio::sync::watch;
 

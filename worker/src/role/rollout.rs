@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Loads the model while probes are already answered, samples until `shutdown`, and stops at once: what it leaves undone
-/// the learner asks another pod for.
+/// the learner asks another pod for. A process whose GPU is lost ends, to be started again.
 pub async fn run(
     context: Context,
     spec: Rollout,
@@ -85,12 +85,17 @@ async fn serve(
         loaded = loading => loaded.map_err(|error| WorkerError::retryable("loading the model panicked", error))??,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let _ = api.slot.set(sampler);
+    let _ = api.slot.set(sampler.clone());
     context
         .progress
         .enter(Stage::Running, "waiting for the learner's weights and prompts");
-    shutdown.cancelled().await;
-    Ok(())
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        why = sampler.lost() => Err(WorkerError::Retryable {
+            what: format!("the GPU is lost: {why}"),
+            source: None,
+        }),
+    }
 }
 
 /// The precision that the learner of these weights has: the job's, else that of the checkpoint on a GPU, and f32 on a CPU.

@@ -9,7 +9,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use candle_core::{DType, Tensor};
 use flotilla_engine::{
-    Engine, EngineError, Group, Limits, Prompt, Request, Sampling, VlmRunner, generate_each, run_each,
+    Engine, EngineError, Group, Limits, Prompt, Request, Runner, Sampling, VlmRunner, generate_each, run_each,
 };
 use flotilla_model::{ImageLimits, Layout, Medium, MediumSize, ModelError, Pass, Picture, Processor, Visual, Vlm};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     device::Opened,
     error::WorkerError,
+    group::Fate,
     runner::{CACHE_SHARE, ModelRunner, is_packed, load_options, read_model},
 };
 
@@ -44,6 +45,8 @@ struct Shared {
     /// The engine of a GPU, which stays: its memory and its recorded steps serve every piece. None where each piece has an
     /// engine of its own, over the one model.
     card: Option<Mutex<Engine<ModelRunner>>>,
+    /// Told when the card can compute nothing any more.
+    fate: Fate,
 }
 
 /// Layouts and features of each picture of a piece.
@@ -114,11 +117,17 @@ impl Sampler {
             model,
             processor: Processor::load(directory).map_err(failed)?,
             card,
+            fate: Fate::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
             version: Arc::default(),
         })
+    }
+
+    /// Waits until the GPU is lost, and says why: every later piece would fail.
+    pub async fn lost(&self) -> String {
+        self.shared.fate.fallen().await
     }
 
     /// Bytes of all weights.
@@ -147,12 +156,25 @@ impl Sampler {
             shared.model.weights().assign(&weights)?;
             if let Some(card) = &shared.card {
                 let mut engine = card.lock().unwrap_or_else(PoisonError::into_inner);
-                engine.load_weights(&version, |runner| runner.reload(&shared.model))?;
+                let loaded = engine.load_weights(&version, |runner| runner.reload(&shared.model));
+                shared.looked(&mut engine, loaded)?;
             }
             *guard = Some(version);
             Ok(())
         })
         .await
+    }
+}
+
+impl Shared {
+    /// After a failure: whether it was the last, because the GPU is lost.
+    fn looked<T>(&self, engine: &mut Engine<ModelRunner>, done: Result<T, EngineError>) -> Result<T, EngineError> {
+        if done.is_err()
+            && let Some(why) = engine.runner_mut().lost()
+        {
+            self.fate.fall(why);
+        }
+        done
     }
 }
 
@@ -205,7 +227,8 @@ impl Held {
         }
         if let Some(card) = &self.shared.card {
             let mut engine = card.lock().unwrap_or_else(PoisonError::into_inner);
-            return Ok(run_each(&mut engine, &requests, cancelled, finished)?);
+            let run = run_each(&mut engine, &requests, cancelled, finished);
+            return Ok(self.shared.looked(&mut engine, run)?);
         }
         let limits = Limits {
             max_rows: ROWS_PER_PIECE,

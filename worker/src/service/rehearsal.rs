@@ -1,7 +1,8 @@
 //! The first steps of a model on a GPU, before anybody asks.
 //!
 //! A kernel is compiled when it is launched first, and the way of a product is chosen when its size comes first: the first
-//! requests of a new server waited for seconds (docs/experiments.md). A rehearsal is computed by an engine of its own, which leaves nothing.
+//! requests of a new server waited for seconds (docs/experiments.md). A rehearsal is computed by an engine of its own: kernels
+//! and choices stay, keys, values and features do not.
 
 use std::time::Instant;
 
@@ -24,6 +25,8 @@ const DRAWN: usize = 6;
 /// What prompts are made of.
 const TEXT: &str =
     "Seven ships sail on the sea, and the harbour master counts what they carry before any of them may leave again.";
+/// Steps that one wave may take where few tokens fit into one.
+const STEPS: usize = 64;
 /// Pixels of the picture.
 const PICTURE: (usize, usize) = (112, 84);
 
@@ -32,6 +35,8 @@ type Wave = Vec<Request<Prompt>>;
 
 /// Computes what the first requests will want: as many samples at once as come, prompts of several lengths, alone and behind what
 /// is stored, a prompt that samples share, draws of every kind, a picture.
+///
+/// A request whose numbers are not finite is no reason to serve nobody: it is logged, as one that a client sends.
 ///
 /// # Errors
 /// A step failed, as the first one of a request would have.
@@ -42,6 +47,11 @@ pub fn rehearse(
     max_tokens: usize,
 ) -> Result<(), WorkerError> {
     let begun = Instant::now();
+    // Other GPUs of a group tell pools apart by their size, and this one from that which is served with.
+    let limits = Limits {
+        kv_blocks: limits.kv_blocks.saturating_sub(1).max(1),
+        ..limits
+    };
     let waves = waves(processor, &limits, max_tokens)
         .map_err(|error| WorkerError::permanent("failed to make a prompt of the model's tokenizer", error))?;
     let failed = |error: EngineError| WorkerError::retryable("the model's first steps failed", error);
@@ -59,9 +69,8 @@ pub fn rehearse(
             engine.submit(request).map_err(failed)?;
         }
         while !engine.is_idle() {
-            let step = engine.step().map_err(failed)?;
-            if let Some((_, error)) = step.failures.into_iter().next() {
-                return Err(failed(error));
+            for (_, error) in engine.step().map_err(failed)?.failures {
+                tracing::warn!("a first step gave no token: {error}");
             }
         }
     }
@@ -144,7 +153,8 @@ fn waves(processor: &Processor, limits: &Limits, max_tokens: usize) -> Result<Ve
         let (_, prompt, new) = size(request);
         limits.blocks_of(prompt, new) <= limits.kv_blocks
     };
-    waves.retain(|wave: &Wave| wave.iter().all(fits));
+    let steps = |wave: &Wave| wave.iter().map(|request| size(request).1).sum::<usize>() / limits.max_step_tokens;
+    waves.retain(|wave: &Wave| wave.iter().all(fits) && steps(wave) <= STEPS);
     Ok(waves)
 }
 
@@ -181,6 +191,12 @@ mod tests {
     #[test]
     fn what_the_limits_refuse_is_left_out() {
         let processor = processor("tiny-qwen2.5-vl");
+        let narrow = Limits {
+            max_step_tokens: 1,
+            ..Limits::default()
+        };
+        let short = waves(&processor, &narrow, 4096).expect("waves");
+        assert!(short.iter().flatten().all(|request| size(request).1 <= STEPS));
         for (max_rows, kv_blocks, max_tokens) in
             [(1, 1, 16), (3, 2, 8), (256, 40, 4096), (8, 1 << 16, 20), (8, 8, DRAWN)]
         {

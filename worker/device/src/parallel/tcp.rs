@@ -25,8 +25,8 @@ use super::{
 const SHORT: usize = 16 << 10;
 /// The longest reason that is passed on.
 const MAX_REASON: usize = 400;
-/// Who has given up stays so long for the others to hear why.
-const PARTING: Duration = Duration::from_millis(500);
+/// Who has given up stays so long for all others to hear why.
+const PARTING: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Peer {
@@ -312,10 +312,10 @@ impl Tcp {
     /// Reads on for a while what peers still send: a connection that is closed over something unread is reset, and what was
     /// [told](Self::tell) is lost on its way.
     fn part(&self) {
-        let begin = Instant::now();
+        let share = PARTING / u32::try_from(self.size).unwrap_or(u32::MAX);
         for (_, peer) in self.peers() {
-            let (mut stream, mut rest) = (&peer.stream, [0; 1 << 14]);
-            while let Some(left) = PARTING.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
+            let (mut stream, mut rest, begin) = (&peer.stream, [0; 1 << 14], Instant::now());
+            while let Some(left) = share.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
                 let limited = stream.set_read_timeout(Some(left));
                 if limited.is_err() || !matches!(stream.read(&mut rest), Ok(1..)) {
                     break;

@@ -31,7 +31,11 @@ impl<T: Float> DeviceRunner<T> {
             || Vision::read(gpu, config, source),
             || part(gpu, config, source, capacity(limits, max_tokens), nccl),
         );
-        let (vision, mut text) = (vision?, text?);
+        let mut text = text?;
+        if let (Err(error), Some(nccl)) = (&vision, text.group()) {
+            nccl.control().give_up(&error.to_string());
+        }
+        let vision = vision?;
         text.lead();
         let least_free = meet(&mut text)?;
         let mut runner = Self::assemble(text, vision, limits)?;
@@ -52,11 +56,15 @@ fn part<T: Float>(
     config: &Config,
     source: &dyn TensorSource,
     capacity: Capacity,
-    nccl: Nccl,
+    mut nccl: Nccl,
 ) -> Result<TextModel<T>, DeviceError> {
     let shard = Shard::new(&TextShape::from(&config.text), nccl.rank(), nccl.size())?;
-    let weights = TextWeights::load_part(gpu, &config.text, source, &shard)?;
-    Ok(TextModel::in_group(gpu, weights, capacity, shard, nccl)?)
+    let weights = TextWeights::load_part(gpu, &config.text, source, &shard);
+    if let Err(error) = &weights {
+        // The others hear why, and not only that this one is gone.
+        nccl.control().give_up(&error.to_string());
+    }
+    Ok(TextModel::in_group(gpu, weights?, capacity, shard, nccl)?)
 }
 
 /// Waits until every rank has loaded, and gives the bytes that are free on the fullest GPU.
