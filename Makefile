@@ -67,8 +67,10 @@ $(CUDA)/nvrtc/ready: scripts/cuda/nvrtc.txt
 	touch $@
 
 # The reference's numbers, computed on the GPU: inside the model, by the commands, and each kernel beside its reference.
-test-cuda: ## kernels, both model families, their gradients and training on the GPU of this machine, serving on two if it has them (needs a driver and CUDA 13's libraries)
+test-cuda: ## kernels, learner and engine beside the host, both model families, their gradients and training on the GPU of this machine, serving on two if it has them (needs a driver and CUDA 13's libraries)
 	$(CARGO) test --locked -p flotilla-kernels --features cuda
+	$(CUDA_CARGO) test --locked -p flotilla-device --features cuda
+	$(CUDA_CARGO) run --locked -p flotilla-device --features cuda --example device -- check tests/parity/fixtures/tiny-*
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-model --features cuda --test parity
 	FLOTILLA_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --test parity
 	FLOTILLA_TEST_DEVICE=cuda $(CUDA_CARGO) test --locked -p flotilla-worker --features cuda --lib --test training -- --test-threads 1

@@ -140,26 +140,38 @@ pub struct Opened {
     pub reason: String,
 }
 
-/// Decides, from what was asked for and what was found. A GPU that is asked for and cannot be used is an error; for `auto` it
-/// is the reason why the CPU was taken.
-pub fn choose(wanted: Wanted, found: &Result<Machine, Fault>) -> Result<(Place, String), Fault> {
-    match wanted {
-        Wanted::Cpu => Ok((Place::Cpu, "asked for".to_owned())),
-        Wanted::Cuda(asked) => {
-            let (number, card) = usable(asked, found)?;
-            Ok((Place::Cuda(number), format!("{}, asked for", card.name)))
+/// Decides, from what was asked for and what was found, and tries what it has decided for with `open`: the next GPU where one cannot
+/// be opened and none was named. A GPU that is asked for and cannot be used is an error; for `auto` it is the reason why the CPU was
+/// taken. Of several that cannot be opened the first says why.
+pub fn choose<D>(
+    wanted: Wanted,
+    found: &Result<Machine, Fault>,
+    open: impl Fn(Place) -> Result<D, Fault>,
+) -> Result<(Place, String, D), Fault> {
+    let on_cpu = |reason: String| Ok((Place::Cpu, reason, open(Place::Cpu)?));
+    let (asked, why) = match wanted {
+        Wanted::Cpu => return on_cpu("asked for".to_owned()),
+        Wanted::Cuda(asked) => (asked, "asked for"),
+        Wanted::Auto => (None, "the first GPU that can be used"),
+    };
+    let tried = usable(asked, found).and_then(|cards| {
+        let mut first = None;
+        for (number, card) in cards {
+            match open(Place::Cuda(number)) {
+                Ok(device) => return Ok((Place::Cuda(number), format!("{}, {why}", card.name), device)),
+                Err(fault) => drop(first.get_or_insert(fault)),
+            }
         }
-        Wanted::Auto => match usable(None, found) {
-            Ok((number, card)) => Ok((
-                Place::Cuda(number),
-                format!("{}, the first GPU that can be used", card.name),
-            )),
-            Err(fault) => Ok((Place::Cpu, fault.to_string())),
-        },
+        Err(first.unwrap_or(Fault::NoCard))
+    });
+    match tried {
+        Err(fault) if wanted == Wanted::Auto => on_cpu(fault.to_string()),
+        tried => tried,
     }
 }
 
-fn usable(asked: Option<usize>, found: &Result<Machine, Fault>) -> Result<(usize, &Card), Fault> {
+/// The card that was asked for, or all that are new enough: at least one.
+fn usable(asked: Option<usize>, found: &Result<Machine, Fault>) -> Result<Vec<(usize, &Card)>, Fault> {
     let machine = found.as_ref().map_err(Clone::clone)?;
     if machine.driver < CUDA {
         return Err(Fault::OldDriver(machine.driver));
@@ -180,13 +192,17 @@ fn usable(asked: Option<usize>, found: &Result<Machine, Fault>) -> Result<(usize
         return if card.capability < CAPABILITY {
             Err(old(card))
         } else {
-            Ok((asked, card))
+            Ok(vec![(asked, card)])
         };
     }
-    let mut cards = machine.cards.iter().enumerate();
-    cards
-        .find(|(_, card)| card.capability >= CAPABILITY)
-        .ok_or_else(|| old(&machine.cards[0]))
+    let cards = machine.cards.iter().enumerate();
+    let new = cards
+        .filter(|(_, card)| card.capability >= CAPABILITY)
+        .collect::<Vec<_>>();
+    match new.is_empty() {
+        true => Err(old(&machine.cards[0])),
+        false => Ok(new),
+    }
 }
 
 /// Looks at this machine.
@@ -233,16 +249,8 @@ impl Wanted {
     pub fn try_open(self) -> Result<Opened, Fault> {
         // The CPU needs no look at drivers.
         let found = if self == Self::Cpu { Err(Fault::Unbuilt) } else { look() };
-        let (place, reason) = choose(self, &found)?;
-        match (self, open(place)) {
-            (_, Ok(device)) => Ok(Opened { device, place, reason }),
-            (Self::Auto, Err(fault)) => Ok(Opened {
-                device: Device::Cpu,
-                place: Place::Cpu,
-                reason: fault.to_string(),
-            }),
-            (_, Err(fault)) => Err(fault),
-        }
+        let (place, reason, device) = choose(self, &found, open)?;
+        Ok(Opened { device, place, reason })
     }
 }
 
@@ -339,8 +347,12 @@ mod tests {
         })
     }
 
+    fn well(_: Place) -> Result<(), Fault> {
+        Ok(())
+    }
+
     fn place(wanted: Wanted, found: &Result<Machine, Fault>) -> Result<Place, Fault> {
-        choose(wanted, found).map(|(place, _)| place)
+        choose(wanted, found, well).map(|(place, ..)| place)
     }
 
     #[test]
@@ -386,20 +398,57 @@ mod tests {
             ),
         ];
         for (found, said) in cases {
-            let (place, reason) = choose(Wanted::Auto, &found).expect("a choice");
+            let (place, reason, ()) = choose(Wanted::Auto, &found, well).expect("a choice");
             assert_eq!(place, Place::Cpu);
             assert!(reason.contains(said), "{reason}");
             // What auto falls back from is an error where the GPU was asked for.
-            let fault = choose(Wanted::Cuda(None), &found).expect_err("no GPU");
+            let fault = choose(Wanted::Cuda(None), &found, well).expect_err("no GPU");
             assert_eq!(fault.to_string(), reason);
         }
     }
 
+    /// Opens all but these.
+    fn all_but(full: &[usize]) -> impl Fn(Place) -> Result<(), Fault> {
+        move |place| match place {
+            Place::Cuda(number) if full.contains(&number) => Err(Fault::Full {
+                name: format!("card {number}"),
+                free: 1 << 20,
+                memory: 80 << 30,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    #[test]
+    fn where_none_is_named_a_gpu_that_others_have_filled_is_passed_over() {
+        let found = machine(&[(9, 0), (9, 0), (9, 0)]);
+        for wanted in [Wanted::Auto, Wanted::Cuda(None)] {
+            let (place, reason, ()) = choose(wanted, &found, all_but(&[0, 1])).expect("a choice");
+            assert_eq!(place, Place::Cuda(2));
+            assert!(reason.starts_with("card 2, "), "{reason}");
+        }
+        let fault = choose(Wanted::Cuda(Some(1)), &found, all_but(&[1])).expect_err("it is full");
+        assert!(
+            fault.to_string().starts_with("card 1 has 1 MiB of 81920 MiB free"),
+            "{fault}"
+        );
+    }
+
+    #[test]
+    fn where_every_gpu_is_full_the_first_says_so() {
+        let found = machine(&[(9, 0), (9, 0)]);
+        let (place, reason, ()) = choose(Wanted::Auto, &found, all_but(&[0, 1])).expect("the CPU");
+        assert_eq!(place, Place::Cpu);
+        assert!(reason.starts_with("card 0 has 1 MiB"), "{reason}");
+        let fault = choose(Wanted::Cuda(None), &found, all_but(&[0, 1])).expect_err("no GPU");
+        assert_eq!(fault.to_string(), reason);
+    }
+
     #[test]
     fn a_number_that_is_not_there_is_an_error_with_the_count() {
-        let fault = choose(Wanted::Cuda(Some(2)), &machine(&[(9, 0), (9, 0)])).expect_err("two cards");
+        let fault = place(Wanted::Cuda(Some(2)), &machine(&[(9, 0), (9, 0)])).expect_err("two cards");
         assert_eq!(fault, Fault::NoSuchCard { asked: 2, count: 2 });
-        let fault = choose(Wanted::Cuda(Some(0)), &machine(&[(7, 5)])).expect_err("an old card");
+        let fault = place(Wanted::Cuda(Some(0)), &machine(&[(7, 5)])).expect_err("an old card");
         assert!(fault.to_string().contains("card 0 has compute capability 7.5"));
     }
 

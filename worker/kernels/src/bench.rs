@@ -1,4 +1,4 @@
-//! How fast kernels are, beside the floor that memory or arithmetic sets. `flotilla-worker bench` prints them.
+//! How fast kernels are, beside the floor that memory or arithmetic sets. The example `kernels bench` prints them.
 
 use crate::{Gpu, GpuError, check::Draw};
 

@@ -192,9 +192,10 @@ impl Places {
             size,
             reason: reason.to_owned(),
         };
-        let first = match device::choose(wanted, found)? {
-            (Place::Cuda(first), _) => first,
-            (Place::Cpu, reason) => return Err(cpu(&reason)),
+        // Each rank opens its own.
+        let first = match device::choose(wanted, found, |_| Ok(()))? {
+            (Place::Cuda(first), ..) => first,
+            (Place::Cpu, reason, ()) => return Err(cpu(&reason)),
         };
         available?;
         let machine = found.as_ref().map_err(|fault| GroupFault::Device(fault.clone()))?;
