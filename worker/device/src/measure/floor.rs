@@ -68,6 +68,15 @@ pub fn prefill_operations(shape: &TextShape, prompts: usize, stored: usize, toke
     shape.token_operations() * all - head + shape.attention_operations(1) * pairs
 }
 
+/// Operations of one pass over `samples` sequences of `prompt` and `new` tokens, each computed whole, with the head for the new
+/// ones alone; attention counts causal pairs.
+pub fn forward_operations(shape: &TextShape, samples: usize, prompt: usize, new: usize) -> f64 {
+    let sequence = (prompt + new) as f64;
+    let head = 2.0 * (shape.vocabulary * shape.hidden * prompt) as f64;
+    let pairs = sequence * (sequence + 1.0) / 2.0;
+    samples as f64 * (shape.token_operations() * sequence - head + shape.attention_operations(1) * pairs)
+}
+
 /// Operations of one picture: matrices of every block and of the merger, attention in windows and over the whole.
 pub fn vision_operations(shape: &QwenVision, patches: usize) -> f64 {
     let (hidden, inner, merged) = (shape.hidden, shape.intermediate, shape.merged());

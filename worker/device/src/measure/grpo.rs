@@ -18,6 +18,7 @@ use super::{
     memory::{BLOCK, STEP_TOKENS},
     picture,
     question::divide,
+    stages::Work,
 };
 use crate::{
     error::DeviceError,
@@ -184,9 +185,26 @@ impl Trainer<'_> {
             _ => false,
         };
         let stages = stages.into_iter().filter(|(name, _)| !absent(name));
+        let work = Work {
+            shape: self.bench.shape(),
+            step: &Grpo {
+                lengths: *lengths,
+                ..self.step
+            },
+            rows: self.memory.rows,
+            picture: self
+                .shown
+                .as_ref()
+                .map(|shown| (shown.tower.shape(), shown.size.patches())),
+        };
+        let stage = |(name, seconds)| Stage {
+            name,
+            seconds,
+            floor: work.floor(&self.bench.ceiling, name),
+        };
         Ok(GrpoStep {
             step: self.step,
-            stages: stages.map(|(name, seconds)| Stage { name, seconds }).collect(),
+            stages: stages.map(stage).collect(),
             tokens,
             drawn: samples * lengths.new_tokens,
             picture: self.shown.as_ref().map(|shown| shown.size),

@@ -3,7 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `question.rs` | parts of the table, lengths of whole jobs, as options say them |
-//! | `floor.rs` | the least time that memory or arithmetic allow |
+//! | `floor.rs`, `stages.rs` | the least time that memory or arithmetic allow, of a step of GRPO by stage |
 //! | `line.rs`, `names.rs`, `report.rs` | what is measured |
 //! | `peer.rs` | what transformers reached, by the names of our lines |
 //! | `table.rs` | text and document |
@@ -26,6 +26,7 @@ pub mod peer;
 pub mod picture;
 mod question;
 mod report;
+pub mod stages;
 mod table;
 
 #[cfg(feature = "cuda")]
@@ -43,7 +44,9 @@ mod run;
 #[cfg(feature = "cuda")]
 mod vision;
 
-pub use floor::{Ceiling, Floor, decode_bytes, decode_operations, prefill_operations, vision_operations};
+pub use floor::{
+    Ceiling, Floor, decode_bytes, decode_operations, forward_operations, prefill_operations, vision_operations,
+};
 pub use line::Line;
 pub use memory::Memory;
 pub use peer::Peers;

@@ -40,6 +40,8 @@ pub struct Stage {
     pub name: &'static str,
     /// Seconds.
     pub seconds: f64,
+    /// The least seconds that memory and arithmetic allow; 0 where neither sets them.
+    pub floor: f64,
 }
 
 /// Seconds of one step of GRPO by stage, in one process over one copy of the weights that are trained.
@@ -78,6 +80,11 @@ impl GrpoStep {
         self.stages.iter().map(|stage| stage.seconds).sum()
     }
 
+    /// The least seconds of all stages, one after the other.
+    pub fn floor(&self) -> f64 {
+        self.stages.iter().map(|stage| stage.floor).sum()
+    }
+
     /// Tokens of prompts and samples per second of the whole step: the `perf/throughput` of EasyR1 and verl.
     pub fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.seconds()
@@ -107,8 +114,12 @@ impl GrpoStep {
 impl fmt::Display for GrpoStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.seconds();
-        for Stage { name, seconds } in &self.stages {
-            writeln!(f, "  {name:<10} {seconds:>8.2} s {:>5.1} %", 100.0 * seconds / all)?;
+        for Stage { name, seconds, floor } in &self.stages {
+            write!(f, "  {name:<10} {seconds:>8.2} s {:>5.1} %", 100.0 * seconds / all)?;
+            match *floor > 0.0 {
+                true => writeln!(f, ", floor {floor:>6.2} s, {:>3.0} % of it", 100.0 * floor / seconds)?,
+                false => writeln!(f)?,
+            }
         }
         writeln!(
             f,

@@ -97,18 +97,18 @@ impl Table {
             && step.memory.summary().reference;
         let published = is_published.then_some(PUBLISHED);
         self.document.push(json!({
-            "grpo": step, "what": what, "tokens_per_second": rate, "peer_rate": peer, "published": published,
+            "grpo": step, "what": what, "tokens_per_second": rate, "of_floor": step.floor() / step.seconds(), "peer_rate": peer, "published": published,
         }));
         let times = published.map(|(least, most)| {
             let (least, most) = (rate / most, rate / least);
             format!("\n  {least:.1} to {most:.1} times the published rate per GPU")
         });
         format!(
-            "{what:<WHAT$} {rate:>10.1} {:>9.2} {:>8} {:>9} {:>9} {}\n{step}{}",
+            "{what:<WHAT$} {rate:>10.1} {:>9.2} {:>8} {:>9.2} {:>8.0}% {}\n{step}{}",
             1e3 * step.seconds(),
             "-",
-            "-",
-            "-",
+            1e3 * step.floor(),
+            100.0 * step.floor() / step.seconds(),
             beside(rate, peer),
             times.unwrap_or_default()
         )
@@ -159,10 +159,12 @@ mod tests {
                 Stage {
                     name: "sample",
                     seconds: 4.0,
+                    floor: 3.0,
                 },
                 Stage {
                     name: "update",
                     seconds: 6.0,
+                    floor: 4.5,
                 },
             ],
             tokens: 49_152,
@@ -224,6 +226,8 @@ mod tests {
             equal.starts_with("grpo 8x8x512+256 ") && equal.contains("2.00"),
             "{equal}"
         );
+        assert!(equal.contains("7500.00       75%"), "{equal}");
+        assert!(equal.contains("floor   3.00 s,  75 % of it"), "{equal}");
         let other = step(Grpo::new("8x8x512+256".parse().unwrap()));
         assert_eq!(other.what(), "grpo 8x8x512+256, 2 updates, reference");
         let mut shown = other.clone();
