@@ -158,7 +158,10 @@ pub fn choose<D>(
         let mut first = None;
         for (number, card) in cards {
             match open(Place::Cuda(number)) {
-                Ok(device) => return Ok((Place::Cuda(number), format!("{}, {why}", card.name), device)),
+                Ok(device) => {
+                    let passed = first.map_or_else(String::new, |fault: Fault| format!("; {fault}"));
+                    return Ok((Place::Cuda(number), format!("{}, {why}{passed}", card.name), device));
+                }
                 Err(fault) => drop(first.get_or_insert(fault)),
             }
         }
@@ -425,7 +428,10 @@ mod tests {
         for wanted in [Wanted::Auto, Wanted::Cuda(None)] {
             let (place, reason, ()) = choose(wanted, &found, all_but(&[0, 1])).expect("a choice");
             assert_eq!(place, Place::Cuda(2));
-            assert!(reason.starts_with("card 2, "), "{reason}");
+            assert!(
+                reason.starts_with("card 2, ") && reason.contains("; card 0 has 1 MiB"),
+                "{reason}"
+            );
         }
         let fault = choose(Wanted::Cuda(Some(1)), &found, all_but(&[1])).expect_err("it is full");
         assert!(

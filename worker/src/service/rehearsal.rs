@@ -47,9 +47,12 @@ pub fn rehearse(
     max_tokens: usize,
 ) -> Result<(), WorkerError> {
     let begun = Instant::now();
+    if limits.kv_blocks < 2 {
+        return Ok(());
+    }
     // Other GPUs of a group tell pools apart by their size, and this one from that which is served with.
     let limits = Limits {
-        kv_blocks: limits.kv_blocks.saturating_sub(1).max(1),
+        kv_blocks: limits.kv_blocks - 1,
         ..limits
     };
     let waves = waves(processor, &limits, max_tokens)
@@ -64,17 +67,19 @@ pub fn rehearse(
         ..limits
     };
     let mut engine = Engine::new(runner, BASE_VERSION, limits).map_err(failed)?;
+    let mut failures = Vec::new();
     for wave in &waves {
         for request in wave {
             engine.submit(request).map_err(failed)?;
         }
         while !engine.is_idle() {
-            for (_, error) in engine.step().map_err(failed)?.failures {
-                tracing::warn!("a first step gave no token: {error}");
-            }
+            failures.extend(engine.step().map_err(failed)?.failures);
         }
     }
     engine.forget().map_err(failed)?;
+    if let Some((_, error)) = failures.first() {
+        tracing::warn!(requests = failures.len(), "first steps failed: {error}");
+    }
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!("computed first steps, for which kernels were compiled or read, in {seconds:.1} s");
     Ok(())

@@ -21,7 +21,7 @@ pub struct Work<'a> {
 
 impl Work<'_> {
     /// Seconds of a stage by its name in [`GrpoStep::stages`](super::GrpoStep::stages); 0 where neither memory nor arithmetic
-    /// sets them. What is computed twice counts once, an update's reads and writes of all parameters do not count.
+    /// sets them. Activations that are computed again count once, reads and writes of all parameters by an update do not count.
     pub fn floor(&self, ceiling: &Ceiling, stage: &str) -> f64 {
         let lengths = &self.step.lengths;
         let learned = self.step.tower == Tower::Trained;
