@@ -128,15 +128,15 @@ impl Ceiling {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const CEILING: Ceiling = Ceiling {
+    pub const CEILING: Ceiling = Ceiling {
         bandwidth: 3e12,
         arithmetic: 800e12,
     };
 
-    fn seven() -> TextShape {
+    pub fn seven() -> TextShape {
         TextShape::named("qwen2.5-vl-7b").unwrap()
     }
 

@@ -82,16 +82,13 @@ impl Work<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{VisionShape, measure::Lengths};
-
-    const CEILING: Ceiling = Ceiling {
-        bandwidth: 3e12,
-        arithmetic: 800e12,
+    use crate::{
+        VisionShape,
+        measure::{
+            Lengths,
+            floor::tests::{CEILING, seven},
+        },
     };
-
-    fn seven() -> TextShape {
-        TextShape::named("qwen2.5-vl-7b").unwrap()
-    }
 
     fn step(lengths: &str, tower: Tower) -> Grpo {
         Grpo {
